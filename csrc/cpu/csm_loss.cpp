@@ -1,0 +1,90 @@
+// Sum over rows of alpha s^2/2 + beta s' + gamma s, and its gradient with respect to everything, in one pass over the rows.
+// With the coefficients known, dL/ds = alpha s + gamma and dL/ds' = beta are known as soon as s is: each tile of rows goes
+// forward and back while it lies in cache, and no activation outlives its tile.
+#ifndef FASTCSM_FILE
+#define FASTCSM_FILE "cpu/csm_loss.cpp"
+#include <cstring>
+#include <tuple>
+
+#include "cpu/launch.h"
+#include "cpu/foreach_isa.h"
+#endif
+
+#if !FASTCSM_LAUNCHER
+namespace fastcsm::FASTCSM_ISA {
+namespace {
+
+#include "cpu/simd.h"
+#include "cpu/gemm.h"
+#include "cpu/head.h"
+#include "cpu/rows.h"
+
+template <class T>
+double csm_upstream(const void* job, Tile<T>& tile, int64_t begin) {
+  const CsmLossArgs& a = *static_cast<const CsmLossArgs*>(job);
+  double loss = 0;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t n = begin + r;
+    const T alpha = static_cast<const T*>(a.alpha)[n * a.alpha_step];
+    const T beta = static_cast<const T*>(a.beta)[n * a.beta_step];
+    const T gamma = static_cast<const T*>(a.gamma)[n * a.gamma_step];
+    const T s = tile.s[r];
+    tile.gs[r] = alpha * s + gamma;
+    tile.gd[r] = beta;
+    loss += s * (T(0.5) * alpha * s + gamma) + beta * tile.ds[r];
+  }
+  return loss;
+}
+
+template <class S, class T>
+void csm_loss_typed(CsmLossArgs& a) {
+  GradientRows<S, T> rows;
+  rows.context = static_cast<const S*>(a.context);
+  rows.x = static_cast<const S*>(a.x);
+  rows.N = a.rows;
+  rows.out = a.out;
+  rows.upstream = csm_upstream<T>;
+  rows.job = &a;
+  a.loss = rows.run(a.head);
+}
+
+void csm_loss_kernel(CsmLossArgs& a) {
+  if (a.head.storage == Storage::f32) return csm_loss_typed<float, float>(a);
+  if (a.head.storage == Storage::bf16) return csm_loss_typed<Bf16, float>(a);
+#if !FASTCSM_REDUCED
+  csm_loss_typed<double, double>(a);
+#endif
+}
+
+}  // namespace
+}  // namespace fastcsm::FASTCSM_ISA
+
+#else
+namespace fastcsm {
+
+std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Tensor x, Tensors weights, Tensors biases,
+                                                              Tensor frequencies, int64_t activation, Tensor alpha,
+                                                              Tensor beta, Tensor gamma, bool need_context, bool need_x,
+                                                              bool need_params, bool reduced) {
+  CsmLossArgs a{};
+  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
+  a.rows = x.numel();
+  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
+  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  const auto coefficient = [&](const Tensor& t, const char* name, int64_t& step) {
+    step = t.numel() == 1 ? 0 : 1;
+    return checked(t, name, compute_type(x), step == 0 ? 1 : a.rows);
+  };
+  a.alpha = coefficient(alpha, "alpha", a.alpha_step);
+  a.beta = coefficient(beta, "beta", a.beta_step);
+  a.gamma = coefficient(gamma, "gamma", a.gamma_step);
+  GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);
+  a.out = g.pointers;
+  FASTCSM_DISPATCH(csm_loss_kernel, uses_pairs(a.head), a);
+  Tensor loss = torch::stable::new_empty(alpha, {}, compute_type(x));
+  loss = torch::stable::fill_(loss, a.loss);
+  return {loss, g.context, g.x, g.weights, g.biases};
+}
+
+}  // namespace fastcsm
+#endif

@@ -1,0 +1,197 @@
+// Products of the small matrices of a row tile. Everything lies in cache, so nothing is packed but the weights:
+//   gemm     C (M, N) = [C0 +] A (M, K) B (K, N)         B packed
+//   gemm_tn  C (M, N) = [C0 +] A (K, M)^T B (K, N)       A and B row-major
+// C0 (nullptr for none) has C's layout and may be C itself; N is a multiple of the vector width. Each element of C is one
+// chain of multiply-adds over k in ascending order, so a row's result does not depend on where in a tile, or in which tile,
+// the row lies. Under FASTCSM_REDUCED a float product runs on pairs: a 32-bit word holds the bfloat16 of elements k and k+1,
+// the multiply-add becomes the processor's two-element dot product, and K halves; operands that are not weights are rounded
+// into scratch first, which costs a few percent of the product.
+// No include guard: included once per instruction set.
+
+#if FASTCSM_VECTOR_BYTES == 64
+constexpr int kMicroRows = 12;
+#else
+constexpr int kMicroRows = 6;
+#endif
+constexpr int kMicroVectors = 2;
+
+template <class T>
+constexpr int kPanel = kMicroVectors * Vec<T>::W;
+
+// Words along K of an operand: elements, or pairs of them.
+template <class T>
+constexpr int64_t words(int64_t k) { return FASTCSM_REDUCED ? (k + 1) / 2 : k; }
+
+// B is read in panels of kMicroVectors vectors: word (k, n) of panel q lies at b + q * panel + k * ldb + n.
+template <class T>
+constexpr int64_t panels_size(int64_t k, int64_t n) { return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T> * words<T>(k); }
+
+template <class T>
+FASTCSM_INLINE uint32_t bf16_bits(T x) {
+  const float f = static_cast<float>(x);
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  return f != f ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // round to nearest even
+}
+
+// Packs the (rows, cols) matrix whose element (i, j) is at(i, j) into panels.
+template <class T, class At>
+void pack_panels(T* out, int64_t rows, int64_t cols, At at) {
+  for (int64_t q = 0; q * kPanel<T> < cols; ++q) {
+    for (int64_t i = 0; i < words<T>(rows); ++i) {
+      for (int64_t j = q * kPanel<T>; j < (q + 1) * kPanel<T>; ++j, ++out) {
+        if constexpr (FASTCSM_REDUCED) {
+          const uint32_t low = j < cols ? bf16_bits(at(2 * i, j)) : 0;
+          const uint32_t high = j < cols && 2 * i + 1 < rows ? bf16_bits(at(2 * i + 1, j)) : 0;
+          const uint32_t pair = low | high << 16;
+          __builtin_memcpy(out, &pair, 4);
+        } else {
+          *out = j < cols ? at(i, j) : T(0);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+FASTCSM_INLINE typename Vec<T>::N multiply_add(typename Vec<T>::N a, typename Vec<T>::N b, typename Vec<T>::N c) {
+#if FASTCSM_REDUCED
+  return (typename Vec<T>::N)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+  return c + a * b;
+#endif
+}
+
+// Word (i, k) of A lies at a + i * row + k * col; one of the two strides is 1.
+template <class T, int MR, int NV, bool kTransposed>
+void micro_kernel(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0, T* c, int64_t ldc) {
+  using N = typename Vec<T>::N;
+  using U = typename VecTypes<T>::U;
+  constexpr int W = Vec<T>::W;
+  N acc[MR][NV];
+  if (c0 != nullptr) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) acc[i][j] = *reinterpret_cast<const U*>(c0 + i * ldc + j * W);
+  } else {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) acc[i][j] = N{};
+  }
+  // Three rows hang on one pointer (+0, +lda, +2 lda are addressing modes), so 12 rows take four.
+  constexpr int Q = (MR + 2) / 3;
+  const T* p[Q];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) p[q] = kTransposed ? a : a + 3 * q * lda;
+  for (int64_t k = 0; k < K; ++k) {
+    N bv[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) bv[j] = *reinterpret_cast<const U*>(b + j * W);
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; ++i) {
+      const N av = Vec<T>(kTransposed ? a[i] : p[i / 3][(i % 3) * lda]).v;
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) acc[i][j] = multiply_add<T>(av, bv[j], acc[i][j]);
+    }
+    b += ldb;
+    if constexpr (kTransposed) {
+      a += lda;
+    } else {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) ++p[q];
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) *reinterpret_cast<U*>(c + i * ldc + j * W) = acc[i][j];
+}
+
+template <class T, int NV, bool kTransposed, int MR = kMicroRows>
+FASTCSM_INLINE void micro_rest(int64_t rows, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb,
+                               const T* c0, T* c, int64_t ldc) {
+  if constexpr (MR > 0) {
+    if (rows == MR) {
+      micro_kernel<T, MR, NV, kTransposed>(K, a, lda, b, ldb, c0, c, ldc);
+    } else {
+      micro_rest<T, NV, kTransposed, MR - 1>(rows, K, a, lda, b, ldb, c0, c, ldc);
+    }
+  }
+}
+
+template <class T, bool kTransposed>
+void gemm_words(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t panel, int64_t ldb,
+                const T* c0, T* c, int64_t ldc) {
+  for (int64_t n = 0; n < N; n += kPanel<T>) {
+    const T* bn = b + n / kPanel<T> * panel;
+    for (int64_t m = 0; m < M; m += kMicroRows) {
+      const T* am = a + (kTransposed ? m : m * lda);
+      T* cm = c + m * ldc + n;
+      const T* c0m = c0 == nullptr ? nullptr : c0 + m * ldc + n;
+      const int64_t rows = M - m < kMicroRows ? M - m : kMicroRows;
+      if (N - n >= kPanel<T>) {
+        micro_rest<T, kMicroVectors, kTransposed>(rows, K, am, lda, bn, ldb, c0m, cm, ldc);
+      } else {
+        micro_rest<T, 1, kTransposed>(rows, K, am, lda, bn, ldb, c0m, cm, ldc);
+      }
+    }
+  }
+}
+
+#if FASTCSM_REDUCED
+// Rows of pairs (k, k+1) of one row; the word stride keeps whole vectors.
+FASTCSM_INLINE int64_t pair_stride(int64_t k) { return (words<float>(k) + 15) / 16 * 16; }
+inline void pairs_along_rows(int64_t rows, int64_t k, const float* a, int64_t lda, float* out) {
+  for (int64_t r = 0; r < rows; ++r, a += lda, out += pair_stride(k)) {
+    for (int64_t j = 0; j < k; j += 32) {
+      const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(a + j + 16), _mm512_loadu_ps(a + j));
+      _mm512_storeu_si512(out + j / 2, (__m512i)both);
+    }
+  }
+}
+// Pairs of one column in rows (r, r+1).
+inline void pairs_across_rows(int64_t rows, int64_t cols, const float* a, int64_t lda, float* out, int64_t ldo) {
+  for (int64_t r = 0; r < rows; r += 2, a += 2 * lda, out += ldo) {
+    for (int64_t j = 0; j < cols; j += 16) {
+      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + j)));
+      __m512i pair = low;
+      if (r + 1 < rows) {
+        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + lda + j)));
+        pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+      }
+      _mm512_storeu_si512(out + j, pair);
+    }
+  }
+}
+#endif
+
+// Words of scratch that the products of a tile may need: (rows, cols) bounds every operand.
+template <class T>
+constexpr int64_t gemm_scratch(int64_t rows, int64_t cols) { return FASTCSM_REDUCED ? (rows + 2) * (cols + 64) : 0; }
+
+template <class T>
+void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* panels, const T* c0, T* c, int64_t ldc,
+          T* scratch) {
+#if FASTCSM_REDUCED
+  pairs_along_rows(M, K, a, lda, scratch);
+  a = scratch;
+  lda = pair_stride(K);
+#endif
+  gemm_words<T, false>(M, N, words<T>(K), a, lda, panels, kPanel<T> * words<T>(K), kPanel<T>, c0, c, ldc);
+}
+
+template <class T>
+void gemm_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0, T* c,
+             int64_t ldc, T* scratch) {
+#if FASTCSM_REDUCED
+  const int64_t ldo = ((M > N ? M : N) + 15) / 16 * 16 | 16;
+  T* b_pairs = scratch + words<T>(K) * ldo;
+  pairs_across_rows(K, M, a, lda, scratch, ldo);
+  pairs_across_rows(K, N, b, ldb, b_pairs, ldo);
+  a = scratch, b = b_pairs;
+  lda = ldb = ldo;
+#endif
+  gemm_words<T, true>(M, N, words<T>(K), a, lda, b, kPanel<T>, ldb, c0, c, ldc);
+}

@@ -1,0 +1,32 @@
+// The ops of the processor's library; each is defined in the file of its name.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+#include <vector>
+
+namespace fastcsm {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
+                                      int64_t activation, bool reduced);
+
+std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_score, Tensor grad_derivative,
+                                                                 Tensor context, Tensor x, Tensors weights,
+                                                                 Tensors biases, Tensor frequencies, int64_t activation,
+                                                                 bool need_context, bool need_x, bool need_params,
+                                                                 bool reduced);
+
+std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Tensor x, Tensors weights, Tensors biases,
+                                                              Tensor frequencies, int64_t activation, Tensor alpha,
+                                                              Tensor beta, Tensor gamma, bool need_context, bool need_x,
+                                                              bool need_params, bool reduced);
+
+Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
+                std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
+                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced);
+
+}  // namespace fastcsm

@@ -1,0 +1,113 @@
+// Rows to gradients: tiles are gathered into tasks, each task sums its parameter gradients alone, and the sums are added in
+// task order. The tasks depend on the sizes only, never on the number of threads.
+// No include guard: included once per instruction set.
+
+constexpr int64_t kTileBytes = 240 << 10;
+constexpr int64_t kPartialBytes = 12 << 20;
+constexpr int64_t kTasks = 64;
+
+// Fills tile.gs, tile.gd for rows from begin on, after tile.s, tile.ds are known; returns the tile's part of the loss.
+template <class T>
+using UpstreamFn = double (*)(const void* job, Tile<T>& tile, int64_t begin);
+
+template <class S, class T>
+struct GradientRows {
+  const S *context, *x;
+  int64_t N;
+  HeadGradients out;
+  UpstreamFn<T> upstream;
+  const void* job;
+
+  Packed<T> head;
+  int64_t tile_capacity, tasks, rows_per_task, tile_bytes, partial_bytes;
+  char *tiles, *partials;
+  double* losses;
+
+  static void task(void* self, int64_t task, int64_t worker) {
+    const auto& g = *static_cast<const GradientRows*>(self);
+    Arena tile_arena(g.tiles + worker * g.tile_bytes), partial_arena(g.partials + task * g.partial_bytes);
+    Tile<T> tile;
+    tile.layout(g.head, tile_arena, g.tile_capacity, true);
+    Partial<T> sum;
+    if (g.out.params) {
+      sum.layout(g.head, partial_arena);
+      memset(g.partials + task * g.partial_bytes, 0, g.partial_bytes);
+    }
+    double loss = 0;
+    const int64_t end = g.N < (task + 1) * g.rows_per_task ? g.N : (task + 1) * g.rows_per_task;
+    for (int64_t begin = task * g.rows_per_task; begin < end; begin += g.tile_capacity) {
+      tile.rows = end - begin < g.tile_capacity ? end - begin : g.tile_capacity;
+      load_rows(g.head, tile, g.context, g.x, begin);
+      forward_tile<T, kForBackward>(g.head, tile);
+      loss += g.upstream(g.job, tile, begin);
+      backward_tile<S, T>(g.head, tile, sum, g.out.params, static_cast<S*>(g.out.context), static_cast<S*>(g.out.x),
+                          begin);
+    }
+    g.losses[task] = loss;
+  }
+
+  // Output rows of all weights, then one task for the biases.
+  static void reduce(void* self, int64_t task, int64_t) {
+    const auto& g = *static_cast<const GradientRows*>(self);
+    const int64_t K = g.head.K;
+    for (int64_t k = 0; k <= K; ++k) {
+      const int64_t out_rows = k < K ? g.head.H[k] : 1, in = k < K ? g.head.inputs(k) : g.head.H[K - 1];
+      if (task < out_rows) return g.add(task, in, k, false);
+      task -= out_rows;
+    }
+    for (int64_t k = 0; k <= K; ++k) g.add(0, k < K ? g.head.H[k] : 1, k, true);
+  }
+  void add(int64_t row, int64_t n, int64_t k, bool bias) const {
+    Arena arena(partials);
+    Partial<T> sum;
+    sum.layout(head, arena);
+    const T* first = bias ? sum.bias[k] : sum.weight[k] + row * sum.ld[k];
+    S* to = static_cast<S*>(bias ? out.bias[k] : out.weight[k]) + row * n;
+    for (int64_t j = 0; j < n; j += 64) {
+      T total[64] = {};
+      const int64_t count = n - j < 64 ? n - j : 64;
+      for (int64_t t = 0; t < tasks; ++t) {
+        const T* part = reinterpret_cast<const T*>(reinterpret_cast<const char*>(first) + t * partial_bytes) + j;
+        for (int64_t i = 0; i < count; ++i) total[i] += part[i];
+      }
+      for (int64_t i = 0; i < count; ++i) to[j + i] = to_storage<S>(total[i]);
+    }
+  }
+
+  double run(const HeadArgs& args) {
+    Arena none(nullptr);
+    head.layout(args, none, true);
+    Scratch weights(none.bytes());
+    Arena weight_arena(weights.p);
+    head.layout(args, weight_arena, true);
+    head.template fill<S>();
+
+    tile_capacity = tile_rows(head, kTileBytes);
+    Arena tile_measure(nullptr), partial_measure(nullptr);
+    Tile<T>().layout(head, tile_measure, tile_capacity, true);
+    Partial<T>().layout(head, partial_measure);
+    tile_bytes = tile_measure.bytes();
+    partial_bytes = partial_measure.bytes();
+    const int64_t all_tiles = (N + tile_capacity - 1) / tile_capacity;
+    const int64_t afford = kPartialBytes / partial_bytes < 8 ? 8 : kPartialBytes / partial_bytes;
+    const int64_t wanted = afford < kTasks ? afford : kTasks;
+    const int64_t tiles_per_task = (all_tiles + wanted - 1) / wanted;
+    tasks = tiles_per_task == 0 ? 0 : (all_tiles + tiles_per_task - 1) / tiles_per_task;
+    rows_per_task = tiles_per_task * tile_capacity;
+
+    Scratch tile_memory(tile_bytes * workers()), partial_memory(out.params ? tasks * partial_bytes : 0);
+    Scratch loss_memory(tasks * int64_t(sizeof(double)));
+    tiles = static_cast<char*>(tile_memory.p);
+    partials = static_cast<char*>(partial_memory.p);
+    losses = static_cast<double*>(loss_memory.p);
+    run_tasks(tasks, task, this);
+    if (out.params) {
+      int64_t reductions = 2;
+      for (int64_t k = 0; k < head.K; ++k) reductions += head.H[k];
+      run_tasks(reductions, reduce, this);
+    }
+    double loss = 0;
+    for (int64_t t = 0; t < tasks; ++t) loss += losses[t];
+    return loss;
+  }
+};

@@ -1,0 +1,49 @@
+// Registrations of the processor's kernels, one line an op. Built against libtorch's stable ABI: one binary for every
+// torch >= 2.11. The Python side, fastcsm/ops/, chooses between backends; nothing else calls these.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/ops.h"
+
+namespace {
+
+std::string isa() { return fastcsm::isa_name(); }
+void set_isa(std::string name) { fastcsm::set_isa(name); }
+std::vector<std::string> isas() { return fastcsm::available_isas(); }
+
+}  // namespace
+
+#define FASTCSM_HEAD "Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation"
+#define FASTCSM_NEED "bool need_context, bool need_x, bool need_params"
+#define FASTCSM_GRADIENTS "Tensor, Tensor, Tensor[], Tensor[]"
+
+STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
+  m.def("score_head(" FASTCSM_HEAD ", bool reduced) -> (Tensor, Tensor)");
+  m.def("score_head_backward(Tensor grad_score, Tensor grad_derivative, " FASTCSM_HEAD ", " FASTCSM_NEED
+        ", bool reduced) -> (" FASTCSM_GRADIENTS ")");
+  m.def("csm_loss(" FASTCSM_HEAD ", Tensor alpha, Tensor beta, Tensor gamma, " FASTCSM_NEED
+        ", bool reduced) -> (Tensor, " FASTCSM_GRADIENTS ")");
+  m.def("langevin(" FASTCSM_HEAD
+        ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
+        "Tensor dimensions, int first_step, bool reduced) -> Tensor");
+  m.def("isa() -> str");
+  m.def("isas() -> str[]");
+  m.def("set_isa(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
+  m.impl("score_head", TORCH_BOX(&fastcsm::score_head));
+  m.impl("score_head_backward", TORCH_BOX(&fastcsm::score_head_backward));
+  m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
+  m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&isa));
+  m.impl("isas", TORCH_BOX(&isas));
+  m.impl("set_isa", TORCH_BOX(&set_isa));
+}
