@@ -10,24 +10,24 @@ constexpr int kMaxLayers = 4;
 enum class Storage { f32, f64, bf16 };
 
 struct HeadArgs {
-  int64_t context;             // C
-  int64_t frequencies;         // E; the head reads C + 1 + 2E columns: [c, x, sin(w x), cos(w x)]
-  int64_t layers;              // K hidden layers
-  int64_t width[kMaxLayers];   // H_1 .. H_K
+  int64_t context;                     // C
+  int64_t frequencies;                 // E; the head reads C + 1 + 2E columns: [c, x, sin(w x), cos(w x)]
+  int64_t layers;                      // K hidden layers
+  int64_t width[kMaxLayers];           // H_1 .. H_K
   const void* weight[kMaxLayers + 1];  // (H_1, C+1+2E), ..., (1, H_K)
   const void* bias[kMaxLayers + 1];
-  const void* frequency;       // (E)
+  const void* frequency;  // (E)
   int activation;
   Storage storage;
-  bool reduced;                // products may use bfloat16 units
+  bool reduced;  // products may use bfloat16 units
 
   int64_t features() const { return 1 + 2 * frequencies; }
 };
 
 // Where the gradients go; a null pointer means not wanted.
 struct HeadGradients {
-  void* context;               // (N, C)
-  void* x;                     // (N)
+  void* context;  // (N, C)
+  void* x;        // (N)
   void* weight[kMaxLayers + 1];
   void* bias[kMaxLayers + 1];
   bool params;

@@ -9,28 +9,35 @@
 
 namespace fastcsm {
 
-struct PhiloxWords {
-  uint32_t w0, w1;
-};
+// One round on the block (c0, c1, c2, c3) under key (k0, k1).
+FASTCSM_INLINE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+  const uint64_t a = uint64_t(0xD2511F53u) * c0, b = uint64_t(0xCD9E8D57u) * c2;
+  c0 = uint32_t(b >> 32) ^ c1 ^ k0;
+  c1 = uint32_t(b);
+  c2 = uint32_t(a >> 32) ^ c3 ^ k1;
+  c3 = uint32_t(a);
+}
 
-// First two words of the block at counter (c0, c1, c2, c3) under key (k0, k1).
-FASTCSM_INLINE PhiloxWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
-#pragma GCC unroll 10
+// Stream 0 of the noise rule, the normals of Langevin sampling: words 0 and 1 of the blocks at counter
+// (step, dimension, sample) under the seed, for count <= kLanes rows at once, round by round so that rows share
+// vectors.
+constexpr int kPhiloxLanes = 16;
+FASTCSM_INLINE void noise_words(uint64_t seed, const int64_t* samples, const int64_t* dimensions, uint32_t step,
+                                int count, uint32_t* w0, uint32_t* w1) {
+  uint32_t c2[kPhiloxLanes], c3[kPhiloxLanes];
+  for (int i = 0; i < kPhiloxLanes; ++i) {
+    const int j = i < count ? i : 0;
+    w0[i] = step;
+    w1[i] = static_cast<uint32_t>(dimensions[j]);
+    c2[i] = static_cast<uint32_t>(samples[j]);
+    c3[i] = static_cast<uint32_t>(static_cast<uint64_t>(samples[j]) >> 32);
+  }
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t(0xD2511F53u) * c0, b = uint64_t(0xCD9E8D57u) * c2;
-    c0 = uint32_t(b >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(b);
-    c2 = uint32_t(a >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(a);
+    for (int i = 0; i < kPhiloxLanes; ++i) philox_round(w0[i], w1[i], c2[i], c3[i], k0, k1);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {c0, c1};
-}
-
-// Stream 0 of the noise rule: the normals of Langevin sampling.
-FASTCSM_INLINE PhiloxWords noise_words(uint64_t seed, uint64_t sample, uint32_t dimension, uint32_t step) {
-  return philox(step, dimension, uint32_t(sample), uint32_t(sample >> 32), uint32_t(seed), uint32_t(seed >> 32));
 }
 
 }  // namespace fastcsm

@@ -1,6 +1,6 @@
-// Sum over rows of alpha s^2/2 + beta s' + gamma s, and its gradient with respect to everything, in one pass over the rows.
-// With the coefficients known, dL/ds = alpha s + gamma and dL/ds' = beta are known as soon as s is: each tile of rows goes
-// forward and back while it lies in cache, and no activation outlives its tile.
+// Sum over rows of alpha s^2/2 + beta s' + gamma s, and its gradient with respect to everything, in one pass over the
+// rows. With the coefficients known, dL/ds = alpha s + gamma and dL/ds' = beta are known as soon as s is: each tile of
+// rows goes forward and back while it lies in cache, and no activation outlives its tile.
 #ifndef FASTCSM_FILE
 #define FASTCSM_FILE "cpu/csm_loss.cpp"
 #include <cstring>

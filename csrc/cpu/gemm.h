@@ -1,12 +1,12 @@
 // Products of the small matrices of a row tile. Everything lies in cache, so nothing is packed but the weights:
 //   gemm     C (M, N) = [C0 +] A (M, K) B (K, N)         B packed
 //   gemm_tn  C (M, N) = [C0 +] A (K, M)^T B (K, N)       A and B row-major
-// C0 (nullptr for none) has C's layout and may be C itself; N is a multiple of the vector width. Each element of C is one
-// chain of multiply-adds over k in ascending order, so a row's result does not depend on where in a tile, or in which tile,
-// the row lies. Under FASTCSM_REDUCED a float product runs on pairs: a 32-bit word holds the bfloat16 of elements k and k+1,
-// the multiply-add becomes the processor's two-element dot product, and K halves; operands that are not weights are rounded
-// into scratch first, which costs a few percent of the product.
-// No include guard: included once per instruction set.
+// C0 (nullptr for none) has C's layout and may be C itself; N is a multiple of the vector width. Each element of C is
+// one chain of multiply-adds over k in ascending order, so a row's result does not depend on where in a tile, or in
+// which tile, the row lies. Under FASTCSM_REDUCED a float product runs on pairs: a 32-bit word holds the bfloat16 of
+// elements k and k+1, the multiply-add becomes the processor's two-element dot product, and K halves; operands that are
+// not weights are rounded into scratch first, which costs a few percent of the product. Under FASTCSM_TILES the words
+// go through tiles of 16 by 16. No include guard: included once per instruction set.
 
 #if FASTCSM_VECTOR_BYTES == 64
 constexpr int kMicroRows = 12;
@@ -20,11 +20,15 @@ constexpr int kPanel = kMicroVectors * Vec<T>::W;
 
 // Words along K of an operand: elements, or pairs of them.
 template <class T>
-constexpr int64_t words(int64_t k) { return FASTCSM_REDUCED ? (k + 1) / 2 : k; }
+constexpr int64_t words(int64_t k) {
+  return FASTCSM_TILES ? (k + 31) / 32 * 16 : FASTCSM_REDUCED ? (k + 1) / 2 : k;
+}
 
 // B is read in panels of kMicroVectors vectors: word (k, n) of panel q lies at b + q * panel + k * ldb + n.
 template <class T>
-constexpr int64_t panels_size(int64_t k, int64_t n) { return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T> * words<T>(k); }
+constexpr int64_t panels_size(int64_t k, int64_t n) {
+  return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T> * words<T>(k);
+}
 
 template <class T>
 FASTCSM_INLINE uint32_t bf16_bits(T x) {
@@ -41,7 +45,7 @@ void pack_panels(T* out, int64_t rows, int64_t cols, At at) {
     for (int64_t i = 0; i < words<T>(rows); ++i) {
       for (int64_t j = q * kPanel<T>; j < (q + 1) * kPanel<T>; ++j, ++out) {
         if constexpr (FASTCSM_REDUCED) {
-          const uint32_t low = j < cols ? bf16_bits(at(2 * i, j)) : 0;
+          const uint32_t low = j < cols && 2 * i < rows ? bf16_bits(at(2 * i, j)) : 0;
           const uint32_t high = j < cols && 2 * i + 1 < rows ? bf16_bits(at(2 * i + 1, j)) : 0;
           const uint32_t pair = low | high << 16;
           __builtin_memcpy(out, &pair, 4);
@@ -110,8 +114,8 @@ void micro_kernel(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, c
 }
 
 template <class T, int NV, bool kTransposed, int MR = kMicroRows>
-FASTCSM_INLINE void micro_rest(int64_t rows, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb,
-                               const T* c0, T* c, int64_t ldc) {
+FASTCSM_INLINE void micro_rest(int64_t rows, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0,
+                               T* c, int64_t ldc) {
   if constexpr (MR > 0) {
     if (rows == MR) {
       micro_kernel<T, MR, NV, kTransposed>(K, a, lda, b, ldb, c0, c, ldc);
@@ -141,35 +145,105 @@ void gemm_words(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const 
 }
 
 #if FASTCSM_REDUCED
-// Rows of pairs (k, k+1) of one row; the word stride keeps whole vectors.
+// Rows of pairs (k, k+1) of one row, zero beyond k; the word stride keeps whole vectors.
 FASTCSM_INLINE int64_t pair_stride(int64_t k) { return (words<float>(k) + 15) / 16 * 16; }
 inline void pairs_along_rows(int64_t rows, int64_t k, const float* a, int64_t lda, float* out) {
   for (int64_t r = 0; r < rows; ++r, a += lda, out += pair_stride(k)) {
     for (int64_t j = 0; j < k; j += 32) {
-      const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(a + j + 16), _mm512_loadu_ps(a + j));
-      _mm512_storeu_si512(out + j / 2, (__m512i)both);
+      const uint32_t valid = k - j >= 32 ? ~0u : (1u << (k - j)) - 1;
+      const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), a + j);
+      const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), a + j + 16);
+      _mm512_storeu_si512(out + j / 2, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
   }
 }
-// Pairs of one column in rows (r, r+1).
+
+// The 16 words of pairs (r, r+1) in columns [j, j+16); rows at or beyond `rows` are zero.
+FASTCSM_INLINE __m512i pairs_of_rows(int64_t r, int64_t rows, const float* a, int64_t lda, int64_t j) {
+  __m512i pair = _mm512_setzero_si512();
+  if (r < rows) pair = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + r * lda + j)));
+  if (r + 1 < rows) {
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + (r + 1) * lda + j)));
+    pair = _mm512_or_si512(pair, _mm512_slli_epi32(high, 16));
+  }
+  return pair;
+}
 inline void pairs_across_rows(int64_t rows, int64_t cols, const float* a, int64_t lda, float* out, int64_t ldo) {
-  for (int64_t r = 0; r < rows; r += 2, a += 2 * lda, out += ldo) {
+  for (int64_t w = 0; w < words<float>(rows); ++w)
+    for (int64_t j = 0; j < cols; j += 16)
+      _mm512_storeu_si512(out + w * ldo + j, pairs_of_rows(2 * w, rows, a, lda, j));
+}
+#endif
+
+#if FASTCSM_TILES
+// pairs_across_rows, transposed: word (r / 2) of column j at out[j * ldo + r / 2].
+inline void pairs_across_rows_transposed(int64_t rows, int64_t cols, const float* a, int64_t lda, float* out,
+                                         int64_t ldo) {
+  alignas(64) uint32_t block[16][16];
+  for (int64_t w = 0; w < words<float>(rows); w += 16) {
     for (int64_t j = 0; j < cols; j += 16) {
-      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + j)));
-      __m512i pair = low;
-      if (r + 1 < rows) {
-        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + lda + j)));
-        pair = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-      }
-      _mm512_storeu_si512(out + j, pair);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(block[i], pairs_of_rows(2 * (w + i), rows, a, lda, j));
+      const __m512i step = _mm512_mullo_epi32(_mm512_set1_epi32(16),
+                                              _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+      for (int i = 0; i < 16; ++i)
+        _mm512_storeu_si512(out + (j + i) * ldo + w, _mm512_i32gather_epi32(step, &block[0][i], 4));
     }
   }
+}
+
+// One block of up to 32 by 32 of C. Tiles 0-3: C[0:16, 0:16], C[0:16, 16:32], C[16:32, 0:16], C[16:32, 16:32].
+inline void tile_block(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, bool add) {
+  if (add) {
+    FASTCSM_TILE_LOAD(0, c, 128);
+    FASTCSM_TILE_LOAD(1, c + 16, 128);
+    FASTCSM_TILE_LOAD(2, c + 16 * 32, 128);
+    FASTCSM_TILE_LOAD(3, c + 16 * 32 + 16, 128);
+  } else {
+    FASTCSM_TILE_ZERO(0);
+    FASTCSM_TILE_ZERO(1);
+    FASTCSM_TILE_ZERO(2);
+    FASTCSM_TILE_ZERO(3);
+  }
+  for (int64_t k = 0; k < K; k += 16) {
+    FASTCSM_TILE_LOAD(4, a + k, lda * 4);
+    FASTCSM_TILE_LOAD(6, b + k * ldb, ldb * 4);
+    FASTCSM_TILE_LOAD(7, b + k * ldb + 16, ldb * 4);
+    FASTCSM_TILE_LOAD(5, a + 16 * lda + k, lda * 4);
+    FASTCSM_TILE_DOT(0, 4, 6);
+    FASTCSM_TILE_DOT(1, 4, 7);
+    FASTCSM_TILE_DOT(2, 5, 6);
+    FASTCSM_TILE_DOT(3, 5, 7);
+  }
+  FASTCSM_TILE_STORE(0, c, 128);
+  FASTCSM_TILE_STORE(1, c + 16, 128);
+  FASTCSM_TILE_STORE(2, c + 16 * 32, 128);
+  FASTCSM_TILE_STORE(3, c + 16 * 32 + 16, 128);
+}
+
+// C = [C0 +] A B over words; A may be read up to 31 rows past its end, B up to 16 columns. C goes through a block of
+// its own, so that no row or column beyond M and N is written.
+inline void gemm_tiles(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t panel,
+                       int64_t ldb, const float* c0, float* c, int64_t ldc) {
+  alignas(64) float block[32 * 32];
+  FASTCSM_TILES_BEGIN();
+  for (int64_t n = 0; n < N; n += 32) {
+    const int64_t cols = N - n < 32 ? N - n : 32;
+    for (int64_t m = 0; m < M; m += 32) {
+      const int64_t rows = M - m < 32 ? M - m : 32;
+      for (int64_t i = 0; c0 != nullptr && i < rows; ++i) memcpy(block + i * 32, c0 + (m + i) * ldc + n, cols * 4);
+      tile_block(K, a + m * lda, lda, b + n / 32 * panel, ldb, block, c0 != nullptr);
+      for (int64_t i = 0; i < rows; ++i) memcpy(c + (m + i) * ldc + n, block + i * 32, cols * 4);
+    }
+  }
+  FASTCSM_TILES_END();
 }
 #endif
 
 // Words of scratch that the products of a tile may need: (rows, cols) bounds every operand.
 template <class T>
-constexpr int64_t gemm_scratch(int64_t rows, int64_t cols) { return FASTCSM_REDUCED ? (rows + 2) * (cols + 64) : 0; }
+constexpr int64_t gemm_scratch(int64_t rows, int64_t cols) {
+  return FASTCSM_REDUCED ? (rows + 64) * (cols + 64) + (FASTCSM_TILES ? (cols + 64) * (rows / 2 + 32) : 0) : 0;
+}
 
 template <class T>
 void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* panels, const T* c0, T* c, int64_t ldc,
@@ -179,19 +253,33 @@ void gemm(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* pan
   a = scratch;
   lda = pair_stride(K);
 #endif
-  gemm_words<T, false>(M, N, words<T>(K), a, lda, panels, kPanel<T> * words<T>(K), kPanel<T>, c0, c, ldc);
+  const int64_t k = words<T>(K);
+#if FASTCSM_TILES
+  gemm_tiles(M, N, k, a, lda, panels, kPanel<T> * k, kPanel<T>, c0, c, ldc);
+#else
+  gemm_words<T, false>(M, N, k, a, lda, panels, kPanel<T> * k, kPanel<T>, c0, c, ldc);
+#endif
 }
 
 template <class T>
 void gemm_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0, T* c,
              int64_t ldc, T* scratch) {
+  const int64_t k = words<T>(K);
 #if FASTCSM_REDUCED
-  const int64_t ldo = ((M > N ? M : N) + 15) / 16 * 16 | 16;
-  T* b_pairs = scratch + words<T>(K) * ldo;
-  pairs_across_rows(K, M, a, lda, scratch, ldo);
-  pairs_across_rows(K, N, b, ldb, b_pairs, ldo);
-  a = scratch, b = b_pairs;
-  lda = ldb = ldo;
+  const int64_t ldo = (N / 16 + 2) | 1;  // in vectors: room for a whole panel, an odd number
+  pairs_across_rows(K, N, b, ldb, scratch, 16 * ldo);
+  b = scratch, ldb = 16 * ldo;
+  T* a_pairs = scratch + k * ldb;
 #endif
-  gemm_words<T, true>(M, N, words<T>(K), a, lda, b, kPanel<T>, ldb, c0, c, ldc);
+#if FASTCSM_TILES
+  pairs_across_rows_transposed(K, M, a, lda, a_pairs, k);
+  gemm_tiles(M, N, k, a_pairs, k, b, kPanel<T>, ldb, c0, c, ldc);
+#else
+#if FASTCSM_REDUCED
+  const int64_t lda_pairs = 16 * ((M + 15) / 16 | 1);
+  pairs_across_rows(K, M, a, lda, a_pairs, lda_pairs);
+  a = a_pairs, lda = lda_pairs;
+#endif
+  gemm_words<T, true>(M, N, k, a, lda, b, kPanel<T>, ldb, c0, c, ldc);
+#endif
 }

@@ -1,11 +1,13 @@
 // One tile of rows through the score head and back (method.md, "The score head and its derivative in one pass").
 // Rows of a tile are stacked [primal; tangent], so that each weight is read once for both. Hidden layer k keeps
 //   zu  (2R, H_k)  f(a_k) above f'(a_k) t_k         de  (2R, H_k)  f'(a_k) above f''(a_k) t_k, later ga_k above gt_k
-// Widths are padded to whole vectors; padded weights are zero, so padded columns add nothing and receive zero gradients.
-// No include guard: included once per instruction set.
+// Widths are padded to whole vectors; padded weights are zero, so padded columns add nothing and receive zero
+// gradients. No include guard: included once per instruction set.
 
 template <class T>
-FASTCSM_INLINE T from_storage(T x) { return x; }
+FASTCSM_INLINE T from_storage(T x) {
+  return x;
+}
 FASTCSM_INLINE float from_storage(Bf16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
   float f;
@@ -22,8 +24,11 @@ FASTCSM_INLINE S to_storage(T x) {
 }
 
 template <class T>
-constexpr int64_t padded(int64_t n) { return (n + Vec<T>::W - 1) / Vec<T>::W * Vec<T>::W; }
-// A row stride of an odd number of cache lines, so that a column of vectors spreads over all sets of the first-level cache.
+constexpr int64_t padded(int64_t n) {
+  return (n + Vec<T>::W - 1) / Vec<T>::W * Vec<T>::W;
+}
+// A row stride of an odd number of cache lines, so that a column of vectors spreads over all sets of the first-level
+// cache.
 template <class T>
 constexpr int64_t stride(int64_t n) {
   const int64_t lines = (padded<T>(n) * int64_t(sizeof(T)) + 63) / 64;
@@ -38,8 +43,8 @@ struct Packed {
   T* backward[kMaxLayers];  // panels of W_k (K rows = outputs), all columns
   T *features_forward, *features_backward;  // the same of the last F columns of W_1
   T* bias[kMaxLayers];
-  T* x_weight;              // the column of W_1 that multiplies x
-  T* stage_weight;          // the last context column, for a stage's own feature
+  T* x_weight;      // the column of W_1 that multiplies x
+  T* stage_weight;  // the last context column, for a stage's own feature
   T *w_out, *frequency;
   T b_out;
 
@@ -65,7 +70,8 @@ struct Packed {
 
   template <class S>
   static void pad(T* out, const void* from, int64_t n, int64_t step = 1) {
-    for (int64_t j = 0; j < padded<T>(n); ++j) out[j] = j < n ? from_storage(static_cast<const S*>(from)[j * step]) : T(0);
+    for (int64_t j = 0; j < padded<T>(n); ++j)
+      out[j] = j < n ? from_storage(static_cast<const S*>(from)[j * step]) : T(0);
   }
   template <class S>
   void fill() {
@@ -102,11 +108,11 @@ int64_t tile_rows(const Packed<T>& head, int64_t bytes) {
 template <class T>
 struct Tile {
   int64_t rows;
-  T *in, *tin;                   // (R, C+F) context and features of x; (R, F) the features' derivative in x
-  T *gin, *gfeatures;            // gradients with respect to in and tin
-  T *x, *s, *ds, *gs, *gd;       // (R) input, score, derivative, and the loss's gradient with respect to both
+  T *in, *tin;              // (R, C+F) context and features of x; (R, F) the features' derivative in x
+  T *gin, *gfeatures;       // gradients with respect to in and tin
+  T *x, *s, *ds, *gs, *gd;  // (R) input, score, derivative, and the loss's gradient with respect to both
   T *zu[kMaxLayers], *de[kMaxLayers];
-  T* scratch;                    // for products on pairs; the last array, since those may read past the end of a row
+  T* scratch;  // for products on pairs; the last array, since those may read past the end of a row
 
   void layout(const Packed<T>& head, Arena& arena, int64_t capacity, bool with_backward) {
     in = arena.take<T>(capacity * head.ld_in);
@@ -165,10 +171,10 @@ void load_rows(const Packed<T>& head, Tile<T>& tile, const S* context, const S* 
 
 enum Keep { kValue, kTangent, kForBackward };
 
-// zu holds a above t (without bias, and in the first layer of a head without frequencies without the x column, x_weight);
-// replaces them by f(a) above f'(a) t, keeps f' and f'' t for the backward pass, and in the last layer forms s and s'.
+// From a (pre) above t (in zu), both without bias, and in the first layer of a head without frequencies without the x
+// column, x_weight: f(a) above f'(a) t into zu, f' and f'' t for the backward pass, and in the last layer s and s'.
 template <class T, int A, int kKeep>
-void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* x_weight) {
+void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* pre, const T* x_weight) {
   using V = Vec<T>;
   const int64_t R = tile.rows, ld = head.ld[k], P = head.P[k];
   const bool last = k == head.K - 1;
@@ -180,7 +186,7 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* x
     const V xr(tile.x[r]);
     V s(0), ds(0);
     for (int64_t j = 0; j < P; j += V::W) {
-      V a = V::load(z + j) + V::load(head.bias[k] + j), t, f, d, e;
+      V a = V::load(pre + r * ld + j) + V::load(head.bias[k] + j), t, f, d, e;
       if (x_weight != nullptr) a += xr * V::load(x_weight + j);
       activate<A>(a, f, d, e);
       f.store(z + j);
@@ -206,15 +212,22 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* x
 }
 
 template <class T, int kKeep>
-void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* x_weight) {
+void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* pre, const T* x_weight) {
   switch (head.head.activation) {
-    case kSoftplus: return activation_pass<T, kSoftplus, kKeep>(head, tile, k, x_weight);
-    case kTanh: return activation_pass<T, kTanh, kKeep>(head, tile, k, x_weight);
-    case kSilu: return activation_pass<T, kSilu, kKeep>(head, tile, k, x_weight);
-    case kGelu: return activation_pass<T, kGelu, kKeep>(head, tile, k, x_weight);
-    case kElu: return activation_pass<T, kElu, kKeep>(head, tile, k, x_weight);
-    case kRelu: return activation_pass<T, kRelu, kKeep>(head, tile, k, x_weight);
-    default: return activation_pass<T, kSigmoid, kKeep>(head, tile, k, x_weight);
+    case kSoftplus:
+      return activation_pass<T, kSoftplus, kKeep>(head, tile, k, pre, x_weight);
+    case kTanh:
+      return activation_pass<T, kTanh, kKeep>(head, tile, k, pre, x_weight);
+    case kSilu:
+      return activation_pass<T, kSilu, kKeep>(head, tile, k, pre, x_weight);
+    case kGelu:
+      return activation_pass<T, kGelu, kKeep>(head, tile, k, pre, x_weight);
+    case kElu:
+      return activation_pass<T, kElu, kKeep>(head, tile, k, pre, x_weight);
+    case kRelu:
+      return activation_pass<T, kRelu, kKeep>(head, tile, k, pre, x_weight);
+    default:
+      return activation_pass<T, kSigmoid, kKeep>(head, tile, k, pre, x_weight);
   }
 }
 
@@ -225,7 +238,7 @@ void forward_rest(const Packed<T>& head, Tile<T>& tile) {
   for (int64_t k = 1; k < head.K; ++k) {
     gemm<T>(stacked, head.P[k], head.H[k - 1], tile.zu[k - 1], head.ld[k - 1], head.forward[k], nullptr, tile.zu[k],
             head.ld[k], tile.scratch);
-    activation_pass<T, kKeep>(head, tile, k, nullptr);
+    activation_pass<T, kKeep>(head, tile, k, tile.zu[k], nullptr);
   }
 }
 
@@ -235,17 +248,18 @@ void forward_tile(const Packed<T>& head, Tile<T>& tile) {
   const int64_t R = tile.rows, P = head.P[0], ld = head.ld[0];
   gemm<T>(R, P, head.C, tile.in, head.ld_in, head.forward[0], nullptr, tile.zu[0], ld, tile.scratch);
   if (head.F > 1) {
-    gemm<T>(R, P, head.F, tile.in + head.C, head.ld_in, head.features_forward, tile.zu[0], tile.zu[0], ld, tile.scratch);
+    gemm<T>(R, P, head.F, tile.in + head.C, head.ld_in, head.features_forward, tile.zu[0], tile.zu[0], ld,
+            tile.scratch);
     if (kKeep != kValue)
       gemm<T>(R, P, head.F, tile.tin, head.ld_features, head.features_forward, nullptr, tile.zu[0] + R * ld, ld,
               tile.scratch);
   }
-  activation_pass<T, kKeep>(head, tile, 0, head.F == 1 ? head.x_weight : nullptr);
+  activation_pass<T, kKeep>(head, tile, 0, tile.zu[0], head.F == 1 ? head.x_weight : nullptr);
   forward_rest<T, kKeep>(head, tile);
 }
 
-// Parameter gradients summed over the rows of one task; fixed tasks added in a fixed order make the result the same for any
-// number of threads.
+// Parameter gradients summed over the rows of one task; fixed tasks added in a fixed order make the result the same for
+// any number of threads.
 template <class T>
 struct Partial {
   T *weight[kMaxLayers + 1], *bias[kMaxLayers + 1];
@@ -263,8 +277,9 @@ struct Partial {
   }
 };
 
-// ga_k above gt_k, into de[k], from gz_k above gu_k in zu[k] (in the last layer from gs, gd and the output weights); adds the
-// bias gradient, in the last layer the output weights', and without frequencies that of the first layer's x column.
+// ga_k above gt_k, into de[k], from gz_k above gu_k in zu[k] (in the last layer from gs, gd and the output weights);
+// adds the bias gradient, in the last layer the output weights', and without frequencies that of the first layer's x
+// column.
 template <class T>
 void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& sum, bool params) {
   using V = Vec<T>;
@@ -309,7 +324,8 @@ void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& 
   }
 }
 
-// Gradients of the rows in the tile, given gs = dL/ds and gd = dL/ds'. Adds to sum; writes rows of grad_context and grad_x.
+// Gradients of the rows in the tile, given gs = dL/ds and gd = dL/ds'. Adds to sum; writes rows of grad_context and
+// grad_x.
 template <class S, class T>
 void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool params, S* grad_context, S* grad_x,
                    int64_t begin) {
@@ -321,13 +337,12 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
     if (k > 0) {
       const int64_t below = head.ld[k - 1];
       if (params)
-        gemm_tn<T>(head.H[k], head.P[k - 1], 2 * R, ga, ld, tile.zu[k - 1], below, sum.weight[k],
-                   sum.weight[k], sum.ld[k], tile.scratch);
-      gemm<T>(2 * R, head.P[k - 1], head.H[k], ga, ld, head.backward[k], nullptr, tile.zu[k - 1], below,
-              tile.scratch);
+        gemm_tn<T>(head.H[k], head.P[k - 1], 2 * R, ga, ld, tile.zu[k - 1], below, sum.weight[k], sum.weight[k],
+                   sum.ld[k], tile.scratch);
+      gemm<T>(2 * R, head.P[k - 1], head.H[k], ga, ld, head.backward[k], nullptr, tile.zu[k - 1], below, tile.scratch);
     } else if (params) {
-      gemm_tn<T>(head.H[0], padded<T>(F == 1 ? C : C + F), R, ga, ld, tile.in, head.ld_in, sum.weight[0],
-                 sum.weight[0], sum.ld[0], tile.scratch);
+      gemm_tn<T>(head.H[0], padded<T>(F == 1 ? C : C + F), R, ga, ld, tile.in, head.ld_in, sum.weight[0], sum.weight[0],
+                 sum.ld[0], tile.scratch);
       if (F > 1)
         gemm_tn<T>(head.H[0], padded<T>(F), R, ga + R * ld, ld, tile.tin, head.ld_features, sum.weight[0] + C,
                    sum.weight[0] + C, sum.ld[0], tile.scratch);
@@ -337,21 +352,22 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
     for (int64_t r = 0; r < R; ++r) sum.bias[K][0] += tile.gs[r];
   }
   if (grad_context == nullptr && grad_x == nullptr) return;
-  gemm<T>(R, padded<T>(grad_x != nullptr ? C + F : C), head.H[0], tile.de[0], head.ld[0],
-          head.backward[0], nullptr, tile.gin, head.ld_in, tile.scratch);
+  gemm<T>(R, padded<T>(grad_x != nullptr ? C + F : C), head.H[0], tile.de[0], head.ld[0], head.backward[0], nullptr,
+          tile.gin, head.ld_in, tile.scratch);
   if (grad_context != nullptr) {
     for (int64_t r = 0; r < R; ++r)
       for (int64_t j = 0; j < C; ++j) grad_context[(begin + r) * C + j] = to_storage<S>(tile.gin[r * head.ld_in + j]);
   }
   if (grad_x == nullptr) return;
   if (F > 1)
-    gemm<T>(R, padded<T>(F), head.H[0], tile.de[0] + R * head.ld[0], head.ld[0],
-            head.features_backward, nullptr, tile.gfeatures, head.ld_features, tile.scratch);
+    gemm<T>(R, padded<T>(F), head.H[0], tile.de[0] + R * head.ld[0], head.ld[0], head.features_backward, nullptr,
+            tile.gfeatures, head.ld_features, tile.scratch);
   for (int64_t r = 0; r < R; ++r) {
     const T* ga_f = tile.gin + r * head.ld_in + C;
     T sum_x = ga_f[0];
     for (int64_t f = 1; f < F; ++f) {
-      const T w = head.frequency[(f - 1) % head.E];  // the second derivative of sin(w x) and cos(w x) is -w^2 times itself
+      const T w =
+          head.frequency[(f - 1) % head.E];  // the second derivative of sin(w x) and cos(w x) is -w^2 times itself
       sum_x += ga_f[f] * tile.tin[r * head.ld_features + f] -
                tile.gfeatures[r * head.ld_features + f] * (w * w * tile.in[r * head.ld_in + C + f]);
     }

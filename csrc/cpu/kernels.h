@@ -1,4 +1,5 @@
-// What each kernel's launcher hands to the code compiled for the chosen instruction set: pointers into contiguous tensors.
+// What each kernel's launcher hands to the code compiled for the chosen instruction set: pointers into contiguous
+// tensors.
 #pragma once
 
 #include "common/head.h"

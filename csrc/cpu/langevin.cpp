@@ -1,6 +1,7 @@
-// x <- x + (e_i / 2) k_i s(c, x) + sqrt(e_i) z, every stage and step of a block of rows before the next block is touched.
-// The context's share of the first layer is computed once; a stage's own feature (log sigma_i) only shifts it. Noise comes
-// from Philox, keyed by the seed and counted by (sample, dimension, step), so a block's place and thread do not matter.
+// x <- x + (e_i / 2) k_i s(c, x) + sqrt(e_i) z, every stage and step of a block of rows before the next block is
+// touched. The context's share of the first layer is computed once; a stage's own feature (log sigma_i) only shifts it.
+// Noise comes from Philox, keyed by the seed and counted by (sample, dimension, step), so a block's place and thread do
+// not matter.
 #ifndef FASTCSM_FILE
 #define FASTCSM_FILE "cpu/langevin.cpp"
 #include <cmath>
@@ -37,8 +38,8 @@ struct LangevinRows {
       tile.layout(head, arena, capacity, false);
       base = arena.take<T>(capacity * head.ld[0]);
       shifted = arena.take<T>(capacity * head.ld[0]);
-      u1 = arena.take<T>(capacity + Vec<T>::W);
-      u2 = arena.take<T>(capacity + Vec<T>::W);
+      u1 = arena.take<T>(capacity + kPhiloxLanes);
+      u2 = arena.take<T>(capacity + kPhiloxLanes);
     }
   };
 
@@ -85,14 +86,12 @@ struct LangevinRows {
   void score(Tile<T>& tile, const T* base) const {
     const int64_t R = tile.rows, ld = head.ld[0];
     if (head.F == 1) {
-      memcpy(tile.zu[0], base, R * ld * sizeof(T));
-      activation_pass<T, kValue>(head, tile, 0, head.x_weight);
+      activation_pass<T, kValue>(head, tile, 0, base, head.x_weight);
     } else {
-      for (int64_t r = 0; r < R; ++r)
-        load_features<T>(head, tile.x[r], tile.tin + r * head.ld_features, nullptr);
+      for (int64_t r = 0; r < R; ++r) load_features<T>(head, tile.x[r], tile.tin + r * head.ld_features, nullptr);
       gemm<T>(R, head.P[0], head.F, tile.tin, head.ld_features, head.features_forward, base, tile.zu[0], ld,
               tile.scratch);
-      activation_pass<T, kValue>(head, tile, 0, nullptr);
+      activation_pass<T, kValue>(head, tile, 0, tile.zu[0], nullptr);
     }
     forward_rest<T, kValue>(head, tile);
   }
@@ -101,14 +100,16 @@ struct LangevinRows {
   void step(Block& b, int64_t begin, uint32_t step, T drift, T diffusion) const {
     using V = Vec<T>;
     Tile<T>& tile = b.tile;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const PhiloxWords w = noise_words(a.seed, static_cast<uint64_t>(a.samples[begin + r]),
-                                        static_cast<uint32_t>(a.dimensions[begin + r]), step);
-      const float u = static_cast<float>(w.w0);
-      b.u1[r] = static_cast<T>((u < 0.5f ? 0.5f : u) * 0x1p-32f);
-      b.u2[r] = static_cast<T>(static_cast<float>(w.w1 >> 8) * 0x1p-24f);
+    for (int64_t r = 0; r < tile.rows; r += kPhiloxLanes) {
+      uint32_t w0[kPhiloxLanes], w1[kPhiloxLanes];
+      const int count = tile.rows - r < kPhiloxLanes ? static_cast<int>(tile.rows - r) : kPhiloxLanes;
+      noise_words(a.seed, a.samples + begin + r, a.dimensions + begin + r, step, count, w0, w1);
+      for (int i = 0; i < kPhiloxLanes; ++i) {
+        const float u = static_cast<float>(w0[i]);
+        b.u1[r + i] = static_cast<T>((u < 0.5f ? 0.5f : u) * 0x1p-32f);
+        b.u2[r + i] = static_cast<T>(static_cast<float>(w1[i] >> 8) * 0x1p-24f);
+      }
     }
-    for (int64_t r = tile.rows; r < (tile.rows + V::W - 1) / V::W * V::W; ++r) b.u1[r] = b.u2[r] = T(0.5);
     for (int64_t r = 0; r < tile.rows; r += V::W) {
       const V z = sqrt_(V(-2) * log_(V::load(b.u1 + r))) * cos_turn(V::load(b.u2 + r));
       const V x = V::load(tile.x + r) + (V(drift) * V::load(tile.s + r) + V(diffusion) * z);

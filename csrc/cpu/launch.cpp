@@ -59,8 +59,8 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
   if (head.context < 0) fail("weights[0] has fewer columns than the features of x");
   int64_t inputs = weights[0].size(1);
   for (int64_t k = 0; k <= head.layers; ++k) {
-    if (weights[k].dim() != 2) fail("weights[" + std::to_string(k) + "] has shape " + shape_of(weights[k]) +
-                                    ", expected two dimensions");
+    if (weights[k].dim() != 2)
+      fail("weights[" + std::to_string(k) + "] has shape " + shape_of(weights[k]) + ", expected two dimensions");
     const int64_t outputs = k == head.layers ? 1 : weights[k].size(0);
     if (k < head.layers) head.width[k] = outputs;
     head.weight[k] = checked(weights[k], ("weights[" + std::to_string(k) + "]").c_str(), type, outputs * inputs);

@@ -1,6 +1,6 @@
-// Rows to gradients: tiles are gathered into tasks, each task sums its parameter gradients alone, and the sums are added in
-// task order. The tasks depend on the sizes only, never on the number of threads.
-// No include guard: included once per instruction set.
+// Rows to gradients: tiles are gathered into tasks, each task sums its parameter gradients alone, and the sums are
+// added in task order. The tasks depend on the sizes only, never on the number of threads. No include guard: included
+// once per instruction set.
 
 constexpr int64_t kTileBytes = 240 << 10;
 constexpr int64_t kPartialBytes = 12 << 20;

@@ -1,4 +1,5 @@
-// (s, s') for every row in one pass, and the backward pass for any upstream pair, which recomputes the forward tile by tile.
+// (s, s') for every row in one pass, and the backward pass for any upstream pair, which recomputes the forward tile by
+// tile.
 #ifndef FASTCSM_FILE
 #define FASTCSM_FILE "cpu/score_head.cpp"
 #include <cstring>

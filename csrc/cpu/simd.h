@@ -79,26 +79,46 @@ FASTCSM_INLINE typename Vec<T>::I integers(uint64_t x) {
 }
 
 template <class T>
-FASTCSM_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }
+FASTCSM_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return a.v + b.v;
+}
 template <class T>
-FASTCSM_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }
+FASTCSM_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return a.v - b.v;
+}
 template <class T>
-FASTCSM_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }
+FASTCSM_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return a.v * b.v;
+}
 template <class T>
-FASTCSM_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }
+FASTCSM_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return a.v / b.v;
+}
 template <class T>
-FASTCSM_INLINE Vec<T> operator-(Vec<T> a) { return -a.v; }
+FASTCSM_INLINE Vec<T> operator-(Vec<T> a) {
+  return -a.v;
+}
 template <class T>
-FASTCSM_INLINE typename Vec<T>::I operator>(Vec<T> a, Vec<T> b) { return a.v > b.v; }
+FASTCSM_INLINE typename Vec<T>::I operator>(Vec<T> a, Vec<T> b) {
+  return a.v > b.v;
+}
 template <class T>
-FASTCSM_INLINE typename Vec<T>::I operator>=(Vec<T> a, Vec<T> b) { return a.v >= b.v; }
+FASTCSM_INLINE typename Vec<T>::I operator>=(Vec<T> a, Vec<T> b) {
+  return a.v >= b.v;
+}
 template <class T>
-FASTCSM_INLINE typename Vec<T>::I operator<(Vec<T> a, Vec<T> b) { return a.v < b.v; }
+FASTCSM_INLINE typename Vec<T>::I operator<(Vec<T> a, Vec<T> b) {
+  return a.v < b.v;
+}
 template <class T>
-FASTCSM_INLINE typename Vec<T>::I operator<=(Vec<T> a, Vec<T> b) { return a.v <= b.v; }
+FASTCSM_INLINE typename Vec<T>::I operator<=(Vec<T> a, Vec<T> b) {
+  return a.v <= b.v;
+}
 
 template <class T>
-FASTCSM_INLINE Vec<T> select_(typename Vec<T>::I mask, Vec<T> a, Vec<T> b) { return mask ? a.v : b.v; }
+FASTCSM_INLINE Vec<T> select_(typename Vec<T>::I mask, Vec<T> a, Vec<T> b) {
+  return mask ? a.v : b.v;
+}
 template <class T>
 FASTCSM_INLINE Vec<T> abs_(Vec<T> a) {
   const auto keep = integers<T>(~(uint64_t(1) << (8 * sizeof(T) - 1)));
@@ -106,9 +126,10 @@ FASTCSM_INLINE Vec<T> abs_(Vec<T> a) {
 }
 template <class T>
 FASTCSM_INLINE Vec<T> sqrt_(Vec<T> a) {
-  Vec<T> r;
-  for (int i = 0; i < Vec<T>::W; ++i) r.v[i] = __builtin_sqrt(a.v[i]);
-  return r;
+  T t[Vec<T>::W];
+  a.store(t);
+  for (int i = 0; i < Vec<T>::W; ++i) t[i] = sizeof(T) == 4 ? __builtin_sqrtf(t[i]) : __builtin_sqrt(t[i]);
+  return Vec<T>::load(t);
 }
 
 template <class T, int K>
@@ -134,9 +155,16 @@ FASTCSM_INLINE Vec<T> expm1_reduced(Vec<T> x, Vec<T>& scale) {
     constexpr T c[] = {0.5000000096f, 0.1666651884f, 0.04166620411f, 0.00836888973f, 0.001395059054f};
     p = polynomial(c, r);
   } else {
-    constexpr T c[] = {0.5, 0.16666666666666683845, 0.041666666666666723658, 0.0083333333333167382885,
-                       0.0013888888888858774803, 0.00019841269897059845602, 0.000024801587373182022521,
-                       2.755723423580939016e-6, 2.7557233781931257514e-7, 2.5112240207825395275e-8,
+    constexpr T c[] = {0.5,
+                       0.16666666666666683845,
+                       0.041666666666666723658,
+                       0.0083333333333167382885,
+                       0.0013888888888858774803,
+                       0.00019841269897059845602,
+                       0.000024801587373182022521,
+                       2.755723423580939016e-6,
+                       2.7557233781931257514e-7,
+                       2.5112240207825395275e-8,
                        2.0926825203572246095e-9};
     p = polynomial(c, r);
   }
@@ -167,8 +195,8 @@ FASTCSM_INLINE Vec<T> twice_atanh_(Vec<T> s) {
     constexpr T c[] = {0.3333320658f, 0.2001084906f, 0.1399957371f, 0.1401222827f};
     p = polynomial(c, v);
   } else {
-    constexpr T c[] = {0.33333333333333333339, 0.19999999999999995843, 0.14285714285715310875,
-                       0.11111111110983832736, 0.090909091002210033874, 0.07692307255166560113,
+    constexpr T c[] = {0.33333333333333333339,  0.19999999999999995843,  0.14285714285715310875,
+                       0.11111111110983832736,  0.090909091002210033874, 0.07692307255166560113,
                        0.066666804989974794218, 0.058820498145972067528, 0.052678057558616100165,
                        0.047123402056198766529, 0.047057877362044309903, 0.023534309660329007909,
                        0.07877589425927387129};
@@ -204,10 +232,10 @@ FASTCSM_INLINE void sincos_reduced(Vec<T> r, Vec<T>& s, Vec<T>& c) {
     p = polynomial(a, v);
     q = polynomial(b, v);
   } else {
-    constexpr T a[] = {-0.16666666666666666641, 0.0083333333333333227015, -0.00019841269841254988859,
-                       2.7557319214148638784e-6, -2.5052104900478059735e-8, 1.6058365185056304438e-10,
+    constexpr T a[] = {-0.16666666666666666641,   0.0083333333333333227015,  -0.00019841269841254988859,
+                       2.7557319214148638784e-6,  -2.5052104900478059735e-8, 1.6058365185056304438e-10,
                        -7.5786250837234590965e-13};
-    constexpr T b[] = {0.041666666666666666614, -0.001388888888888887403, 0.000024801587301571381397,
+    constexpr T b[] = {0.041666666666666666614,   -0.001388888888888887403, 0.000024801587301571381397,
                        -2.7557319215325723187e-7, 2.0876754354672117902e-9, -1.1470291941083445442e-11,
                        4.7380483236107643461e-14};
     p = polynomial(a, v);
