@@ -19,6 +19,9 @@ std::vector<std::string> isas() { return fastcsm::available_isas(); }
 
 #define FASTCSM_HEAD "Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation"
 #define FASTCSM_NEED "bool need_context, bool need_x, bool need_params"
+#define FASTCSM_STAIRS "Tensor in_degrees, Tensor out_degrees, int activation, bool reduced"
+#define FASTCSM_STAIRS_BACKWARD \
+  "Tensor in_degrees, Tensor out_degrees, int activation, bool need_x, bool need_weight, bool need_bias, bool reduced"
 #define FASTCSM_GRADIENTS "Tensor, Tensor, Tensor[], Tensor[]"
 
 STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
@@ -30,6 +33,9 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("langevin(" FASTCSM_HEAD
         ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
         "Tensor dimensions, int first_step, bool reduced) -> Tensor");
+  m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
+  m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
+        ") -> (Tensor, Tensor, Tensor)");
   m.def("isa() -> str");
   m.def("isas() -> str[]");
   m.def("set_isa(str name) -> ()");
@@ -40,6 +46,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
   m.impl("score_head_backward", TORCH_BOX(&fastcsm::score_head_backward));
   m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
+  m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
+  m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CompositeExplicitAutograd, m) {

@@ -53,7 +53,7 @@ FASTCSM_INLINE void activate(V x, V& f, V& d, V& e) {
     const V m = expm1_(select_(x > zero, zero, x));
     f = select_(x > zero, x, m);
     d = select_(x > zero, one, m + one);
-    e = select_(x > zero, zero, m + one);
+    e = select_(x >= zero, zero, m + one);
   } else if constexpr (A == kRelu) {
     f = select_(x > zero, x, select_(x <= zero, zero, x));
     d = select_(x > zero, one, zero);

@@ -4,24 +4,7 @@
 // Widths are padded to whole vectors; padded weights are zero, so padded columns add nothing and receive zero
 // gradients. No include guard: included once per instruction set.
 
-template <class T>
-FASTCSM_INLINE T from_storage(T x) {
-  return x;
-}
-FASTCSM_INLINE float from_storage(Bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float f;
-  __builtin_memcpy(&f, &bits, 4);
-  return f;
-}
-template <class S, class T>
-FASTCSM_INLINE S to_storage(T x) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    return x;
-  } else {
-    return {static_cast<uint16_t>(bf16_bits(x))};
-  }
-}
+#include "cpu/storage.h"
 
 template <class T>
 constexpr int64_t padded(int64_t n) {

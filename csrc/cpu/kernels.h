@@ -40,4 +40,18 @@ struct LangevinArgs {
   void* out;
 };
 
+// Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree: output
+// out_order[o] reads inputs in_order[0] .. in_order[reach[o] - 1]. activation < 0 is the identity.
+struct MaskedLinearArgs {
+  int64_t rows, inputs, outputs;
+  const int64_t *in_order, *out_order, *reach;
+  bool inputs_in_order, outputs_in_order;  // the orders are 0, 1, 2, ...
+  int activation;
+  Storage storage;
+  bool reduced;
+  const void *x, *weight, *bias, *grad_y, *given_preactivation;
+  void *y, *preactivation;
+  void *grad_x, *grad_weight, *grad_bias;  // null where not wanted
+};
+
 }  // namespace fastcsm

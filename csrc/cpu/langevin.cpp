@@ -62,7 +62,7 @@ struct LangevinRows {
       for (int64_t j = 0; j < head.ld_features; ++j) tile.tin[r * head.ld_features + j] = T(0);
       tile.x[r] = from_storage(static_cast<const S*>(a.x)[begin + r]);
     }
-    gemm<T>(R, P, given, tile.in, head.ld_in, head.forward[0], nullptr, b.base, ld, tile.scratch);
+    gemm<T>(R, P, C, tile.in, head.ld_in, head.forward[0], nullptr, b.base, ld, tile.scratch);
     for (int64_t i = 0; i < a.stages; ++i) {
       const T* base = b.base;
       if (a.stage_features != nullptr) {

@@ -27,6 +27,15 @@ const void* checked(const Tensor& t, const char* name, ScalarType type, int64_t 
   return t.const_data_ptr();
 }
 
+Storage storage_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Storage::f32;
+    case ScalarType::Double: return Storage::f64;
+    case ScalarType::BFloat16: return Storage::bf16;
+    default: fail("x has a dtype the cpu kernels do not know, expected float32, float64 or bfloat16");
+  }
+}
+
 ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : t.scalar_type();
 }
@@ -35,15 +44,7 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
                    const Tensor& frequencies, int64_t activation, bool reduced) {
   HeadArgs head{};
   const ScalarType type = x.scalar_type();
-  if (type == ScalarType::Float) {
-    head.storage = Storage::f32;
-  } else if (type == ScalarType::Double) {
-    head.storage = Storage::f64;
-  } else if (type == ScalarType::BFloat16) {
-    head.storage = Storage::bf16;
-  } else {
-    fail("x has a dtype the cpu kernels do not know, expected float32, float64 or bfloat16");
-  }
+  head.storage = storage_of(x);
   if (context.dim() != 2) fail("context has shape " + shape_of(context) + ", expected (rows, features)");
   head.layers = static_cast<int64_t>(weights.size()) - 1;
   if (head.layers < 1 || head.layers > kMaxLayers || biases.size() != weights.size())

@@ -22,7 +22,13 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
                    const Tensor& frequencies, int64_t activation, bool reduced);
 
 // Whether products may run on pairs of bfloat16.
-inline bool uses_pairs(const HeadArgs& head) { return head.reduced && head.storage != Storage::f64; }
+template <class Args>
+bool uses_pairs(const Args& a) {
+  return a.reduced && a.storage != Storage::f64;
+}
+
+// The storage type of a tensor; throws if the kernels do not know its dtype.
+Storage storage_of(const Tensor& x);
 
 // Contiguous, on the processor, of the given type and number of elements; throws otherwise.
 const void* checked(const Tensor& t, const char* name, torch::headeronly::ScalarType type, int64_t count);

@@ -29,4 +29,11 @@ Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tenso
                 std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
                 int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced);
 
+std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
+                                         int64_t activation, bool reduced);
+
+std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,
+                                                          Tensor in_degrees, Tensor out_degrees, int64_t activation,
+                                                          bool need_x, bool need_weight, bool need_bias, bool reduced);
+
 }  // namespace fastcsm

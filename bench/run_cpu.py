@@ -1,0 +1,67 @@
+"""All committed CPU measurements in one command: ``python bench/run_cpu.py``.
+
+Writes bench/results/<processor>-<threads>-threads.json and brings README.md's table up to date with it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from fastcsm import nn
+from fastcsm.benchmark import (
+    CsmLoss,
+    Langevin,
+    document,
+    format_header,
+    format_table,
+    run_case,
+    step_table,
+    update_readme,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def digits_model() -> nn.ARCSM:
+    """The model of `make demo` without training: 8 x 8 digits, MADE 2 x 512, the default head."""
+    made = nn.MADE(64, (512, 512), 32, activation="silu", dropout=0.3)
+    return nn.ARCSM(made, nn.ScoreHead(33), noise=nn.NoiseSchedule(1.0, 0.06))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--rounds", type=int, default=25)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--out", type=Path, help="default: bench/results/<processor>-<threads>-threads.json")
+    arguments = p.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    rounds, results = arguments.rounds, []
+
+    def keep(result: dict) -> None:
+        results.append(result)
+        print(f"{format_table(result)}\n", flush=True)
+
+    for case in (CsmLoss(), CsmLoss(activation="silu", frequencies=16)):
+        keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
+    for rows in (64, 4096):
+        keep(run_case(Langevin(rows=rows), precisions=["highest"], rounds=rounds))
+    keep(step_table(model=digits_model(), batch=128, rounds=rounds))
+
+    measured = document(results, rounds)
+    print(format_header(measured))
+    slug = re.sub(r"[^a-z0-9]+", "-", measured["machine"]["processor"].lower()).strip("-")
+    out = arguments.out or ROOT / "bench" / "results" / f"{slug}-{arguments.threads}-threads.json"
+    out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if arguments.out is None:
+        readme = ROOT / "README.md"
+        readme.write_text(update_readme(readme.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    return int(any(row["status"] == "failed" for result in results for row in result["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

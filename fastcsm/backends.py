@@ -1,0 +1,294 @@
+"""What can run the ops on this machine, what each backend supports, and why not.
+
+A backend is an object with the members of :class:`Backend`. :func:`register` makes it known by its name;
+:func:`select` answers, for one call of one op, which implementation runs it. Nothing else in the package
+knows that backends exist but ``ops/``, which calls :func:`select` when an op runs, in compiled code too.
+"""
+
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from .activations import ACTIVATIONS
+
+__all__ = ["Backend", "Request", "backend", "chosen", "info", "register", "select"]
+
+OPS = ("score_head", "csm_loss", "langevin", "masked_linear")
+PREFERENCE = ("cuda", "triton", "cpu")
+ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
+
+
+class Request(NamedTuple):
+    """What a call asks of a backend: device type, dtype, and the output widths of the head's layers."""
+
+    device: str
+    dtype: torch.dtype
+    widths: tuple[int, ...]
+
+
+class Backend(Protocol):
+    """The interface of a backend."""
+
+    name: str
+
+    def missing(self) -> list[str]:
+        """Why the backend cannot run at all on this machine and how to get it; [] if it can."""
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        """Why the backend cannot run this call; [] if it can. Asked only when nothing is missing."""
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        """The function that runs ``op``, with the op's arguments and results."""
+
+
+def _module(op: str) -> str:
+    return op.removesuffix("_backward")
+
+
+class Reference:
+    """The specification itself: plain PyTorch, runs every op everywhere."""
+
+    name = "reference"
+
+    def missing(self) -> list[str]:
+        return []
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        return []
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        return getattr(importlib.import_module(f".reference.{_module(op)}", __package__), op)
+
+
+class CPU:
+    """Fused C++ kernels for processors, in the library built from ``csrc/``."""
+
+    name = "cpu"
+    ops = ("score_head", "csm_loss", "langevin", "masked_linear")
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    max_hidden = 4
+
+    @cache  # noqa: B019 (one instance lives as long as the module)
+    def missing(self) -> list[str]:
+        path = self.path()
+        if path is None:
+            return [f"the C++ library is not built: {self._why_not_built()}"]
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            return [f"{path.name} does not load: {error}"]
+        return []
+
+    def path(self) -> Path | None:
+        """The library file, or None."""
+        suffix = ".pyd" if sys.platform == "win32" else ".so"
+        return next(iter(sorted(Path(__file__).parent.glob(f"_cpu*{suffix}"))), None)
+
+    def _why_not_built(self) -> str:
+        record = Path(__file__).parent / "_build.json"
+        reason = json.loads(record.read_text(encoding="utf-8"))["reason"] if record.exists() else ""
+        return reason or "install the package with a C++ compiler on the machine and FASTCSM_BUILD unset"
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        reasons = []
+        if _module(op) not in self.ops:
+            return [f"it has no {op}"]
+        if request.device != "cpu":
+            reasons.append(f"the tensors are on {request.device}")
+        if request.dtype not in self.dtypes:
+            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, self.dtypes))}")
+        if len(request.widths) > self.max_hidden + 1:
+            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
+        return reasons
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        kernel = getattr(torch.ops.fastcsm_cpu, op).default
+
+        def run(*args: Any) -> Any:
+            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+            reduced = dtype is torch.bfloat16 or (
+                dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
+            )
+            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
+
+        return run
+
+
+def _code(activation: str) -> int:
+    return -1 if activation == "identity" else ACTIVATIONS[activation].code
+
+
+class Absent:
+    """A name that is known but has nothing behind it yet."""
+
+    def __init__(self, name: str, reason: str):
+        self.name = name
+        self._reason = reason
+
+    def missing(self) -> list[str]:
+        return [self._reason]
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        return [self._reason]
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        raise RuntimeError(self._reason)
+
+
+_backends: dict[str, Backend] = {}
+_choice: ContextVar[str] = ContextVar("fastcsm_backend", default="auto")
+_selected: dict[tuple[str, Request, str], Callable[..., Any]] = {}
+
+
+def register(backend: Backend) -> None:
+    """Make a backend known by ``backend.name``, in the place of any earlier one of that name.
+
+    "auto" tries the names of ``PREFERENCE`` first, then other names in the order they were registered, and
+    the reference last.
+    """
+    if backend.name == "auto":
+        raise ValueError("backend.name must not be 'auto', which means the automatic choice")
+    _backends[backend.name] = backend
+    _selected.clear()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run the ops inside the ``with`` block on one backend; per thread, and per asynchronous task.
+
+    Args:
+        name: "auto" (the default behaviour: the first backend that can run the call, the reference if none
+            can), or "reference", "cpu", "triton", "cuda", or a registered name. An op that the named backend
+            cannot run raises RuntimeError with every reason. The backward pass of an op runs on the choice
+            that was in force in its forward pass; in compiled code, on the choice in force when it runs.
+
+    Raises:
+        ValueError: if the name is not known.
+    """
+    if name != "auto" and name not in _backends:
+        raise ValueError(f"backend must be one of {', '.join(['auto', *_backends])}, got {name!r}")
+    token = _choice.set(name)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def chosen() -> str:
+    """The name the innermost :func:`backend` block of this thread gave, or "auto"."""
+    return _choice.get()
+
+
+def select(op: str, request: Request) -> Callable[..., Any]:
+    """The implementation that runs ``op`` for ``request`` under the choice in force.
+
+    Raises:
+        RuntimeError: if the backend was chosen by name and cannot run the call; the message has every reason.
+    """
+    choice = _choice.get()
+    key = (op, request, choice)
+    found = _selected.get(key)
+    if found is None:
+        found = _selected[key] = _pick(op, request, choice).implementation(op)
+    return found
+
+
+def _order() -> list[Backend]:
+    names = [name for name in PREFERENCE if name in _backends]
+    names += [name for name in _backends if name not in (*PREFERENCE, "reference")]
+    return [_backends[name] for name in (*names, "reference")]
+
+
+def _reasons(backend: Backend, op: str, request: Request) -> list[str]:
+    return backend.missing() or backend.refuses(op, request)
+
+
+def _pick(op: str, request: Request, choice: str) -> Backend:
+    if choice == "auto":
+        return next(backend for backend in _order() if not _reasons(backend, op, request))
+    reasons = _reasons(_backends[choice], op, request)
+    if reasons:
+        raise RuntimeError(f"backend {choice!r} cannot run {op}: {'; '.join(reasons)}")
+    return _backends[choice]
+
+
+class Info(dict):
+    """A dict of plain values whose str() is a table; see :func:`info`."""
+
+    def __str__(self) -> str:
+        lines = [f"{name:<12}{value}" for name, value in self["versions"].items()]
+        lines += ["", "libraries"]
+        lines += [f"  {name:<10}{value}" for name, value in self["libraries"].items()]
+        lines += ["", f"{'op':<16}{'device':<8}{'backend':<12}not used"]
+        for op, devices in self["ops"].items():
+            for device, entry in devices.items():
+                reasons = [f"{name}: {'; '.join(why)}" for name, why in entry["not"].items()] or ["-"]
+                lines.append(f"{op:<16}{device:<8}{entry['backend']:<12}{reasons[0]}")
+                lines += [" " * 36 + reason for reason in reasons[1:]]
+        lines += ["", "environment variables"]
+        for name, entry in self["environment"].items():
+            value = "unset" if entry["value"] is None else repr(entry["value"])
+            lines.append(f"  {name} ({value}): {entry['meaning']}")
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """What was found on this machine, what is used for each op and device, and why not the others.
+
+    Returns:
+        A dict (its str() is the table that ``fastcsm info`` prints) with the entries "versions", "libraries",
+        "ops" and "environment". ``info()["ops"][op][device]`` has "backend", the backend chosen for float32
+        under "auto", and "not", the reasons of each backend that was passed over.
+    """
+    from . import __version__
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    ops: dict[str, dict[str, Any]] = {}
+    for op in OPS:
+        ops[op] = {}
+        for device in devices:
+            passed = {}
+            for candidate in _order():
+                reasons = _reasons(candidate, op, Request(device, torch.float32, (128, 128, 1)))
+                if not reasons:
+                    break
+                passed[candidate.name] = reasons
+            ops[op][device] = {"backend": candidate.name, "not": passed}
+    return Info(
+        versions={
+            "fastcsm": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+            + "".join(f", {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
+        },
+        libraries={"cpu": _describe(_backends["cpu"])},
+        ops=ops,
+        environment={
+            name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT.items()
+        },
+    )
+
+
+def _describe(backend: Backend) -> str:
+    reasons = backend.missing()
+    if reasons or not isinstance(backend, CPU):
+        return "; ".join(reasons) or "available"
+    isa = torch.ops.fastcsm_cpu.isa()
+    return f"{backend.path()}, instruction set {isa}"
+
+
+register(Reference())
+register(CPU())
+register(Absent("triton", "not in this version"))
+register(Absent("cuda", "not in this version"))

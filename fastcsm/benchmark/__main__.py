@@ -1,0 +1,7 @@
+"""``python -m fastcsm.benchmark``: the same as ``fastcsm bench``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,195 @@
+"""Timing, memory and checking: how a number comes to be, whatever is measured."""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+__all__ = [
+    "at_precision",
+    "errors",
+    "extra_memory",
+    "interleave",
+    "machine",
+    "matrix_calls",
+    "peak_extra",
+    "quartiles",
+    "versions",
+]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round.
+
+    Each round runs every call once, starting one further along each time, so that drift of the machine and
+    effects of the neighbour fall on all alike. ``warmup`` calls each are made before the first round.
+    """
+    names = list(calls)
+    for name in names:
+        for _ in range(warmup):
+            calls[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        shift = turn % len(names) if names else 0
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            result = calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+            del result
+    return seconds
+
+
+def quartiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles as {"median", "q1", "q3"}."""
+    if len(seconds) == 1:
+        return dict.fromkeys(("q1", "median", "q3"), seconds[0])
+    q1, median, q3 = quantiles(seconds, n=4, method="inclusive")
+    return {"q1": q1, "median": median, "q3": q3}
+
+
+def at_precision(precision: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call under torch.set_float32_matmul_precision(precision), which is put back afterwards."""
+
+    def run() -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run
+
+
+def errors(
+    outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> dict[str, float]:
+    """Norm of the difference over the norm of the reference, or over ``scales[name]`` where given.
+
+    NaN for an output that is missing or has another shape.
+    """
+    result = {}
+    for name, truth in reference.items():
+        if name not in outputs or outputs[name].shape != truth.shape:
+            result[name] = float("nan")
+            continue
+        scale = scales.get(name) or truth.norm().item() or 1.0
+        result[name] = (outputs[name].double() - truth).norm().item() / scale
+    return result
+
+
+def matrix_calls(rows: int, width: int, square: int = 2048) -> dict[str, tuple[float, Callable]]:
+    """Plain torch.mm at a good size and at the head's own shape: {name: (operations, call)}, float32."""
+    calls: dict[str, tuple[float, Callable]] = {}
+    for m, k, n in ((square,) * 3, (rows, width, width)):
+        a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+        calls[f"{m} x {k} x {n}"] = (2.0 * m * k * n, lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
+    return calls
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def peak_extra(call: Callable[[], Mapping[str, Tensor]], warm: Callable[[], object]) -> int:
+    """Bytes by which the resident set peaks during ``call``, less the bytes of the tensors it returns.
+
+    ``warm`` runs first, to load code and start threads. Linux only (OSError elsewhere). The process must have
+    been started by :func:`extra_memory`, whose allocator settings give freed memory back at once.
+    """
+    warm()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    outputs = call()
+    peak = _status("VmHWM")
+    return max(0, peak - before - sum(tensor.nbytes for tensor in outputs.values()))
+
+
+def extra_memory(request: dict[str, Any]) -> int | None:
+    """:func:`peak_extra` of one contender in a fresh process; None where it cannot be measured."""
+    environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")
+    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcsm.benchmark.probe"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        return None
+    return json.loads(done.stdout.splitlines()[-1])["extra_bytes"]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "fastcsm/__init__.py") == "":
+            return None
+        dirty = git("status", "--porcelain", "--", "fastcsm", "kernels", "csrc", "setup.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what ran, and the commit of a source checkout (None outside one)."""
+    import fastcsm
+
+    return {
+        "fastcsm": fastcsm.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }

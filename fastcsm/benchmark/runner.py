@@ -1,0 +1,148 @@
+"""One measurement from start to end: check, time, memory, floor."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .cases import Case, Contender, Outputs
+from .measure import (
+    at_precision,
+    errors,
+    extra_memory,
+    interleave,
+    machine,
+    matrix_calls,
+    quartiles,
+    versions,
+)
+from .report import SCHEMA
+
+__all__ = ["check_rows", "document", "run_case"]
+
+PLAIN_LIMIT = 1e-4
+FLOOR = 1e-5
+MEDIUM_LIMIT = 2e-2
+
+
+def check_rows(
+    contenders: Mapping[str, Contender],
+    reference: Outputs,
+    scales: Mapping[str, float],
+    log: Callable[[str], object] = lambda line: None,
+) -> dict[str, dict[str, Any]]:
+    """One row per contender with status "ok", "failed" (a wrong result) or "unavailable" (it does not run).
+
+    The first contender is plain PyTorch: each of its outputs must lie within 1e-4 of the float64 truth (norm
+    of the difference over norm). The others must lie within twice its error, or 1e-5, whichever is larger;
+    under "medium" within 2e-2.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    plain: dict[str, float] = {}
+    for name, contender in contenders.items():
+        log(f"checking {contender.label}")
+        row: dict[str, Any] = {"name": name, "label": contender.label, "own": contender.own, "status": "ok"}
+        rows[name] = row
+        try:
+            outputs = at_precision(contender.precision, contender.check or contender.call)()
+        except Exception as error:
+            row |= {
+                "status": "unavailable",
+                "reason": f"{type(error).__name__}: {_first_sentence(error)}",
+            }
+            continue
+        found = errors(outputs, reference, scales)
+        for output, value in found.items():
+            if contender.precision != "highest":
+                limit = MEDIUM_LIMIT
+            else:
+                limit = max(2 * plain[output], FLOOR) if plain else PLAIN_LIMIT
+            if not value <= limit:
+                row |= {"status": "failed", "reason": f"{output} is off by {value:.1e}, allowed {limit:.1e}"}
+                break
+        else:
+            row["error"] = max(found.values())
+            plain = plain or found
+    return rows
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0].partition(". ")[0]
+
+
+def run_case(
+    case: Case,
+    *,
+    precisions: Sequence[str] = ("highest", "medium"),
+    rounds: int = 15,
+    compiled: bool = True,
+    memory: bool = True,
+    memory_rows: Sequence[int] = (),
+    log: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure every contender of a case; returns one entry of a document's "results".
+
+    No time is taken of a contender whose result is wrong. The matrix rate is timed in the same rounds. With
+    ``memory_rows`` the extra memory of fastcsm is also measured at those row counts.
+    """
+    contenders = case.contenders(precisions, compiled)
+    rows = check_rows(contenders, *case.reference(), log)
+    calls: dict[str, Callable[[], object]] = {
+        name: at_precision(contenders[name].precision, contenders[name].call)
+        for name, row in rows.items()
+        if row["status"] == "ok"
+    }
+    products = matrix_calls(case.rows, max(case.hidden))
+    calls |= {shape: call for shape, (_, call) in products.items()}
+    log(f"timing {rounds} rounds")
+    seconds = interleave(calls, rounds)
+    rates = {shape: count / quartiles(seconds[shape])["median"] for shape, (count, _) in products.items()}
+    floor = case.operations() / max(rates.values())
+    first = next(iter(rows))
+    for name, row in rows.items():
+        if row["status"] != "ok":
+            continue
+        row["seconds"] = quartiles(seconds[name])
+        if rows[first]["status"] == "ok":
+            row["speedup"] = rows[first]["seconds"]["median"] / row["seconds"]["median"]
+        row["floor_multiple"] = row["seconds"]["median"] / floor
+        if memory:
+            log(f"memory of {row['label']}")
+            row["extra_bytes"] = extra_memory(_request(case, name))
+    return {
+        "op": case.op,
+        "title": case.title(),
+        "config": case.config(),
+        "operations": case.operations(),
+        "matrix_rate": {"best": max(rates.values()), "shapes": rates},
+        "floor_seconds": floor,
+        "rows": list(rows.values()),
+        "extra_bytes_by_rows": {
+            str(count): extra_memory(_request(replace(case, rows=count), "fastcsm")) for count in memory_rows
+        },
+    }
+
+
+def _request(case: Case, contender: str) -> dict[str, Any]:
+    return {
+        "op": case.op,
+        "contender": contender,
+        "threads": torch.get_num_threads(),
+        "config": case.config(),
+    }
+
+
+def document(results: Sequence[Mapping[str, Any]], rounds: int) -> dict[str, Any]:
+    """Results with the machine, the versions and the date: what ``--json`` writes."""
+    return {
+        "schema": SCHEMA,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "results": list(results),
+    }

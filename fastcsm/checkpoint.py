@@ -1,0 +1,194 @@
+"""Checkpoints: one safetensors file with the run's configuration and state as JSON in its header.
+
+Reading one never executes code. Writing one is atomic: the file is completed and flushed under a temporary
+name in the same folder and then renamed, so a crash at any moment leaves the previous checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .config import Config, build_model
+from .data import Transform
+
+if TYPE_CHECKING:
+    from .nn import ARCSM
+
+FILE_NAME = "checkpoint.safetensors"
+FORMAT = "fastcsm-checkpoint"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, of another program or of another version."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        config: the run's hyper-parameters.
+        transform: between raw data and model space.
+        fingerprint: of the training data.
+        state: JSON-able training state (``step``, ``stage``, ``elapsed`` in seconds, ...).
+        tensors: by name, under the prefixes ``model.``, ``ema.`` and ``optimizer.``.
+    """
+
+    config: Config
+    transform: Transform
+    fingerprint: str
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``prefix.``, without it."""
+        start = prefix + "."
+        return {name[len(start) :]: value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under ``path`` whole when the block ends without an error, or not at all."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def umask() -> int:
+    """The process's file mode mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def path_of(run: str | Path) -> Path:
+    """The checkpoint file of a run folder; the path of a file is returned as it is."""
+    run = Path(run)
+    return run if run.suffix == ".safetensors" else run / FILE_NAME
+
+
+def save(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to a file or into a run folder, atomically."""
+    to_bytes = _safetensors().torch.save
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in checkpoint.tensors.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "transform": json.dumps(checkpoint.transform.to_dict()),
+        "fingerprint": checkpoint.fingerprint,
+        "state": json.dumps(checkpoint.state),
+    }
+    with atomic_file(path_of(path)) as file:
+        file.write(to_bytes(tensors, metadata))
+
+
+def read(run: str | Path, *, tensors: tuple[str, ...] = ("model", "ema", "optimizer")) -> Checkpoint:
+    """Read the checkpoint of a run folder (or a checkpoint file), with the tensors under the given prefixes.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another version.
+    """
+    path = path_of(run)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint '{path}': expected a run folder made by fastcsm train")
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(f"'{path}' was not written by fastcsm")
+            if metadata.get("version") != str(VERSION):
+                raise CheckpointError(
+                    f"'{path}' has checkpoint version {metadata.get('version')}, expected {VERSION}"
+                )
+            keys = file.keys()
+            names = [name for name in keys if name.split(".", 1)[0] in tensors]
+            values = {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is not a whole safetensors file ({error})") from None
+    try:
+        return Checkpoint(
+            Config.from_dict(json.loads(metadata["config"])),
+            Transform.from_dict(json.loads(metadata["transform"])),
+            metadata["fingerprint"],
+            dict(json.loads(metadata["state"])),
+            values,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{path}' has a damaged header ({error})") from None
+
+
+def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu") -> ARCSM:
+    """The trained model of a run, in evaluation mode, ready for ``score``, ``csm_loss`` and ``sample``.
+
+    Args:
+        run: run folder or checkpoint file.
+        ema: take the averaged weights, where the run kept them.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: as :func:`read`.
+    """
+    prefix = "ema" if ema else "model"
+    checkpoint = read(run, tensors=(prefix,))
+    if ema and not checkpoint.tensors:
+        checkpoint = read(run, tensors=("model",))
+        prefix = "model"
+    return restore(checkpoint, prefix, path_of(run)).to(device).eval()
+
+
+def restore(checkpoint: Checkpoint, prefix: str, path: str | Path) -> ARCSM:
+    """The model of a checkpoint with the weights under ``prefix``; ``path`` is named in errors."""
+    model = build_model(checkpoint.config, checkpoint.transform.features)
+    for _ in range(checkpoint.state.get("stage", 0)):
+        model.advance_stage()
+    weights, expected = checkpoint.under(prefix), model.state_dict()
+    for name in sorted(set(weights) ^ set(expected)):
+        raise CheckpointError(f"'{path}' does not fit its own configuration: tensor '{prefix}.{name}'")
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise CheckpointError(
+                f"'{path}': tensor '{prefix}.{name}' has shape {tuple(weights[name].shape)}, "
+                f"expected {tuple(value.shape)}"
+            )
+    model.load_state_dict(weights)
+    return model
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise ImportError(
+            "checkpoints need safetensors, which is not installed: pip install safetensors"
+        ) from None
+    return safetensors

@@ -1,0 +1,257 @@
+"""The autoregressive score model: a context network, a score head, and a noise schedule."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from .noise import NoiseSchedule
+from .score_head import ScoreHead
+
+Noise = tuple[Tensor, Tensor, Tensor]
+
+
+class ARCSM(nn.Module):
+    """Autoregressive conditional score model s_d(x) = d/dx_d log q(x_d given the variables before it).
+
+    Without noise the scores are those of the data. With a schedule the context network reads
+    x + sigma_L z and the head x + sigma z' (paper, appendix C); in the conditional form log sigma is the last
+    context feature, the head's output is divided by sigma and rows are weighted by sigma^2; in the staged
+    form the head is plain and trains at one level after the other.
+
+    Args:
+        context_net: autoregressive module x (B, D) -> contexts (B, D, C), such as :class:`MADE`. Its
+            attribute ``order``, where there is one, is the order of drawing.
+        head: :class:`ScoreHead` or another head that :func:`fastcsm.csm_loss` takes, with C context features
+            (C + 1 in the conditional form).
+        noise: :class:`NoiseSchedule`, or None to train on the data as they are.
+        objective: "csm", or "denoising", which needs noise.
+
+    Attributes:
+        stage: index of the current level, staged form.
+        stages: frozen {context_net, head} of the levels already passed, staged form; part of the state_dict.
+
+    Raises:
+        ValueError: if the objective is not known or needs noise that is not given, or sizes do not match.
+    """
+
+    _stage: Tensor
+
+    def __init__(
+        self,
+        context_net: nn.Module,
+        head: nn.Module,
+        *,
+        noise: NoiseSchedule | None = None,
+        objective: str = "csm",
+    ):
+        super().__init__()
+        if objective not in ("csm", "denoising"):
+            raise ValueError(f"objective must be 'csm' or 'denoising', got {objective!r}")
+        if objective == "denoising" and noise is None:
+            raise ValueError("noise must be a NoiseSchedule when objective is 'denoising', got None")
+        self.context_net = context_net
+        self.head = head
+        self.noise = noise
+        self.objective = objective
+        self.stages = nn.ModuleList()
+        self.register_buffer("_stage", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_make_stages)
+        features = getattr(context_net, "context_features", None)
+        if isinstance(head, ScoreHead) and features is not None:
+            wanted = features + int(self.conditional)
+            if head.context_features != wanted:
+                raise ValueError(
+                    f"head must have {wanted} context features (the context network's {features}"
+                    f"{' and log sigma' if self.conditional else ''}), got {head.context_features}"
+                )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the head reads log sigma."""
+        return self.noise is not None and self.noise.form == "conditional"
+
+    @property
+    def staged(self) -> bool:
+        """Whether each noise level has its own parameters."""
+        return self.noise is not None and self.noise.form == "staged"
+
+    @property
+    def stage(self) -> int:
+        """Index of the current noise level, staged form; 0 otherwise."""
+        return int(self._stage)
+
+    def advance_stage(self) -> None:
+        """Keep a frozen copy of the parameters for the current level and go on to the next one.
+
+        Raises:
+            RuntimeError: if the model is not staged or the current level is the last.
+        """
+        if self.noise is None or self.noise.form != "staged":
+            raise RuntimeError("advance_stage needs a NoiseSchedule of form 'staged'")
+        if self.stage + 1 >= self.noise.levels:
+            raise RuntimeError(f"advance_stage was called at the last of {self.noise.levels} levels")
+        self.stages.append(self._frozen())
+        self._stage += 1
+
+    def _frozen(self) -> nn.ModuleDict:
+        parts = {"context_net": copy.deepcopy(self.context_net), "head": copy.deepcopy(self.head)}
+        return nn.ModuleDict(parts).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "ARCSM":
+        """As nn.Module.train, except that the stages already passed stay in evaluation mode."""
+        super().train(mode)
+        self.stages.eval()
+        return self
+
+    def draw_noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Noise:
+        """The noise one call of :meth:`csm_loss` uses, for x of the given shape (B, D).
+
+        Returns:
+            (z_hat, z, sigma), each (B, D): the noise of the context network's input, the noise of the head's
+            input, and the noise level of each row.
+
+        Raises:
+            RuntimeError: if the model has no noise schedule.
+        """
+        if self.noise is None:
+            raise RuntimeError("draw_noise needs a model with a NoiseSchedule")
+        options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        z_hat, z = torch.randn(shape, **options), torch.randn(shape, **options)
+        if self.noise.form == "staged":
+            return z_hat, z, torch.full_like(z, self.noise.sigmas[self.stage])
+        return z_hat, z, self.noise.sample(shape, **options)
+
+    def csm_loss(
+        self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """Training loss, the mean over samples of the sum over dimensions, under the model's objective.
+
+        Args:
+            x: data (B, D).
+            generator: source of the noise, on the device of x; torch's global one by default.
+            noise: what :meth:`draw_noise` returns, to use instead of fresh noise.
+
+        Returns:
+            Scalar, differentiable once.
+        """
+        _check_data(x)
+        if self.noise is None:
+            return losses.csm_loss(self.head, self.context_net(x), x)
+        z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
+        context = self.context_net(x + self.noise.sigma_min * z_hat)
+        x_noisy = x + sigma * z
+        options: dict[str, Any] = {}
+        if self.conditional:
+            context = torch.cat([context, sigma.log().unsqueeze(-1)], -1)
+            options = {"row_weight": sigma.square(), "score_scale": sigma.reciprocal()}
+        if self.objective == "denoising":
+            return losses.denoising_loss(self.head, context, x_noisy, z, sigma, **options)
+        return losses.csm_loss(self.head, context, x_noisy, **options)
+
+    def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Scores of all dimensions at x, in one pass.
+
+        Args:
+            x: (B, D), read as it is by the context network and the head.
+            sigma: noise level of the scores, conditional form only; the last level by default. The staged
+                form answers for its current level.
+
+        Returns:
+            (B, D); differentiable once.
+
+        Raises:
+            ValueError: if sigma is given and the model has no conditional noise schedule.
+        """
+        _check_data(x)
+        if sigma is not None and not self.conditional:
+            raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
+        context = self.context_net(x)
+        if self.noise is None or not self.conditional:
+            return losses.score_and_derivative(self.head, context, x)[0]
+        sigma = self.noise.sigma_min if sigma is None else sigma
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        level = context.new_full((*context.shape[:-1], 1), math.log(sigma))
+        return losses.score_and_derivative(self.head, torch.cat([context, level], -1), x)[0] / sigma
+
+    def sample(
+        self,
+        n: int,
+        method: str = "langevin",
+        seed: int = 0,
+        steps: int = 20,
+        step_size: float | None = None,
+        *,
+        batch_size: int | None = None,
+        given: Tensor | None = None,
+        denoise: bool = False,
+        progress: bool | Callable[..., None] | None = None,
+    ) -> Tensor:
+        """Draw samples by annealed autoregressive Langevin dynamics.
+
+        Args:
+            n: number of samples.
+            method: "langevin".
+            seed: a seed means the same samples whatever the batch size and the backend, to rounding.
+            steps: Langevin steps a noise level.
+            step_size: e_0, step size at the last level; see :func:`fastcsm.sampling.annealed_langevin`.
+            batch_size: samples drawn together; all by default.
+            given: not available in this version.
+            denoise: return the denoised value of each dimension (Tweedie's formula).
+            progress: see :func:`fastcsm.sampling.annealed_langevin`.
+
+        Returns:
+            (n, D), on the device and in the dtype of the model.
+
+        Raises:
+            NotImplementedError: for another method, or conditioning on given values.
+        """
+        from ..sampling import annealed_langevin
+
+        if method != "langevin":
+            raise NotImplementedError(f"method must be 'langevin' in this version, got {method!r}")
+        if given is not None:
+            raise NotImplementedError("given must be None in this version, which draws whole samples only")
+        return annealed_langevin(
+            self,
+            n,
+            seed=seed,
+            steps=steps,
+            step_size=step_size,
+            batch_size=batch_size,
+            denoise=denoise,
+            progress=progress,
+        )
+
+    def log_prob(self, x: Tensor, method: str = "quadrature") -> Tensor:
+        """Not available in this version, which has :meth:`score`, :meth:`csm_loss` and :meth:`sample`."""
+        raise NotImplementedError("log_prob is not available in this version; score, csm_loss and sample are")
+
+    def extra_repr(self) -> str:
+        return f"noise={self.noise}, objective={self.objective!r}"
+
+
+def _check_data(x: Tensor) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (B, D), got {tuple(x.shape)}")
+
+
+def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before a state_dict loads, give the model as many stages as the state has."""
+    start = f"{prefix}stages."
+    kept = {int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start)}
+    while len(model.stages) > len(kept):
+        del model.stages[-1]
+    while len(model.stages) < len(kept):
+        model.stages.append(model._frozen())

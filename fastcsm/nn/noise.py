@@ -1,0 +1,72 @@
+"""Noise levels of annealed training and sampling."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule:
+    """Geometric noise levels sigma_1 > ... > sigma_L, and how training visits them (paper, appendix C).
+
+    Args:
+        sigma_max, sigma_min: the first and the last level, in units of x.
+        levels: L.
+        form: "conditional", one set of parameters that reads log sigma and trains at all levels together; or
+            "staged", as in the paper: one level after the other, each level's parameters kept.
+        continuous: draw sigma log-uniformly between the ends, not from the levels; conditional form only.
+
+    Attributes:
+        sigmas: the L levels, a decreasing list of floats.
+
+    Raises:
+        ValueError: if the levels are not positive and decreasing, or the form is not known.
+    """
+
+    def __init__(
+        self,
+        sigma_max: float = 1.0,
+        sigma_min: float = 0.04,
+        levels: int = 10,
+        form: str = "conditional",
+        continuous: bool = False,
+    ):
+        if not 0 < sigma_min <= sigma_max:
+            raise ValueError(f"sigma_min must be in (0, sigma_max = {sigma_max}], got {sigma_min}")
+        if levels < 1 or (levels == 1) != (sigma_min == sigma_max):
+            raise ValueError(
+                f"levels must be 1 if sigma_max = sigma_min and at least 2 otherwise, got {levels}"
+            )
+        if form not in ("conditional", "staged"):
+            raise ValueError(f"form must be 'conditional' or 'staged', got {form!r}")
+        if continuous and form == "staged":
+            raise ValueError(
+                "continuous must be False when form is 'staged', which visits the levels in turn"
+            )
+        self.sigma_max = sigma_max
+        self.sigma_min = sigma_min
+        self.levels = levels
+        self.form = form
+        self.continuous = continuous
+        ratio = sigma_min / sigma_max
+        self.sigmas = [sigma_max * ratio ** (i / max(levels - 1, 1)) for i in range(levels - 1)] + [sigma_min]
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Independent random noise levels, one an element of ``shape``."""
+        if not self.continuous:
+            index = torch.randint(self.levels, tuple(shape), generator=generator, device=device)
+            return torch.tensor(self.sigmas, dtype=dtype, device=device)[index]
+        u = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** u
+
+    def __repr__(self) -> str:
+        return (
+            f"NoiseSchedule(sigma_max={self.sigma_max}, sigma_min={self.sigma_min}, levels={self.levels},"
+            f" form={self.form!r}, continuous={self.continuous})"
+        )

@@ -1,0 +1,1 @@
+"""The private op layer: schema, fake, autograd, and which backend runs. Users call ``functional``."""

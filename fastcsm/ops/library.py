@@ -1,0 +1,82 @@
+"""How every op is made: a schema, a fake, and an implementation that asks for a backend when it runs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+_LIBRARY = torch.library.Library("fastcsm", "DEF")
+
+
+def define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define ``fastcsm::<schema>`` and return the operator.
+
+    The operator itself records no gradients: the autograd.Function beside each schema does.
+    """
+    name = schema.partition("(")[0]
+
+    def run(*args: Any) -> Any:
+        with torch.no_grad():
+            return backends.select(name, _request(args))(*args)
+
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastcsm::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.fastcsm, name).default
+
+
+def _request(args: tuple[Any, ...]) -> backends.Request:
+    """The first tensor tells device and dtype, the first list of tensors the widths."""
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    weights = next((arg for arg in args if isinstance(arg, list)), ())
+    return backends.Request(tensor.device.type, tensor.dtype, tuple(weight.shape[0] for weight in weights))
+
+
+def choice() -> str | None:
+    """The backend in force now, for the backward pass to run on; None while compiling."""
+    return None if torch.compiler.is_compiling() else backends.chosen()
+
+
+def under(choice: str | None, op: Callable[..., Any], *args: Any) -> Any:
+    """Call ``op`` under a choice made earlier."""
+    if choice is None:
+        return op(*args)
+    with backends.backend(choice):
+        return op(*args)
+
+
+class _Twice(torch.autograd.Function):
+    """Gradients that raise when they are differentiated, with respect to anything they depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, grads, *inputs):
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *_):
+        raise RuntimeError(
+            "fastcsm ops can be differentiated once; for higher derivatives call fastcsm.reference, which is"
+            " plain PyTorch"
+        )
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backward pass whose second derivative raises instead of being silently incomplete.
+
+    torch's once_differentiable looks at the upstream gradients only; here the saved tensors count as well,
+    so the function must save every input it is differentiable in.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *upstream: Tensor) -> Any:
+        with torch.no_grad():
+            grads = backward(ctx, *upstream)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return grads
+        return _Twice.apply(grads, *upstream, *ctx.saved_tensors)
+
+    return run

@@ -1,0 +1,62 @@
+"""masked_linear: schema, fake and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import choice, define, once, under
+from .score_head import needs_grad
+
+
+def _fake(x, weight, bias, in_degrees, out_degrees, activation):
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    return y, x.new_empty(0) if activation == "identity" else torch.empty_like(y)
+
+
+def _fake_backward(
+    grad_y, preactivation, x, weight, in_degrees, out_degrees, activation, need_x, need_weight, need_bias
+):
+    return (
+        torch.empty_like(x) if need_x else x.new_empty(0),
+        torch.empty_like(weight) if need_weight else x.new_empty(0),
+        x.new_empty(weight.shape[0]) if need_bias else x.new_empty(0),
+    )
+
+
+_forward = define(
+    "masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,"
+    " str activation) -> (Tensor, Tensor)",
+    _fake,
+)
+_backward = define(
+    "masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,"
+    " Tensor in_degrees, Tensor out_degrees, str activation,"
+    " bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+)
+
+
+class _MaskedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, in_degrees, out_degrees, activation):
+        y, preactivation = _forward(x, weight, bias, in_degrees, out_degrees, activation)
+        ctx.save_for_backward(preactivation, x, weight, in_degrees, out_degrees)
+        ctx.activation, ctx.choice = activation, choice()
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_y):
+        needs = ctx.needs_input_grad[:3]
+        grads = under(ctx.choice, _backward, grad_y.contiguous(), *ctx.saved_tensors, ctx.activation, *needs)
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, in_degrees: Tensor, out_degrees: Tensor, activation: str
+) -> Tensor:
+    """The y of :func:`fastcsm.reference.masked_linear.masked_linear`; differentiable once."""
+    if needs_grad(x, weight, bias):
+        return _MaskedLinear.apply(x, weight, bias, in_degrees, out_degrees, activation)
+    return _forward(x, weight, bias, in_degrees, out_degrees, activation)[0]

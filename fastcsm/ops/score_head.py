@@ -1,0 +1,97 @@
+"""score_head: schema, fake and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import choice, define, once, under
+
+
+def _fake(context, x, weights, biases, frequencies, activation):
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def fake_grads(context, x, weights, biases, need_context, need_x, need_params):
+    """Gradients of the head's inputs as empty tensors of the right shapes."""
+    return (
+        torch.empty_like(context) if need_context else context.new_empty(0),
+        torch.empty_like(x) if need_x else x.new_empty(0),
+        [torch.empty_like(w) for w in weights] if need_params else [],
+        [torch.empty_like(b) for b in biases] if need_params else [],
+    )
+
+
+def _fake_backward(gs, gd, context, x, weights, biases, frequencies, activation, *need):
+    return fake_grads(context, x, weights, biases, *need)
+
+
+_forward = define(
+    "score_head(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
+    " str activation) -> (Tensor, Tensor)",
+    _fake,
+)
+_backward = define(
+    "score_head_backward(Tensor grad_score, Tensor grad_derivative, Tensor context, Tensor x,"
+    " Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
+    " bool need_context, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor[], Tensor[])",
+    _fake_backward,
+)
+
+
+class _ScoreHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, context, x, frequencies, activation, *params):
+        layers = len(params) // 2
+        ctx.save_for_backward(context, x, frequencies, *params)
+        ctx.activation, ctx.choice = activation, choice()
+        return _forward(context, x, list(params[:layers]), list(params[layers:]), frequencies, activation)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_score, grad_derivative):
+        context, x, frequencies, *params = ctx.saved_tensors
+        layers = len(params) // 2
+        needs = ctx.needs_input_grad
+        need_params = any(needs[4:])
+        grad_context, grad_x, grad_weights, grad_biases = under(
+            ctx.choice,
+            _backward,
+            grad_score.contiguous(),
+            grad_derivative.contiguous(),
+            context,
+            x,
+            params[:layers],
+            params[layers:],
+            frequencies,
+            ctx.activation,
+            needs[0],
+            needs[1],
+            need_params,
+        )
+        return (
+            grad_context if needs[0] else None,
+            grad_x if needs[1] else None,
+            None,
+            None,
+            *((*grad_weights, *grad_biases) if need_params else [None] * len(params)),
+        )
+
+
+def score_head(
+    context: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    frequencies: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`fastcsm.reference.score_head.score_head`; differentiable once."""
+    if needs_grad(context, x, *weights, *biases):
+        return _ScoreHead.apply(context, x, frequencies, activation, *weights, *biases)
+    return _forward(context, x, weights, biases, frequencies, activation)
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and any of the tensors requires a gradient."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

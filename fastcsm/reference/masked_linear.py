@@ -1,0 +1,61 @@
+"""masked_linear: y = f((W * M) x + b), where the mask M follows from degrees."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import activations
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, in_degrees: Tensor, out_degrees: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    """Linear layer in which the edge i -> o exists iff in_degrees[i] <= out_degrees[o].
+
+    Args:
+        x: (B, I).
+        weight: (O, I).
+        bias: (O,).
+        in_degrees, out_degrees: (I,) and (O,) int64, in any order.
+        activation: a name of :mod:`fastcsm.activations`, or "identity".
+
+    Returns:
+        y: (B, O), and the preactivation (B, O), which is empty for "identity".
+    """
+    a = F.linear(x, torch.where(mask(in_degrees, out_degrees), weight, 0), bias)
+    if activation == "identity":
+        return a, a.new_empty(0)
+    return activations.get(activation).f(a), a
+
+
+def mask(in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """The (O, I) boolean mask of the edges that exist."""
+    return in_degrees <= out_degrees[:, None]
+
+
+def masked_linear_backward(
+    grad_y: Tensor,
+    preactivation: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    activation: str,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum(grad_y * y) with respect to x, weight and bias; empty where not needed.
+
+    The gradient of the weight is exactly zero where no edge exists.
+    """
+    m = mask(in_degrees, out_degrees)
+    grad = grad_y
+    if activation != "identity":
+        grad = grad_y * activations.get(activation).df(preactivation)
+    empty = x.new_empty(0)
+    return (
+        grad @ torch.where(m, weight, 0) if need_x else empty,
+        torch.where(m, grad.t() @ x, 0) if need_weight else empty.clone(),
+        grad.sum(0) if need_bias else empty.clone(),
+    )

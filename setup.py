@@ -1,0 +1,175 @@
+"""Builds fastcsm's CPU library, or installs pure Python where it cannot be built.
+
+FASTCSM_BUILD chooses: unset or "auto" builds the library when a C++ compiler and torch are there, "cpu"
+insists on it, "python" installs no library. What was done, and why, is recorded in fastcsm/_build.json for
+`fastcsm info`.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from glob import glob
+from importlib import metadata
+from pathlib import Path
+
+from setuptools import __version__ as setuptools_version
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+TORCH_MINIMUM = (2, 11)
+TORCH_TARGET = "0x020b000000000000"
+COMPILE_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+]
+LINK_FLAGS = ["-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-s"] if sys.platform == "linux" else []
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler's command: CXX when set, else the first of c++, g++, clang++ on PATH."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for command in candidates:
+        if shutil.which(shlex.split(command)[0]):
+            return command
+    return None
+
+
+def compiler_version(command: str) -> str:
+    """First line of `compiler --version`, without directories."""
+    result = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True, check=False)
+    lines = result.stdout.splitlines()
+    return lines[0].strip() if lines else os.path.basename(command)
+
+
+def torch_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def torch_is_old(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < TORCH_MINIMUM
+
+
+def why_not() -> tuple[str, bool]:
+    """Why the CPU library is not compiled here ("" if it is), and whether installing torch would help."""
+    if sys.platform == "win32":
+        return "the CPU library is not built on Windows", False
+    if not (ROOT / "csrc" / "library_cpu.cpp").exists():
+        return "csrc/library_cpu.cpp is not in this source tree", False
+    if find_compiler() is None:
+        wanted = os.environ.get("CXX") or "c++, g++ or clang++"
+        return f"no C++ compiler was found ({wanted}); install one and reinstall fastcsm", False
+    version = torch_version()
+    if version is None:
+        return "torch was not installed at build time; install torch and ninja, then reinstall fastcsm", True
+    if torch_is_old(version):
+        return f"torch {version} was found at build time and 2.11 or newer is needed", True
+    return "", False
+
+
+if int(setuptools_version.partition(".")[0]) < 77:
+    sys.exit(
+        f"fastcsm needs setuptools >= 77 to build, {setuptools_version} found: "
+        "pip install -U setuptools wheel ninja"
+    )
+
+requested = os.environ.get("FASTCSM_BUILD", "").strip().lower() or "auto"
+if requested == "cuda":
+    sys.exit("FASTCSM_BUILD=cuda: this version has no CUDA library; use cpu or python, or leave it unset.")
+if requested not in ("auto", "cpu", "python"):
+    sys.exit(f"FASTCSM_BUILD={requested}: expected auto, cpu or python.")
+
+if requested == "python":
+    reason, installable = "FASTCSM_BUILD=python was set at installation; unset it and reinstall", False
+else:
+    reason, installable = why_not()
+asks_requirements = "egg_info" in sys.argv
+if requested == "cpu" and reason and not (installable and asks_requirements):
+    sys.exit(f"FASTCSM_BUILD=cpu: {reason}.")
+
+record: dict[str, str] = {"build": "python" if reason else "cpu", "reason": reason}
+if not reason:
+    record["torch"] = torch_version() or ""
+    record["compiler"] = compiler_version(find_compiler() or "")
+
+
+class BuildPython(build_py):
+    """Copies the Python files and writes the build record beside them."""
+
+    def _record(self) -> Path:
+        return Path(
+            "fastcsm" if self.editable_mode else os.path.join(self.build_lib, "fastcsm"), "_build.json"
+        )
+
+    def run(self) -> None:
+        super().run()
+        path = self._record()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if reason:
+            for stale in path.parent.glob("_cpu*.so"):
+                stale.unlink()
+            print(f"fastcsm: pure-Python install, no CPU library: {reason}.", file=sys.stderr)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        outputs = super().get_outputs(include_bytecode)
+        return outputs if self.editable_mode else [*outputs, str(self._record())]
+
+
+def library_arguments() -> dict:
+    """setup() arguments that compile csrc/ into fastcsm/_cpu.abi3.so with torch's ninja build."""
+    os.environ["CXX"] = find_compiler() or ""  # one compiler for objects and link
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+    class BuildLibrary(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp = os.path.join("build", "cpu")  # kept, so that ninja recompiles only what changed
+
+    library = CppExtension(
+        "fastcsm._cpu",
+        ["csrc/library_cpu.cpp", *sorted(glob("csrc/cpu/*.cpp", root_dir=ROOT))],
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=[*COMPILE_FLAGS, f"-ffile-prefix-map={include_paths()[0]}{os.sep}="],
+        extra_link_args=LINK_FLAGS,
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [library],
+        "cmdclass": {"build_py": BuildPython, "build_ext": BuildLibrary},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+arguments: dict = {"cmdclass": {"build_py": BuildPython}}
+if not reason:
+    arguments = library_arguments()
+if not reason or installable:
+    arguments["setup_requires"] = ["torch>=2.11", "ninja>=1.11"]
+
+kernels = ["fastcsm.kernels", *(f"fastcsm.kernels.{name}" for name in find_packages("kernels"))]
+setup(
+    packages=[
+        *find_packages(include=["fastcsm", "fastcsm.*"]),
+        *(kernels if Path("kernels").is_dir() else []),
+    ],
+    package_dir={"fastcsm.kernels": "kernels"},
+    package_data={"fastcsm": ["py.typed"]},
+    include_package_data=False,
+    **arguments,
+)

@@ -1,0 +1,27 @@
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fastcsm", max_examples=15, deadline=None, derandomize=True)
+settings.load_profile("fastcsm")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; the number before is restored after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

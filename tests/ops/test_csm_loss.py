@@ -1,0 +1,400 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import (
+    DTYPES,
+    HIDDEN,
+    NAMES,
+    ROWS,
+    Case,
+    assert_as_accurate,
+    backend_params,
+    bitwise_equal,
+    plain_score_head,
+    split,
+)
+
+import fastcsm
+from fastcsm import backends, functional
+
+BACKENDS = backend_params("csm_loss")
+COMPILED = BACKENDS[1:]
+
+
+def with_gradients(loss, leaves, upstream=1.0):
+    grads = torch.autograd.grad(loss, list(leaves.values()), torch.full_like(loss, upstream))
+    return {"loss": loss.detach(), **dict(zip(leaves, grads))}
+
+
+def fused_loss(case, leaves):
+    return functional.csm_loss(
+        *split(leaves),
+        activation=case.activation,
+        frequencies=case.frequencies,
+        alpha=case.alpha,
+        beta=case.beta,
+        gamma=case.gamma,
+    )
+
+
+def row_terms(case, leaves):
+    s, ds = (value.to(case.alpha.dtype) for value in plain_score_head(case, leaves))
+    return torch.stack([case.alpha * s * s / 2, case.beta * ds, case.gamma * s])
+
+
+def fused(case, backend, upstream=1.0):
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        return with_gradients(fused_loss(case, leaves), leaves, upstream)
+
+
+def plain(case, upstream=1.0):
+    leaves = case.leaves()
+    return with_gradients(row_terms(case, leaves).sum(), leaves, upstream)
+
+
+def loss_floor(terms, accumulation, storage):
+    """The loss is one number, whose error in plain PyTorch may be small by chance.
+
+    Four units of the accumulation's rounding of all terms, and one of the storage's of independent terms.
+    """
+    units = 64 if accumulation is torch.float64 else 4
+    accumulated = units * torch.finfo(accumulation).eps * terms.abs().sum()
+    return (accumulated + torch.finfo(storage).eps * terms.norm()).item()
+
+
+def check(case, backend, dtype):
+    case = case.to(dtype)
+    exact = case.to(torch.float64)
+    floors = {"loss": loss_floor(row_terms(exact, exact.leaves()), case.alpha.dtype, dtype)}
+    assert_as_accurate(fused(case, backend), plain(case), plain(exact), floors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_activation_and_depth(backend, activation, hidden, dtype):
+    for frequencies in (0, 3):
+        check(Case(hidden=hidden, activation=activation, frequencies=frequencies), backend, dtype)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_number_of_rows(backend, rows):
+    check(Case(rows=rows, hidden=(32, 48)), backend, torch.float32)
+    check(Case(rows=rows, hidden=(31,), frequencies=0), backend, torch.bfloat16)
+
+
+@pytest.mark.parametrize("context", [0, 1, 15, 16, 17, 33])
+@pytest.mark.parametrize("hidden", [(1,), (1, 1), (128, 128), (130, 257), (16, 32, 64)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_width(backend, hidden, context):
+    check(Case(rows=70, context=context, hidden=hidden, frequencies=5), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_rows(backend):
+    check(Case(rows=5000, context=32, hidden=(128, 128), activation="softplus"), backend, torch.float32)
+
+
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend, activation):
+    case = Case(rows=3, context=2, hidden=(3, 2), frequencies=2, activation=activation)
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        assert torch.autograd.gradcheck(
+            lambda *values: fused_loss(case, dict(zip(leaves, values))), tuple(leaves.values())
+        )
+
+
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_saturated_rows_stay_finite(backend, activation):
+    case = Case(activation=activation, frequencies=0)
+    case.x = torch.tensor([0.0, 1e-30, 1e3, -1e3, 1e6, -1e6, 1e12, -1e12])
+    case.context = torch.zeros(8, 6)
+    case.alpha = case.beta = case.gamma = torch.ones(8)
+    assert all(value.isfinite().all() for value in fused(case.to(torch.float32), backend).values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_row(backend):
+    case = Case(rows=40).to(torch.float32)
+    clean = fused(case, backend)
+    case.x[17] = float("nan")
+    dirty = fused(case, backend)
+    others = torch.arange(40) != 17
+    assert dirty["loss"].isnan()
+    for name in ("context", "x"):
+        assert dirty[name][17].isnan().all()
+        assert torch.equal(dirty[name][others], clean[name][others])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_integers_are_exact(backend):
+    case = Case(rows=33, hidden=(20, 12), frequencies=0, activation="relu")
+    case.context, case.x = (2 * case.context).round(), (2 * case.x).round()
+    for tensors in (case.weights, case.biases):
+        tensors[:] = [(2 * t).round() for t in tensors]
+    case.alpha, case.beta, case.gamma = (2 * t.round() for t in (case.alpha, case.beta, case.gamma))
+    exact = plain(case)
+    for name, value in fused(case.to(torch.float32), backend).items():
+        assert torch.equal(value.double(), exact[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coefficients_may_be_omitted_numbers_or_broadcast(backend):
+    case = Case(rows=12)
+    score, derivative = plain_score_head(case, case.leaves())
+    s, ds = score.detach().reshape(3, 4), derivative.detach().reshape(3, 4)
+    column = torch.tensor([[1.0], [2.0], [3.0]])
+
+    def loss(**coefficients):
+        with fastcsm.backend(backend):
+            return functional.csm_loss(
+                case.context.reshape(3, 4, 6),
+                case.x.reshape(3, 4),
+                case.weights,
+                case.biases,
+                frequencies=case.frequencies,
+                **coefficients,
+            )
+
+    torch.testing.assert_close(loss(), (s * s / 2 + ds).sum())
+    torch.testing.assert_close(loss(alpha=3, beta=0.5, gamma=2.0), (3 * s * s / 2 + ds / 2 + 2 * s).sum())
+    torch.testing.assert_close(loss(alpha=column, beta=0.0), (column * s * s / 2).sum())
+    torch.testing.assert_close(loss(alpha=torch.tensor(2.0), beta=0.0), (s * s).sum())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coefficients_may_require_gradients(backend):
+    case = Case(rows=12)
+    case.gamma.requires_grad_()
+    s, _ = plain_score_head(case, case.leaves())
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        loss = fused_loss(case, leaves)
+        grad_gamma, grad_x = torch.autograd.grad(loss, [case.gamma, leaves["x"]])
+    torch.testing.assert_close(grad_gamma, s.detach())
+    torch.testing.assert_close(grad_x, plain(case)["x"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upstream_scales_the_gradients(backend, dtype):
+    case = Case().to(dtype)
+    one, scaled = fused(case, backend), fused(case, backend, upstream=-2.0)
+    for name in case.leaves():
+        assert torch.equal(scaled[name], -2 * one[name]), name
+
+
+@pytest.mark.parametrize("upstream", [1.0, 2.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_backward_is_right(backend, upstream):
+    case = Case()
+    expected = fused(case, backend, upstream)
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        loss = fused_loss(case, leaves) * upstream
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(leaf.grad, times * expected[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 2.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_changing_a_gradient_does_not_change_the_next(backend, upstream):
+    case = Case()
+    leaves = case.leaves()
+    expected = fused(case, backend, upstream)
+    with fastcsm.backend(backend):
+        loss = fused_loss(case, leaves) * upstream
+    for _ in range(3):
+        for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)):
+            torch.testing.assert_close(grad, expected[name], rtol=1e-12, atol=0)
+            grad.zero_()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_backward_after_the_inputs_changed_raises(backend):
+    leaves = Case().leaves()
+    with fastcsm.backend(backend):
+        loss = fused_loss(Case(), leaves)
+    loss.backward(retain_graph=True)
+    with torch.no_grad():
+        leaves["weights[0]"].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_backward_without_retain_graph_raises(backend):
+    leaves = Case().leaves()
+    with fastcsm.backend(backend):
+        loss = fused_loss(Case(), leaves)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_a_later_graph_accumulate(backend):
+    case = Case()
+    expected = fused(case, backend)
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        for _ in range(2):
+            fused_loss(case, leaves).backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, 2 * expected[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_raise(backend):
+    case = Case()
+    leaves = case.leaves()
+    with fastcsm.backend(backend):
+        loss = fused_loss(case, leaves)
+        (grad,) = torch.autograd.grad(loss, leaves["x"], create_graph=True)
+        total = loss + (grad**2).sum()
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            torch.autograd.grad(total, leaves["weights[0]"], retain_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            total.backward()
+
+
+@pytest.mark.parametrize("needed", ["context", "x", "weights[1]", "biases[0]"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_of_one_input_only(backend, needed):
+    case = Case()
+    leaves = case.leaves()
+    for name, value in leaves.items():
+        value.requires_grad_(name == needed)
+    with fastcsm.backend(backend):
+        (grad,) = torch.autograd.grad(fused_loss(case, leaves), leaves[needed])
+    torch.testing.assert_close(grad, plain(case)[needed], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients(backend):
+    case = Case()
+    leaves = case.leaves()
+    expected = plain(case)["loss"]
+    with fastcsm.backend(backend):
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                loss = fused_loss(case, leaves)
+                assert not loss.requires_grad
+                torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_same_bits_for_any_number_of_threads(backend, threads):
+    case = Case(rows=1000, hidden=(64, 64)).to(torch.float32)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        results.append(fused(case, backend))
+    assert bitwise_equal(*results)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_medium_precision_is_as_accurate_as_bfloat16(backend):
+    case = Case(rows=200, hidden=(64, 48))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        got = fused(case.to(torch.float32), backend)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    baseline = {name: value.float() for name, value in plain(case.to(torch.bfloat16)).items()}
+    assert_as_accurate(got, baseline, plain(case))
+
+
+def test_every_instruction_set_is_as_accurate():
+    missing = backends.CPU().missing()
+    if missing:
+        pytest.skip("; ".join(missing))
+    library = torch.ops.fastcsm_cpu
+    before = library.isa()
+    try:
+        for isa in library.isas():
+            library.set_isa(isa)
+            assert library.isa() == isa
+            for activation in NAMES:
+                check(Case(activation=activation, rows=65), "cpu", torch.float32)
+                check(Case(activation=activation, rows=65), "cpu", torch.float64)
+    finally:
+        library.set_isa(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(rows=st.integers(1, 80), cut=st.integers(0, 80), seed=st.integers(0, 100), name=st.sampled_from(NAMES))
+def test_adds_over_rows_in_any_order(backend, rows, cut, seed, name):
+    case = Case(rows=rows, seed=seed, activation=name)
+    whole = fused(case, backend)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    parts = []
+    for part in (order[:cut], order[cut:]):
+        some = Case(rows=rows, seed=seed, activation=name)
+        for key in ("context", "x", "alpha", "beta", "gamma"):
+            setattr(some, key, getattr(case, key)[part])
+        parts.append(fused(some, backend))
+    for key, value in whole.items():
+        if key in ("context", "x"):
+            value, joined = value[order], torch.cat([p[key] for p in parts])
+        else:
+            joined = parts[0][key] + parts[1][key]
+        torch.testing.assert_close(joined, value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (False, False, False), (True, False, True)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend, needs):
+    c = Case(rows=5).to(torch.float32)
+    args = c.context, c.x, c.weights, c.biases, c.frequencies, c.activation, c.alpha, c.beta, c.gamma, *needs
+    with fastcsm.backend(backend):
+        torch.library.opcheck(
+            torch.ops.fastcsm.csm_loss.default,
+            args,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_whole_and_once(backend):
+    def loss(context, x, *params):
+        half = len(params) // 2
+        return 3 * functional.csm_loss(context, x, params[:half], params[half:], alpha=0.5)
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with fastcsm.backend(backend):
+        for rows in (24, 40):
+            leaves = list(Case(rows=rows, frequencies=0).leaves().values())
+            got = torch.autograd.grad(compiled(*leaves), leaves)
+            expected = torch.autograd.grad(loss(*leaves), leaves)
+            for a, b in zip(got, expected):
+                torch.testing.assert_close(a, b)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"alpha": torch.ones(3)}, ValueError, r"alpha must broadcast to .* \(4,\), got \(3,\)"),
+        ({"beta": torch.ones(2, 4)}, ValueError, "beta must broadcast"),
+        ({"gamma": torch.ones(4, device="meta")}, TypeError, "gamma must be on cpu like x, got meta"),
+        ({"x": torch.zeros(3)}, ValueError, "x must have the shape of context"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    weights, biases = [torch.zeros(5, 3), torch.zeros(1, 5)], [None, None]
+    arguments = {"context": torch.zeros(4, 2), "x": torch.zeros(4), "weights": weights, "biases": biases}
+    with pytest.raises(error, match=message):
+        functional.csm_loss(**(arguments | change))

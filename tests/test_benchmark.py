@@ -1,0 +1,240 @@
+"""The harness: wrong results get no time, floors follow the formula, README equals the committed JSON."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcsm.activations
+from fastcsm import benchmark, nn
+from fastcsm.benchmark import cases, measure, runner
+from fastcsm.benchmark.cases import Contender, CsmLoss, Langevin
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = CsmLoss(rows=97, context=3, hidden=(7, 5))
+
+
+def test_interleave_runs_every_call_once_a_round():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = measure.interleave(calls, rounds=4, warmup=1)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    timed = order[3:]
+    rounds = [timed[i : i + 3] for i in range(0, 12, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert [names[0] for names in rounds] == ["a", "b", "c", "a"]
+
+
+def test_quartiles():
+    assert measure.quartiles([3.0, 1.0, 2.0, 5.0, 4.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
+    assert measure.quartiles([2.0]) == {"q1": 2.0, "median": 2.0, "q3": 2.0}
+
+
+def test_at_precision_puts_the_setting_back():
+    before = torch.get_float32_matmul_precision()
+    assert measure.at_precision("medium", torch.get_float32_matmul_precision)() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+
+
+@dataclass(frozen=True)
+class Spoiled(CsmLoss):
+    """csm_loss with contenders that are wrong in different ways beside the right ones."""
+
+    def contenders(self, precisions, compiled):
+        found = super().contenders(precisions, compiled)
+        right = found["fastcsm"].call
+
+        def scaled():
+            outputs = right()
+            return {**outputs, "grad_context": outputs["grad_context"] * 1.001}
+
+        def poisoned():
+            outputs = right()
+            return {**outputs, "loss": outputs["loss"] * float("nan")}
+
+        def missing():
+            return {"loss": right()["loss"]}
+
+        def broken():
+            raise RuntimeError("no such thing. Really.\nmore")
+
+        wrong = {"scaled": scaled, "poisoned": poisoned, "missing": missing, "broken": broken}
+        return found | {name: Contender(name, call) for name, call in wrong.items()}
+
+
+def test_wrong_results_are_not_timed():
+    result = benchmark.run_case(
+        Spoiled(**SMALL.__dict__), precisions=["highest"], rounds=1, compiled=False, memory=False
+    )
+    rows = {row["name"]: row for row in result["rows"]}
+    for name in ("double_backward", "tangent", "jvp", "fastcsm"):
+        assert rows[name]["status"] == "ok"
+        assert rows[name]["seconds"]["median"] > 0
+    for name, output in (("scaled", "grad_context"), ("poisoned", "loss"), ("missing", "grad_weights")):
+        assert rows[name]["status"] == "failed"
+        assert output in rows[name]["reason"]
+    assert rows["broken"]["status"] == "unavailable"
+    assert rows["broken"]["reason"] == "RuntimeError: no such thing"
+    assert not any("seconds" in rows[name] for name in ("scaled", "poisoned", "missing", "broken"))
+    assert "failed" in benchmark.format_table(result)
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_wrong_baseline_does_not_widen_the_limits():
+    reference = {"y": torch.ones(3, dtype=torch.float64)}
+    found = runner.check_rows(
+        {
+            "plain": Contender("plain", lambda: {"y": torch.full((3,), 1.5)}),
+            "other": Contender("other", lambda: {"y": torch.full((3,), 1.1)}),
+        },
+        reference,
+        {},
+    )
+    assert [row["status"] for row in found.values()] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("activation", fastcsm.activations.ACTIVATIONS)
+@pytest.mark.parametrize("frequencies", [0, 3])
+@pytest.mark.parametrize("case", [SMALL, Langevin(rows=13, context=3, hidden=(7, 5), levels=3, steps=4)])
+def test_contenders_agree(case, activation, frequencies):
+    case = replace(case, activation=activation, frequencies=frequencies)
+    rows = runner.check_rows(case.contenders(["highest", "medium"], compiled=False), *case.reference())
+    assert {row["name"]: row.get("reason") for row in rows.values() if row["status"] != "ok"} == {}
+
+
+def test_counted_operations():
+    n = 50176
+    assert CsmLoss().operations() == n * 2 * (3 * 32 * 128 + 6 * 128 * 128)
+    assert CsmLoss(frequencies=16).operations() == n * 2 * (3 * 32 * 128 + 6 * 128 * 128 + 4 * 33 * 128)
+    assert CsmLoss(rows=1, context=5, hidden=(2, 3, 4)).operations() == 2 * (3 * 5 * 2 + 6 * (6 + 12))
+    assert CsmLoss(rows=1, context=5, hidden=(2,)).operations() == 2 * 3 * 5 * 2
+    steps = Langevin(rows=3, context=5, hidden=(2, 7), levels=4, steps=6)
+    assert steps.operations() == 3 * 2 * (24 * 14 + 5 * 2)
+    assert replace(steps, frequencies=2).operations() == 3 * 2 * (24 * (14 + 5 * 2) + 5 * 2)
+
+
+def test_matrix_calls_count_their_operations():
+    calls = measure.matrix_calls(rows=6, width=4, square=8)
+    assert {name: count for name, (count, _) in calls.items()} == {"8 x 8 x 8": 1024.0, "6 x 4 x 4": 192.0}
+    assert calls["6 x 4 x 4"][1]().shape == (6, 4)
+
+
+def test_command_writes_json_and_table(tmp_path, capsys):
+    target = tmp_path / "new" / "result.json"
+    sizes = ["--rows", "64", "--context", "3", "--hidden", "8", "8", "--activation", "tanh"]
+    threads = torch.get_num_threads()
+    assert benchmark.main([*sizes, "--quick", "--threads", "1", "--json", str(target)]) == 0
+    assert torch.get_num_threads() == threads
+    printed = capsys.readouterr().out
+    assert "N = 64, C = 3, head 2 x 8 tanh" in printed
+    assert "matrix floor" in printed
+    measured = json.loads(target.read_text())
+    assert measured["schema"] == 1
+    assert measured["threads"] == 1
+    assert set(measured) == {"schema", "date", "machine", "versions", "threads", "rounds", "results"}
+    assert set(measured["machine"]) == {"processor", "cores", "instructions", "system"}
+    assert {"fastcsm", "torch", "python", "commit"} <= set(measured["versions"])
+    (result,) = measured["results"]
+    assert result["op"] == "csm_loss"
+    assert result["config"]["hidden"] == [8, 8]
+    assert result["floor_seconds"] == pytest.approx(result["operations"] / result["matrix_rate"]["best"])
+    for row in result["rows"]:
+        assert set(row) == {"name", "label", "own", "status", "error", "seconds", "speedup", "floor_multiple"}
+        assert row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
+    assert (
+        cases.CASES[result["op"]](**{**result["config"], "hidden": (8, 8)}).operations()
+        == result["operations"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--rows", "0"], "--rows"),
+        (["--threads", "-1"], "--threads"),
+        (["--hidden", "0"], "--hidden"),
+        (["--op", "nothing"], "--op"),
+        (["--activation", "nothing"], "--activation"),
+        (["--into", "README.md"], "--into"),
+    ],
+)
+def test_command_refuses(arguments, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(arguments)
+    assert stop.value.code == 2
+    assert word in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_command_without_traceback(tmp_path, capsys):
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text("[1]")
+    for path in (foreign, tmp_path / "missing.json"):
+        assert benchmark.main(["--readme", str(path)]) == 1
+        assert str(path) in capsys.readouterr().err
+
+
+def measured_document():
+    result = benchmark.run_case(SMALL, precisions=["highest"], rounds=2, compiled=False, memory=False)
+    return benchmark.document([result], rounds=2)
+
+
+def test_readme_section_is_replaced(tmp_path, capsys):
+    measured = measured_document()
+    source, readme = tmp_path / "result.json", tmp_path / "README.md"
+    source.write_text(json.dumps(measured))
+    readme.write_text(f"before\n\n{benchmark.report.BEGIN}\nold\n{benchmark.report.END}\n\nafter\n")
+    assert benchmark.main(["--readme", str(source), "--into", str(readme)]) == 0
+    text = readme.read_text()
+    assert text == f"before\n\n{benchmark.readme_block(measured)}\n\nafter\n"
+    assert "old" not in text
+    assert "| fastcsm |" in text
+    assert benchmark.main(["--readme", str(source)]) == 0
+    assert capsys.readouterr().out.strip() == benchmark.readme_block(measured)
+    with pytest.raises(ValueError, match="README must hold"):
+        benchmark.update_readme("nothing here", measured)
+
+
+def test_readme_equals_committed_results():
+    documents = [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob("*.json"))]
+    for measured in documents:
+        assert measured["schema"] == 1
+        assert not any(row["status"] == "failed" for result in measured["results"] for row in result["rows"])
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition(benchmark.report.BEGIN)[2].partition(benchmark.report.END)[0]
+    blocks = [benchmark.readme_block(measured) for measured in documents]
+    whole = f"{benchmark.report.BEGIN}{section}{benchmark.report.END}"
+    assert whole in text
+    assert whole in blocks or (not section.strip() and not documents)
+
+
+@pytest.mark.parametrize(
+    "noise", [None, nn.NoiseSchedule(1.0, 0.1, 4), nn.NoiseSchedule(1.0, 0.1, 4, form="staged")]
+)
+def test_step_table(noise):
+    torch.manual_seed(0)
+    conditional = noise is not None and noise.form == "conditional"
+    made = nn.MADE(5, (9, 9), 3, activation="silu", dropout=0.2)
+    model = nn.ARCSM(made, nn.ScoreHead(3 + conditional, (6, 6), frequencies=2), noise=noise)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = benchmark.step_table(model=model, batch=8, rounds=1, compiled=False)
+    assert {row["name"]: row.get("reason") for row in result["rows"] if row["status"] != "ok"} == {}
+    assert [row["name"] for row in result["rows"]] == ["double_backward", "jvp", "tangent", "fastcsm"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "fastcsm" in benchmark.format_table(result)
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        benchmark.step_table(model=model, batch=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_extra_memory_counts_what_autograd_keeps():
+    case = CsmLoss(rows=16384, context=8, hidden=(64, 64))
+    request = {"op": "csm_loss", "threads": 1, "config": case.config(), "contender": "double_backward"}
+    found = measure.extra_memory(request)
+    if found is None:
+        pytest.skip("the resident set's peak cannot be reset here")
+    array = 4 * case.rows * 64
+    assert 6 * array < found < 60 * array
