@@ -1,6 +1,7 @@
 """All committed CPU measurements in one command: ``python bench/run_cpu.py``.
 
-Writes bench/results/<processor>-<threads>-threads.json and brings README.md's table up to date with it.
+Writes bench/results/<processor>-<threads>-threads.json and brings README.md up to date with it; with --out
+FILE it writes only that file.
 """
 
 import argparse

@@ -33,6 +33,11 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("langevin(" FASTCSM_HEAD
         ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
         "Tensor dimensions, int first_step, bool reduced) -> Tensor");
+  m.def(
+      "langevin_draw(Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, "
+      "Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool residual, "
+      "float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, int first, "
+      "int last, float denoise, bool reduced) -> (Tensor, Tensor)");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
   m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
         ") -> (Tensor, Tensor, Tensor)");
@@ -46,6 +51,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
   m.impl("score_head_backward", TORCH_BOX(&fastcsm::score_head_backward));
   m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
+  m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
 }

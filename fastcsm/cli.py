@@ -92,7 +92,8 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model into a run folder",
         usage="fastcsm train --data NAME --out DIR [options]",
-        description="Train an AR-CSM into a run folder: checkpoint.safetensors, config.json, log.csv, loss.png.\n"
+        description="Train an AR-CSM into a run folder: checkpoint.safetensors, config.json, log.csv, "
+        "loss.png.\n"
         "Defaults marked [paper] are the paper's values for MNIST (appendix C).",
         formatter_class=_Help,
     )
@@ -101,7 +102,7 @@ def _add_train(commands: Any) -> None:
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, to the same bits; with --data, start it if it is new",
+        help="go on with the run in --out, bit-identically; with --data, start it if it is new",
     )
     run.add_argument("--preset", choices=list(PRESETS), default="paper", help=_preset_help())
     run.add_argument("--quiet", action="store_true", help="no progress")

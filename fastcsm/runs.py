@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ def _cell(value: float | int | None) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
+def _number(name: str, cell: str) -> float | int | None:
+    if not cell:
+        return None
+    return int(cell) if name in ("step", "stage") else float(cell)
+
+
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a log.csv as dictionaries of numbers; an empty cell is None."""
     rows = []
@@ -107,6 +113,6 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         for row in csv.DictReader(file):
             if tuple(row) != LOG_FIELDS or None in row.values():
                 continue
-            integers = ("step", "stage")
-            rows.append({k: (int(v) if k in integers else float(v)) if v else None for k, v in row.items()})
+            with suppress(ValueError):
+                rows.append({name: _number(name, cell) for name, cell in row.items()})
     return rows

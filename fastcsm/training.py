@@ -354,14 +354,13 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
                 clock, stop = group.sum([time.monotonic() - started, max(caught, default=0)])
                 trainer.elapsed = clock / group.size
                 done = trainer.step >= trainer.total_steps or trainer.fraction() >= 1
-                if not stop or done:
-                    if trainer.step % config.eval_every == 0 or done:
-                        trainer.held_out = trainer.evaluate()
-                    if trainer.step % config.log_every == 0 or done:
-                        row = trainer.log_row()
-                        if log:
-                            log.add(row)
-                        bar.to(trainer.step, trainer.total_steps, _note(row))
+                if trainer.step % config.eval_every == 0 or done:
+                    trainer.held_out = trainer.evaluate()
+                if trainer.step % config.log_every == 0 or done:
+                    row = trainer.log_row()
+                    if log:
+                        log.add(row)
+                    bar.to(trainer.step, trainer.total_steps, _note(row))
                 now = time.monotonic()
                 if run and (done or stop or now - last_saved >= config.checkpoint_seconds):
                     log.sync()

@@ -21,7 +21,7 @@ CONFIG = {
     "frequencies": 4,
     "dropout": 0.1,
     "batch_size": 64,
-    "steps": 400,
+    "steps": 800,
     "log_every": 7,
     "eval_every": 50,
     "schedule": "cosine",
@@ -70,7 +70,7 @@ def test_ten_kills_change_nothing(tmp_path, context, form):
     for _ in range(kills):
         process = context.Process(target=_go, args=(killed, config))
         process.start()
-        time.sleep(rng.uniform(0.5, 2.5) * seconds / kills)
+        time.sleep(rng.uniform(0.4, 1.6) * seconds / kills)
         process.kill()
         process.join()
         steps.append(checkpoint.read(killed, tensors=()).state["step"] if killed.exists() else 0)

@@ -46,6 +46,10 @@ def _weights(run):
     return checkpoint.read(run).tensors
 
 
+def _log(run):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in training.read_log(run / "log.csv")]
+
+
 def _same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -88,21 +92,23 @@ def test_the_seed_decides_everything(tmp_path, moons):
 )
 def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, monkeypatch):
     config = Config(**(SMALL | changes))
+    stop_at = 8 if not changes else 7
     training.train(config, moons, tmp_path / "whole", quiet=True)
     advance, count = training.Trainer.advance, [0]
 
-    def stop_at_seven(trainer):
+    def stop(trainer):
         advance(trainer)
         count[0] += 1
-        if count[0] == 7:
+        if count[0] == stop_at:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(training.Trainer, "advance", stop_at_seven)
-    with pytest.raises(training.Interrupted, match="SIGTERM at step 7, checkpoint saved") as stop:
+    monkeypatch.setattr(training.Trainer, "advance", stop)
+    with pytest.raises(training.Interrupted, match=f"SIGTERM at step {stop_at}, checkpoint saved") as stopped:
         training.train(config, moons, tmp_path / "parts", quiet=True)
-    assert stop.value.code == 143
+    assert stopped.value.code == 143
     training.train(config, moons, tmp_path / "parts", resume=True, quiet=True)
     assert _same(_weights(tmp_path / "whole"), _weights(tmp_path / "parts"))
+    assert _log(tmp_path / "whole") == _log(tmp_path / "parts")
     model = checkpoint.load(tmp_path / "parts")
     x = model.sample(3, steps=2, step_size=config.step_size)
     assert x.shape == (3, 2)

@@ -57,17 +57,16 @@ void pack_panels(T* out, int64_t rows, int64_t cols, At at) {
   }
 }
 
-template <class T>
+template <class T, bool kPairs>
 FASTCSM_INLINE typename Vec<T>::N multiply_add(typename Vec<T>::N a, typename Vec<T>::N b, typename Vec<T>::N c) {
 #if FASTCSM_REDUCED
-  return (typename Vec<T>::N)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
-#else
-  return c + a * b;
+  if constexpr (kPairs) return (typename Vec<T>::N)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 #endif
+  return c + a * b;
 }
 
 // Word (i, k) of A lies at a + i * row + k * col; one of the two strides is 1.
-template <class T, int MR, int NV, bool kTransposed>
+template <class T, int MR, int NV, bool kTransposed, bool kPairs = FASTCSM_REDUCED>
 void micro_kernel(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0, T* c, int64_t ldc) {
   using N = typename Vec<T>::N;
   using U = typename VecTypes<T>::U;
@@ -97,7 +96,7 @@ void micro_kernel(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, c
     for (int i = 0; i < MR; ++i) {
       const N av = Vec<T>(kTransposed ? a[i] : p[i / 3][(i % 3) * lda]).v;
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) acc[i][j] = multiply_add<T>(av, bv[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j) acc[i][j] = multiply_add<T, kPairs>(av, bv[j], acc[i][j]);
     }
     b += ldb;
     if constexpr (kTransposed) {
@@ -113,14 +112,14 @@ void micro_kernel(int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, c
     for (int j = 0; j < NV; ++j) *reinterpret_cast<U*>(c + i * ldc + j * W) = acc[i][j];
 }
 
-template <class T, int NV, bool kTransposed, int MR = kMicroRows>
+template <class T, int NV, bool kTransposed, bool kPairs = FASTCSM_REDUCED, int MR = kMicroRows>
 FASTCSM_INLINE void micro_rest(int64_t rows, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, const T* c0,
                                T* c, int64_t ldc) {
   if constexpr (MR > 0) {
     if (rows == MR) {
-      micro_kernel<T, MR, NV, kTransposed>(K, a, lda, b, ldb, c0, c, ldc);
+      micro_kernel<T, MR, NV, kTransposed, kPairs>(K, a, lda, b, ldb, c0, c, ldc);
     } else {
-      micro_rest<T, NV, kTransposed, MR - 1>(rows, K, a, lda, b, ldb, c0, c, ldc);
+      micro_rest<T, NV, kTransposed, kPairs, MR - 1>(rows, K, a, lda, b, ldb, c0, c, ldc);
     }
   }
 }

@@ -40,6 +40,30 @@ struct LangevinArgs {
   void* out;
 };
 
+constexpr int kMaxMadeLayers = 33;  // hidden layers and the output
+constexpr int kMaxModels = 64;      // parameter sets of the staged form
+
+// The draw of variables order[first] .. order[last - 1] of every sample, those before them given in x. Hidden layer l has
+// units sorted by degree, due[l][k] of them with degree at most k. A residual network alternates: layer 0 starts the stream,
+// layers 1, 3, ... read it through f, layers 2, 4, ... add to it.
+struct DrawArgs {
+  int64_t rows, variables, context, layers, models, stages, steps, first, last;
+  const int64_t* order;
+  bool raster;  // order is 0, 1, 2, ...
+  const int64_t* due[kMaxMadeLayers];
+  int64_t width[kMaxMadeLayers];
+  const void *weight[kMaxModels][kMaxMadeLayers], *bias[kMaxModels][kMaxMadeLayers];
+  int activation;
+  bool residual, reduced;
+  Storage storage;
+  HeadArgs heads[kMaxModels];
+  const double *step_sizes, *score_scales, *stage_features;
+  uint64_t seed;
+  const int64_t* samples;
+  double denoise;  // clean = x + denoise * s, s the head's output in the last stage
+  void *x, *clean;
+};
+
 // Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree: output
 // out_order[o] reads inputs in_order[0] .. in_order[reach[o] - 1]. activation < 0 is the identity.
 struct MaskedLinearArgs {
