@@ -2,7 +2,7 @@
 // added in task order. The tasks depend on the sizes only, never on the number of threads. No include guard: included
 // once per instruction set.
 
-constexpr int64_t kTileBytes = 240 << 10;
+constexpr int64_t kTileBytes = (FASTCSM_VECTOR_BYTES == 64 ? 480 : 240) << 10;  // about half the second-level cache
 constexpr int64_t kPartialBytes = 12 << 20;
 constexpr int64_t kTasks = 64;
 

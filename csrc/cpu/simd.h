@@ -1,5 +1,7 @@
 // Vectors of FASTCSM_VECTOR_BYTES in the compiler's own vector extension, and the elementary functions on them.
-// Polynomials are minimax fits (relative error below 5e-9 for float, 6e-20 for double, before rounding).
+// Polynomials are minimax fits (relative error below 5e-9 for float, 6e-20 for double, before rounding). Under
+// FASTCSM_REDUCED, where operands of products are rounded to 3 digits anyway, float functions stop at 5: shorter polynomials
+// and an approximate reciprocal.
 // No include guard: included once per instruction set.
 
 #ifndef FASTCSM_INLINE
@@ -16,7 +18,7 @@ struct VecTypes<float> {
   typedef int32_t Int;
   static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
   static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f, kExpMin = -87.3f, kExpMax = 88.7f;
+  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f, kExpMin = -87.3f;
   static constexpr float kPi2Hi = 1.5703125f, kPi2Mid = 4.837512969970703e-4f, kPi2Lo = 7.549789948768648e-8f;
 };
 template <>
@@ -27,8 +29,7 @@ struct VecTypes<double> {
   typedef int64_t Int;
   static constexpr double kMagic = 6755399441055744.0;
   static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr double kLn2Hi = 0.693147180369123816490, kLn2Lo = 1.90821492927058770002e-10, kExpMin = -708.0,
-                          kExpMax = 709.7;
+  static constexpr double kLn2Hi = 0.693147180369123816490, kLn2Lo = 1.90821492927058770002e-10, kExpMin = -708.0;
   static constexpr double kPi2Hi = 1.57079625129699707031, kPi2Mid = 7.54978941586159635336e-8,
                           kPi2Lo = 5.39030285815811905890e-15;
 };
@@ -92,6 +93,9 @@ FASTCSM_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
 }
 template <class T>
 FASTCSM_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+#if FASTCSM_REDUCED
+  if constexpr (sizeof(T) == 4) return a.v * (typename Vec<T>::N)_mm512_rcp14_ps((__m512)b.v);
+#endif
   return a.v / b.v;
 }
 template <class T>
@@ -140,18 +144,31 @@ FASTCSM_INLINE Vec<T> polynomial(const T (&c)[K], Vec<T> x) {
   return p;
 }
 
-// x = n ln 2 + r: returns expm1(r) and the vector 2^n. NaN passes through r.
+// The larger of the two, x where it is no number.
+template <class T>
+FASTCSM_INLINE Vec<T> at_least(Vec<T> x, Vec<T> low) {
+#if FASTCSM_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (typename Vec<T>::N)_mm512_max_ps((__m512)low.v, (__m512)x.v);
+#endif
+  return select_(x < low, low, x);
+}
+
+// x = n ln 2 + r, x <= 88: returns expm1(r) and the vector 2^n. NaN passes through r.
 template <class T>
 FASTCSM_INLINE Vec<T> expm1_reduced(Vec<T> x, Vec<T>& scale) {
   using C = VecTypes<T>;
   using V = Vec<T>;
-  x = select_(x < V(C::kExpMin), V(C::kExpMin), select_(x > V(C::kExpMax), V(C::kExpMax), x));
+  x = at_least(x, V(C::kExpMin));
   const V shifted = x * V(1.4426950408889634074) + V(C::kMagic);
   const V n = shifted - V(C::kMagic);
-  const V r = (x - n * V(C::kLn2Hi)) - n * V(C::kLn2Lo);
+  constexpr bool kShort = FASTCSM_REDUCED && sizeof(T) == 4;
+  const V r = kShort ? x - n * V(0.69314718055994530942) : (x - n * V(C::kLn2Hi)) - n * V(C::kLn2Lo);
   scale = (typename V::N)(((typename V::I)shifted.v << C::kMantissa) + integers<T>(uint64_t(C::kBias) << C::kMantissa));
   V p;
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (kShort) {
+    constexpr T c[] = {0.4999895452f, 0.1675390538f, 0.04192090592f};
+    p = polynomial(c, r);
+  } else if constexpr (sizeof(T) == 4) {
     constexpr T c[] = {0.5000000096f, 0.1666651884f, 0.04166620411f, 0.00836888973f, 0.001395059054f};
     p = polynomial(c, r);
   } else {
@@ -187,11 +204,14 @@ FASTCSM_INLINE Vec<T> expm1_(Vec<T> x) {
 }
 
 // 2 atanh(s) for |s| <= 1/3.
-template <class T>
+template <class T, bool kShort = FASTCSM_REDUCED && sizeof(T) == 4>
 FASTCSM_INLINE Vec<T> twice_atanh_(Vec<T> s) {
   const Vec<T> v = s * s;
   Vec<T> p;
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (kShort) {
+    constexpr T c[] = {0.3324553108f, 0.2245576549f};
+    p = polynomial(c, v);
+  } else if constexpr (sizeof(T) == 4) {
     constexpr T c[] = {0.3333320658f, 0.2001084906f, 0.1399957371f, 0.1401222827f};
     p = polynomial(c, v);
   } else {
@@ -206,7 +226,7 @@ FASTCSM_INLINE Vec<T> twice_atanh_(Vec<T> s) {
   return s2 + s2 * (v * p);
 }
 
-// log(x) for normal x > 0.
+// log(x) for normal x > 0; of the noise, so exact to rounding in every mode.
 template <class T>
 FASTCSM_INLINE Vec<T> log_(Vec<T> x) {
   using C = VecTypes<T>;
@@ -218,7 +238,7 @@ FASTCSM_INLINE Vec<T> log_(Vec<T> x) {
   const typename V::I mantissa = bits - (e << C::kMantissa);
   const V n = __builtin_convertvector(e, typename V::N);
   const V m = (typename V::N)mantissa;
-  return n * V(C::kLn2Hi) + (twice_atanh_((m - V(1)) / (m + V(1))) + n * V(C::kLn2Lo));
+  return n * V(C::kLn2Hi) + (twice_atanh_<T, false>(V((m - V(1)).v / (m + V(1)).v)) + n * V(C::kLn2Lo));
 }
 
 // sin and cos of r in [-pi/4, pi/4].
