@@ -35,8 +35,10 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
         "Tensor dimensions, int first_step, bool reduced) -> Tensor");
   m.def(
       "langevin_draw(Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, "
-      "Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool residual, "
-      "float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, int first, "
+      "Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool "
+      "residual, "
+      "float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, int "
+      "first, "
       "int last, float denoise, bool reduced) -> (Tensor, Tensor)");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
   m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD

@@ -21,9 +21,9 @@ import torch
 
 from .activations import ACTIVATIONS
 
-__all__ = ["Backend", "Request", "backend", "chosen", "info", "register", "select"]
+__all__ = ["Backend", "Request", "backend", "chosen", "compose", "info", "register", "select"]
 
-OPS = ("score_head", "csm_loss", "langevin", "masked_linear")
+OPS = ("score_head", "csm_loss", "linear_csm_loss", "langevin", "masked_linear")
 PREFERENCE = ("cuda", "triton", "cpu")
 ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
 
@@ -52,7 +52,7 @@ class Backend(Protocol):
 
 
 def _module(op: str) -> str:
-    return op.removesuffix("_backward")
+    return op.removesuffix("_backward").removesuffix("_draw")
 
 
 class Reference:
@@ -145,9 +145,20 @@ class Absent:
         raise RuntimeError(self._reason)
 
 
+Implementation = Callable[..., Any]
+
+
+class Composition(NamedTuple):
+    """An op made of the ops ``parts`` by ``build(backend.implementation)``."""
+
+    parts: tuple[str, ...]
+    build: Callable[[Callable[[str], Implementation]], Implementation]
+
+
 _backends: dict[str, Backend] = {}
+_compositions: dict[str, Composition] = {}
 _choice: ContextVar[str] = ContextVar("fastcsm_backend", default="auto")
-_selected: dict[tuple[str, Request, str], Callable[..., Any]] = {}
+_selected: dict[tuple[str, Request, str], Implementation] = {}
 
 
 def register(backend: Backend) -> None:
@@ -159,6 +170,12 @@ def register(backend: Backend) -> None:
     if backend.name == "auto":
         raise ValueError("backend.name must not be 'auto', which means the automatic choice")
     _backends[backend.name] = backend
+    _selected.clear()
+
+
+def compose(op: str, parts: tuple[str, ...], build: Callable[..., Implementation]) -> None:
+    """Let a backend that refuses ``op`` but runs ``parts`` run it as ``build(backend.implementation)``."""
+    _compositions[op] = Composition(parts, build)
     _selected.clear()
 
 
@@ -199,7 +216,12 @@ def select(op: str, request: Request) -> Callable[..., Any]:
     key = (op, request, choice)
     found = _selected.get(key)
     if found is None:
-        found = _selected[key] = _pick(op, request, choice).implementation(op)
+        picked = _pick(op, request, choice)
+        if picked.refuses(op, request):
+            found = _compositions[op].build(picked.implementation)
+        else:
+            found = picked.implementation(op)
+        _selected[key] = found
     return found
 
 
@@ -210,7 +232,11 @@ def _order() -> list[Backend]:
 
 
 def _reasons(backend: Backend, op: str, request: Request) -> list[str]:
-    return backend.missing() or backend.refuses(op, request)
+    """Why the backend can run ``op`` neither by a kernel of its own nor by composition."""
+    reasons = backend.missing() or backend.refuses(op, request)
+    if reasons and not backend.missing() and op in _compositions:
+        reasons = [why for part in _compositions[op].parts for why in backend.refuses(part, request)]
+    return list(dict.fromkeys(reasons))
 
 
 def _pick(op: str, request: Request, choice: str) -> Backend:

@@ -1,4 +1,4 @@
-"""The functions a user calls on raw tensors. Arguments are checked here, once, and flattened to rows.
+"""The functions a user calls on raw tensors. Arguments are checked once, by ``arguments``, and flattened.
 
 A score head is given as nn.Linear-shaped weights and biases with one activation between the layers; its input
 is [context, x, sin(w x), cos(w x)] for fixed frequencies w (possibly none). Everything here is differentiable
@@ -7,31 +7,20 @@ PyTorch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import activations
+from . import activations, arguments
+from .arguments import Coefficient
 from .ops import csm_loss as _csm_loss
 from .ops import langevin as _langevin
+from .ops import linear_csm_loss as _linear_csm_loss
 from .ops import masked_linear as _masked_linear
 from .ops import score_head as _score_head
+from .ops.library import needs_grad
 
-__all__ = ["csm_loss", "langevin", "masked_linear", "score_head"]
-
-Coefficient = float | Tensor | None
-
-
-class _Head(NamedTuple):
-    """Checked arguments of a head, flattened to rows and contiguous, in the order the ops take them."""
-
-    context: Tensor
-    x: Tensor
-    weights: list[Tensor]
-    biases: list[Tensor]
-    frequencies: Tensor
-    activation: str
+__all__ = ["csm_loss", "langevin", "langevin_draw", "linear_csm_loss", "masked_linear", "score_head"]
 
 
 def score_head(
@@ -59,7 +48,7 @@ def score_head(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
-    head = _check_head(context, x, weights, biases, frequencies, activation)
+    head = arguments.head(context, x, weights, biases, frequencies, activation)
     score, derivative = _score_head.score_head(*head)
     return score.reshape(x.shape), derivative.reshape(x.shape)
 
@@ -91,17 +80,88 @@ def csm_loss(
     Raises:
         TypeError, ValueError: as for :func:`score_head`.
     """
-    head = _check_head(context, x, weights, biases, frequencies, activation)
-    rows = [
-        _check_coefficient("alpha", alpha, 1.0, x),
-        _check_coefficient("beta", beta, 1.0, x),
-        _check_coefficient("gamma", gamma, 0.0, x),
-    ]
-    if any(row.requires_grad for row in rows) and torch.is_grad_enabled():
-        a, b, g = rows
+    head = arguments.head(context, x, weights, biases, frequencies, activation)
+    coefficients = arguments.coefficients(alpha, beta, gamma, x)
+    if needs_grad(*coefficients):
+        a, b, g = coefficients
         s, ds = (output.to(a.dtype) for output in _score_head.score_head(*head))
         return (a * s * s / 2 + b * ds + g * s).sum()
-    return _csm_loss.csm_loss(*head, *rows)
+    return _csm_loss.csm_loss(*head, *coefficients)
+
+
+def linear_csm_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    extra: Tensor | None = None,
+    activation: str = "silu",
+    frequencies: Tensor | None = None,
+    alpha: Coefficient = None,
+    beta: Coefficient = None,
+    gamma: Coefficient = None,
+) -> Tensor:
+    """:func:`csm_loss` of contexts that a masked linear layer computes; they never exist as a whole.
+
+    The context of dimension d is [rows d C ... (d + 1) C of (W * M) h + b, extra_d]. It is computed and used
+    up block of dimensions by block of dimensions, and so is its gradient.
+
+    Args:
+        hidden: (..., H), the input h of the masked layer.
+        weight: (D * C, H).
+        bias: (D * C,), or None for zeros.
+        in_degrees, out_degrees: (H,) and (D * C,) int64, as for :func:`masked_linear`.
+        x: (..., D).
+        weights, biases, activation, frequencies: as for :func:`score_head`, with C + X context features.
+        extra: (..., D, X), further context features, or None for X = 0.
+        alpha, beta, gamma: as for :func:`csm_loss`. If one of them or ``extra`` requires a gradient, the
+            context is formed as a whole.
+
+    Returns:
+        The scalar loss, in the dtype of x (float32 for 16-bit dtypes).
+
+    Raises:
+        TypeError, ValueError: as for :func:`masked_linear` and :func:`score_head`.
+    """
+    layer = arguments.masked("hidden", hidden, weight, bias, in_degrees, out_degrees)
+    arguments.like("x", x, hidden, None)
+    if x.dim() == 0 or x.shape[:-1] != hidden.shape[:-1] or x.shape[-1] == 0:
+        raise ValueError(
+            f"x must have shape (..., D) with D >= 1 and the leading axes of hidden, {tuple(hidden.shape)},"
+            f" got {tuple(x.shape)}"
+        )
+    features = weight.shape[0] // x.shape[-1]
+    if features == 0 or weight.shape[0] != features * x.shape[-1]:
+        raise ValueError(
+            f"weight must have D * C rows, a positive multiple of x's {x.shape[-1]} dimensions,"
+            f" got {weight.shape[0]}"
+        )
+    extra = x.new_empty(*x.shape, 0) if extra is None else extra
+    arguments.like("extra", extra, hidden, x.dim() + 1)
+    arguments.shape("extra", extra, (*x.shape, extra.shape[-1]))
+    features_in_all = features + extra.shape[-1]
+    head = arguments.layers(hidden, features_in_all, weights, biases, frequencies, activation)
+    coefficients = arguments.coefficients(alpha, beta, gamma, x)
+    if needs_grad(*coefficients, extra):
+        y = masked_linear(hidden, weight, bias, in_degrees, out_degrees).unflatten(-1, (-1, features))
+        return csm_loss(
+            torch.cat([y, extra], -1),
+            x,
+            weights,
+            biases,
+            activation=activation,
+            frequencies=frequencies,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+        )
+    extra = extra.reshape(x.numel(), extra.shape[-1]).contiguous()
+    return _linear_csm_loss.linear_csm_loss(layer, extra, x.reshape(-1).contiguous(), head, coefficients)
 
 
 def langevin(
@@ -145,36 +205,121 @@ def langevin(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
-    step_sizes = _check_floats("step_sizes", step_sizes, None)
-    stages = len(step_sizes)
-    if any(size < 0 for size in step_sizes):
-        raise ValueError(f"step_sizes must not be negative, got {min(step_sizes)}")
-    score_scales = [1.0] * stages if score_scales is None else score_scales
-    score_scales = _check_floats("score_scales", score_scales, stages)
-    features = [] if stage_features is None else _check_floats("stage_features", stage_features, stages)
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    stages = arguments.stages(step_sizes, score_scales, stage_features, steps, seed)
     if not 0 <= first_step < 2**32:
         raise ValueError(f"first_step must be in [0, 2^32), got {first_step}")
-    head = _check_head(context, x, weights, biases, frequencies, activation, missing=min(len(features), 1))
+    head = arguments.head(context, x, weights, biases, frequencies, activation, min(len(stages.features), 1))
     if samples is None:
         samples = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     if dimensions is None:
         dimensions = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
     result = _langevin.langevin(
         *head,
-        step_sizes,
-        score_scales,
-        features,
-        steps,
-        seed - 2**64 if seed >= 2**63 else seed,
-        _check_integers("samples", samples, x),
-        _check_integers("dimensions", dimensions, x),
+        *stages,
+        arguments.integers("samples", samples, x),
+        arguments.integers("dimensions", dimensions, x),
         first_step,
     )
     return result.reshape(x.shape)
+
+
+def langevin_draw(
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Sequence[Tensor | None]],
+    made_weights: Sequence[Sequence[Tensor]],
+    made_biases: Sequence[Sequence[Tensor | None]],
+    degrees: Sequence[Tensor],
+    *,
+    order: Sequence[int] | None = None,
+    made_activation: str = "relu",
+    residual: bool = False,
+    activation: str = "silu",
+    frequencies: Tensor | None = None,
+    step_sizes: Sequence[float],
+    steps: int,
+    score_scales: Sequence[float] | None = None,
+    stage_features: Sequence[float] | None = None,
+    seed: int = 0,
+    samples: Tensor | None = None,
+    first: int = 0,
+    last: int | None = None,
+    denoise: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw the variables order[first:last] of every sample, each by :func:`langevin` given those before it.
+
+    Their contexts come from a MADE whose hidden units are each computed once, when the variables up to their
+    degree are known: a whole draw costs one masked forward pass. The chain of variable d of sample n starts
+    from ``fastcsm.random.normal(seed, samples[n], d, 0)``; its steps count from 1. Not differentiable.
+
+    Args:
+        x: (B, D); the variables order[:first] are given, the others are not read.
+        weights, biases: one head's, as for :func:`score_head`, in a list of one entry; or, in the staged
+            form, one entry a stage.
+        made_weights, made_biases: for each head those of its network: the hidden layers, then the output
+            layer, whose D * C rows are the contexts by variable.
+        degrees: int64 (H_l,) for each hidden layer, sorted, at least 1; variable order[k] has degree k + 1.
+        order: permutation of range(D); in sequence by default.
+        made_activation, residual: as for :class:`fastcsm.nn.MADE`.
+        activation, frequencies: of the heads.
+        step_sizes, steps, score_scales, stage_features, seed: as for :func:`langevin`.
+        samples: (B,) integers that number the samples; 0, 1, ... by default.
+        first, last: the places in the order to draw; all by default.
+        denoise: variance v of the noise that the second result is freed of.
+
+    Returns:
+        x with the variables drawn, and the same with x_d + v score_scales[-1] s(c_d, x_d) in their place: the
+        mean of the noise-free value for v = sigma_L^2 (Tweedie).
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
+    """
+    arguments.floating("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (samples, variables), got {tuple(x.shape)}")
+    batch, variables = x.shape
+    order = list(range(variables)) if order is None else [int(d) for d in order]
+    last = variables if last is None else last
+    if sorted(order) != list(range(variables)):
+        raise ValueError(f"order must be a permutation of range({variables}), got {order}")
+    if not 0 <= first <= last <= variables:
+        raise ValueError(
+            f"first and last must satisfy 0 <= first <= last <= {variables}, got {first}, {last}"
+        )
+    stages = arguments.stages(step_sizes, score_scales, stage_features, steps, seed)
+    models = len(weights)
+    equal = len(biases) == len(made_weights) == len(made_biases) == models
+    if not equal or models not in (1, len(stages.sizes)):
+        raise ValueError(
+            f"weights, biases, made_weights and made_biases must have 1 or {len(stages.sizes)} entries (1"
+            f" for each of step_sizes): {models}, {len(biases)}, {len(made_weights)} and {len(made_biases)} given"
+        )
+    activations.get(made_activation)
+    networks = [arguments.network(x, w, b, degrees) for w, b in zip(made_weights, made_biases, strict=True)]
+    features = networks[0][0][-1].shape[0] // max(variables, 1) + min(len(stages.features), 1)
+    heads = [
+        arguments.layers(x, features, w, b, frequencies, activation)
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    samples = torch.arange(batch, device=x.device) if samples is None else samples
+    return _langevin.langevin_draw(
+        x.contiguous(),
+        [weight for head in heads for weight in head[0]],
+        [bias for head in heads for bias in head[1]],
+        heads[0][2],
+        activation,
+        [weight for network in networks for weight in network[0]],
+        [bias for network in networks for bias in network[1]],
+        [degree.contiguous() for degree in degrees],
+        torch.tensor(order, dtype=torch.int64, device=x.device),
+        made_activation,
+        residual,
+        *stages,
+        arguments.integers("samples", samples, x.new_empty(batch)),
+        first,
+        last,
+        float(denoise),
+    )
 
 
 def masked_linear(
@@ -203,133 +348,8 @@ def masked_linear(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
-    _check_floating("x", x)
     if activation is not None:
         activations.get(activation)
-    _check_like("weight", weight, x, 2)
-    outputs, inputs = weight.shape
-    if x.dim() == 0 or x.shape[-1] != inputs:
-        raise ValueError(f"x must have shape (..., {inputs}) to match weight, got {tuple(x.shape)}")
-    bias = weight.new_zeros(outputs) if bias is None else bias
-    _check_like("bias", bias, x, 1)
-    _check_shape("bias", bias, (outputs,))
-    for name, degrees, size in (("in_degrees", in_degrees, inputs), ("out_degrees", out_degrees, outputs)):
-        if degrees.dtype is not torch.int64 or degrees.device != x.device:
-            raise TypeError(f"{name} must be int64 on {x.device}, got {degrees.dtype} on {degrees.device}")
-        _check_shape(name, degrees, (size,))
-    rows = x.reshape(x.shape[:-1].numel(), inputs).contiguous()
-    y = _masked_linear.masked_linear(
-        rows,
-        weight.contiguous(),
-        bias.contiguous(),
-        in_degrees.contiguous(),
-        out_degrees.contiguous(),
-        activation or "identity",
-    )
-    return y.reshape(*x.shape[:-1], outputs)
-
-
-def _check_head(
-    context: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    frequencies: Tensor | None,
-    activation: str,
-    missing: int = 0,
-) -> _Head:
-    """``missing`` context features are supplied by the op itself."""
-    _check_floating("context", context)
-    _check_like("x", x, context, None)
-    if context.dim() != x.dim() + 1 or context.shape[:-1] != x.shape:
-        raise ValueError(
-            f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
-            f" got {tuple(x.shape)}"
-        )
-    activations.get(activation)
-    if frequencies is None:
-        frequencies = x.new_empty(0)
-    _check_like("frequencies", frequencies, context, 1)
-    if len(weights) < 2:
-        raise ValueError(f"weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
-    if len(biases) != len(weights):
-        raise ValueError(
-            f"biases must hold one entry for each of the {len(weights)} weights, got {len(biases)}"
-        )
-    features, c = context.shape[-1] + missing + 1 + 2 * frequencies.shape[0], context.shape[-1]
-    full = []
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        _check_like(f"weights[{k}]", weight, context, 2)
-        outputs = 1 if k == len(weights) - 1 else weight.shape[0]
-        _check_shape(f"weights[{k}]", weight, (outputs, features))
-        bias = weight.new_zeros(outputs) if bias is None else bias
-        _check_like(f"biases[{k}]", bias, context, 1)
-        _check_shape(f"biases[{k}]", bias, (outputs,))
-        full.append(bias.contiguous())
-        features = outputs
-    return _Head(
-        context.reshape(x.numel(), c).contiguous(),
-        x.reshape(-1).contiguous(),
-        [weight.contiguous() for weight in weights],
-        full,
-        frequencies.contiguous(),
-        activation,
-    )
-
-
-def _check_floating(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
-
-
-def _check_like(name: str, value: Tensor, other: Tensor, dim: int | None) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype is not other.dtype or value.device != other.device:
-        raise TypeError(
-            f"{name} must be {other.dtype} on {other.device} like the first argument,"
-            f" got {value.dtype} on {value.device}"
-        )
-    if dim is not None and value.dim() != dim:
-        raise ValueError(f"{name} must have {dim} axes, got shape {tuple(value.shape)}")
-
-
-def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-
-
-def _check_coefficient(name: str, value: Coefficient, default: float, x: Tensor) -> Tensor:
-    dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-    if value is None:
-        value = default
-    if not isinstance(value, Tensor):
-        return torch.full((1,), value, dtype=dtype, device=x.device)
-    if value.device != x.device and value.dim() > 0:
-        raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
-    value = value.to(device=x.device, dtype=dtype)
-    if value.numel() == 1:
-        return value.reshape(1)
-    try:
-        return value.expand(x.shape).reshape(-1).contiguous()
-    except RuntimeError:
-        raise ValueError(
-            f"{name} must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
-        ) from None
-
-
-def _check_floats(name: str, values: Sequence[float], length: int | None) -> list[float]:
-    values = [float(value) for value in values]
-    if length is not None and len(values) != length:
-        raise ValueError(f"{name} must have one entry for each of the {length} step_sizes, got {len(values)}")
-    return values
-
-
-def _check_integers(name: str, value: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.device != x.device:
-        got = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be an integer tensor on {x.device}, got {got}")
-    _check_shape(name, value, tuple(x.shape))
-    return value.reshape(-1).to(torch.int64).contiguous()
+    layer = arguments.masked("x", x, weight, bias, in_degrees, out_degrees)
+    y = _masked_linear.masked_linear(*layer, activation or "identity")
+    return y.reshape(*x.shape[:-1], weight.shape[0])

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,23 @@ __all__ = ["csm_loss", "denoising_loss", "score_and_derivative"]
 Head = nn.Module | Callable[[Tensor], Tensor]
 
 _warned: set[str] = set()
+
+
+class LinearContext(NamedTuple):
+    """Contexts (..., D, C + X) that a masked linear layer gives, not computed yet; the losses take them.
+
+    The context of dimension d is [rows d C ... (d + 1) C of (W * M) h + b, extra_d]. A loss that runs fused
+    computes it block of dimensions by block of dimensions, so that it never exists as a whole.
+    """
+
+    #: (hidden, weight, bias, in_degrees, out_degrees) as for :func:`fastcsm.functional.masked_linear`.
+    layer: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
+    extra: Tensor | None = None
+
+    def whole(self, dimensions: int) -> Tensor:
+        """The contexts as one tensor, D being given."""
+        context = functional.masked_linear(*self.layer).unflatten(-1, (dimensions, -1))
+        return context if self.extra is None else torch.cat([context, self.extra], -1)
 
 
 class HeadParameters(NamedTuple):
@@ -138,7 +155,7 @@ def _by_forward_mode(head: Head, context: Tensor, x: Tensor) -> tuple[Tensor, Te
 
 def csm_loss(
     head: Head,
-    context: Tensor,
+    context: Tensor | LinearContext,
     x: Tensor,
     *,
     row_weight: float | Tensor | None = None,
@@ -149,7 +166,7 @@ def csm_loss(
 
     Args:
         head: as for :func:`score_and_derivative`.
-        context: (..., D, C), the context of each dimension.
+        context: (..., D, C), the context of each dimension, or a :class:`LinearContext`.
         x: (..., D), the values at which the score is matched. A one-dimensional x is one sample.
         row_weight: weight of each row, a number or a tensor that broadcasts to x; 1 by default.
         score_scale: the score is score_scale times the head's output; a number or a tensor that broadcasts
@@ -169,7 +186,7 @@ def csm_loss(
 
 def denoising_loss(
     head: Head,
-    context: Tensor,
+    context: Tensor | LinearContext,
     x_noisy: Tensor,
     noise: Tensor,
     sigma: float | Tensor,
@@ -233,7 +250,7 @@ def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:
 
 def _reduce(
     head: Head,
-    context: Tensor,
+    context: Tensor | LinearContext,
     x: Tensor,
     alpha: float | Tensor,
     beta: float | Tensor,
@@ -242,17 +259,15 @@ def _reduce(
 ) -> Tensor:
     found = head_parameters(head)
     if reduction != "none" and isinstance(found, HeadParameters):
-        return functional.csm_loss(
-            context,
-            x,
-            found.weights,
-            found.biases,
-            activation=found.activation,
-            frequencies=found.frequencies,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-        )
+        options: dict[str, Any] = {"activation": found.activation, "frequencies": found.frequencies}
+        options |= {"alpha": alpha, "beta": beta, "gamma": gamma}
+        if isinstance(context, LinearContext):
+            return functional.linear_csm_loss(
+                *context.layer, x, found.weights, found.biases, extra=context.extra, **options
+            )
+        return functional.csm_loss(context, x, found.weights, found.biases, **options)
+    if isinstance(context, LinearContext):
+        context = context.whole(x.shape[-1])
     s, ds = score_and_derivative(head, context, x)
     if s.dtype.itemsize < 4:
         s, ds = s.float(), ds.float()

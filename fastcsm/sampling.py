@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional, losses, random
+from .nn.made import MADE
 
 if TYPE_CHECKING:
     from .nn import ARCSM
@@ -18,6 +19,8 @@ Progress = Callable[[int, int], None]
 
 #: Default step size e_0, in units of sigma_L^2.
 RELATIVE_STEP = 0.2
+#: Samples of one fused call and parts of its dimensions: between two calls progress is told and Ctrl-C heard.
+_ROWS, _PARTS = 256, 20
 
 
 @torch.no_grad()
@@ -30,6 +33,8 @@ def annealed_langevin(
     step_size: float | None = None,
     batch_size: int | None = None,
     first_sample: int = 0,
+    given: Tensor | None = None,
+    known: int = 0,
     denoise: bool = False,
     progress: bool | Progress | None = None,
 ) -> Tensor:
@@ -37,8 +42,9 @@ def annealed_langevin(
 
     At level i, ``steps`` times: x <- x + (e_i / 2) s(c, x) + sqrt(e_i) z with e_i = e_0 sigma_i^2 /
     sigma_L^2. The start and every z are ``fastcsm.random.normal(seed, sample, dimension, step)``, so a seed
-    means the same samples whatever the batch size, up to rounding. The model's mode (train or eval) is
-    restored afterwards.
+    means the same samples whatever the batch size, up to rounding. Where the context network is a MADE and
+    the head can run fused, a whole draw costs one masked forward pass (``functional.langevin_draw``). The
+    model's mode (train or eval) is restored afterwards.
 
     Args:
         model: a trained model; the staged form must have reached its last stage.
@@ -47,8 +53,10 @@ def annealed_langevin(
         steps: Langevin steps T per noise level.
         step_size: e_0, the step size at the smallest level; 0.2 sigma_L^2 by default. A model without noise
             has one level and needs it given.
-        batch_size: samples drawn together; all by default.
+        batch_size: samples drawn together; by default all, or 256 where the draw is fused.
         first_sample: number of the first sample: ``first_sample=k`` continues a draw of k samples.
+        given, known: the first ``known`` variables of the model's order are those of ``given``, (n, D) or
+            (D,), and are returned as they are; contexts see them with noise sigma_L, as in training.
         denoise: return x_d + sigma_L^2 s(c_d, x_d), the mean of the noise-free value (Tweedie), while later
             dimensions still depend on the noisy one, as in training.
         progress: called with (dimensions done, dimensions in all); True for a bar on standard error.
@@ -74,22 +82,53 @@ def annealed_langevin(
         raise ValueError("denoise is True, expected a model with a noise schedule")
 
     parameter = next(model.parameters())
+    start = _start(n, features, given, known, parameter)
     samples = torch.arange(first_sample, first_sample + n, device=parameter.device)
-    batches = samples.split(batch_size or max(n, 1))
+    draw = _Fused.of(model, sizes, steps) or _Stepwise(model, sizes, steps)
+    batches = range(0, n, batch_size or (_ROWS if isinstance(draw, _Fused) else max(n, 1)))
     report = _reporter(progress)
+    order = list(getattr(model.context_net, "order", range(features)))
     was_training = model.training
     model.eval()
     try:
-        parts = []
-        for index, numbers in enumerate(batches):
+        parts = [start[:0]]
+        for index, begin in enumerate(batches):
+            chosen = slice(begin, begin + batches.step)
 
             def tell(done: int, index: int = index) -> None:
                 report(index * features + done, len(batches) * features)
 
-            parts.append(_draw(model, numbers, features, seed, steps, sizes, denoise, parameter.dtype, tell))
+            x = _noisy(model, start[chosen], order[:known], seed, samples[chosen])
+            x = draw(x, order, known, seed, samples[chosen], denoise, tell)
+            x[:, order[:known]] = start[chosen][:, order[:known]]
+            parts.append(x)
     finally:
         model.train(was_training)
     return torch.cat(parts)
+
+
+def _start(n: int, features: int, given: Tensor | None, known: int, like: Tensor) -> Tensor:
+    if given is None:
+        if known:
+            raise ValueError(f"known is {known}, expected given to hold the values of those variables")
+        return like.new_zeros(n, features)
+    if not 0 <= known <= features:
+        raise ValueError(f"known must be in [0, {features}], got {known}")
+    if tuple(given.shape) not in {(features,), (n, features)}:
+        raise ValueError(
+            f"given must have shape ({n}, {features}) or ({features},), got {tuple(given.shape)}"
+        )
+    return given.to(like).detach().expand(n, features).clone()
+
+
+def _noisy(model: ARCSM, x: Tensor, variables: list[int], seed: int, samples: Tensor) -> Tensor:
+    """The given variables as contexts see them in training, with noise of the smallest level."""
+    x = x.clone()
+    if model.noise is not None:
+        for d in variables:
+            z = random.normal(seed, samples, torch.full_like(samples, d), 0, x.dtype)
+            x[:, d] += model.noise.sigma_min * z
+    return x
 
 
 def _step_sizes(model: ARCSM, step_size: float | None) -> list[float]:
@@ -104,45 +143,113 @@ def _step_sizes(model: ARCSM, step_size: float | None) -> list[float]:
     return [relative * sigma**2 for sigma in model.noise.sigmas]
 
 
-def _draw(
-    model: ARCSM,
-    samples: Tensor,
-    features: int,
-    seed: int,
-    steps: int,
-    sizes: list[float],
-    denoise: bool,
-    dtype: torch.dtype,
-    tell: Callable[[int], None],
-) -> Tensor:
-    x = torch.zeros(len(samples), features, dtype=dtype, device=samples.device)
-    clean = torch.zeros_like(x) if denoise else x
-    parts: list[Any] = [*model.stages, model]
-    order = getattr(model.context_net, "order", range(features))
-    for done, d in enumerate(order, start=1):
-        dimension = torch.full_like(samples, d)
-        value = random.normal(seed, samples, dimension, 0, dtype)
-        if model.staged:
-            for stage, part in enumerate(parts):
-                context = _context(part.context_net, x, d)
-                first = 1 + stage * steps
-                value = _langevin(
-                    part.head, context, value, [sizes[stage]], steps, seed, samples, dimension, first, None
-                )
-        else:
-            context = _context(model.context_net, x, d)
-            sigmas = model.noise.sigmas if model.conditional else None
-            value = _langevin(model.head, context, value, sizes, steps, seed, samples, dimension, 1, sigmas)
-        x[:, d] = value
-        if denoise:
-            clean[:, d] = value + model.noise.sigma_min**2 * _score(model, context, value)
-        tell(done)
-    return clean
+class _Fused:
+    """Draws by ``functional.langevin_draw``: the contexts of a MADE and heads that run fused."""
+
+    def __init__(self, model: ARCSM, arguments: dict[str, Any]):
+        self._model, self._arguments = model, arguments
+
+    @classmethod
+    def of(cls, model: ARCSM, sizes: list[float], steps: int) -> _Fused | None:
+        """None if the model is not of that kind."""
+        parts: list[Any] = [*model.stages, model]
+        heads = [losses.head_parameters(part.head) for part in parts]
+        if not isinstance(model.context_net, MADE) or any(isinstance(head, str) for head in heads):
+            return None
+        made = model.context_net
+        layers = [[*part.context_net.layers, part.context_net.output] for part in parts]
+        sigmas = model.noise.sigmas if model.conditional and model.noise is not None else None
+        arguments = {
+            "weights": [head.weights for head in heads],
+            "biases": [head.biases for head in heads],
+            "made_weights": [[layer.weight for layer in network] for network in layers],
+            "made_biases": [[layer.bias for layer in network] for network in layers],
+            "degrees": [layer.out_degrees for layer in layers[-1][:-1]],
+            "order": made.order,
+            "made_activation": made.activation,
+            "residual": made.residual,
+            "activation": heads[-1].activation,
+            "frequencies": heads[-1].frequencies,
+            "step_sizes": sizes,
+            "steps": steps,
+            "score_scales": [1 / sigma for sigma in sigmas] if sigmas else None,
+            "stage_features": [math.log(sigma) for sigma in sigmas] if sigmas else None,
+        }
+        return cls(model, arguments)
+
+    def __call__(
+        self,
+        x: Tensor,
+        order: list[int],
+        known: int,
+        seed: int,
+        samples: Tensor,
+        denoise: bool,
+        tell: Callable[[int], None],
+    ) -> Tensor:
+        variance = self._model.noise.sigma_min**2 if denoise and self._model.noise else 0.0
+        clean, size = x.clone(), max(len(order) // _PARTS, 1)
+        for first in range(known, len(order), size):
+            last = min(first + size, len(order))
+            x, part = functional.langevin_draw(
+                x, **self._arguments, seed=seed, samples=samples, first=first, last=last, denoise=variance
+            )
+            clean[:, order[first:last]] = part[:, order[first:last]]
+            tell(last)
+        return clean
 
 
-def _context(net: nn.Module, x: Tensor, d: int) -> Tensor:
-    one = getattr(net, "context_of", None)
-    return one(x, d) if one is not None else net(x)[:, d]
+class _Stepwise:
+    """Draws dimension by dimension: any context network, any head."""
+
+    def __init__(self, model: ARCSM, sizes: list[float], steps: int):
+        self._model, self._sizes, self._steps = model, sizes, steps
+
+    def __call__(
+        self,
+        x: Tensor,
+        order: list[int],
+        known: int,
+        seed: int,
+        samples: Tensor,
+        denoise: bool,
+        tell: Callable[[int], None],
+    ) -> Tensor:
+        model, sizes, steps = self._model, self._sizes, self._steps
+        parts: list[Any] = [*model.stages, model] if model.staged else [model]
+        contexts = [_contexts(part.context_net, x) for part in parts]
+        clean = x.clone()
+        for k, d in enumerate(order):
+            if k >= known:
+                dimension = torch.full_like(samples, d)
+                value = random.normal(seed, samples, dimension, 0, x.dtype)
+                for stage, (part, context_of) in enumerate(zip(parts, contexts, strict=True)):
+                    context = context_of(k, d)
+                    levels = sizes[stage : stage + 1] if model.staged else sizes
+                    sigmas = model.noise.sigmas if model.conditional else None
+                    first = 1 + stage * steps
+                    value = _langevin(
+                        part.head, context, value, levels, steps, seed, samples, dimension, first, sigmas
+                    )
+                x[:, d] = clean[:, d] = value
+                if denoise:
+                    clean[:, d] += model.noise.sigma_min**2 * _score(model, context, value)
+            tell(k + 1)
+        return clean
+
+
+def _contexts(net: nn.Module, x: Tensor) -> Callable[[int, int], Tensor]:
+    """Context of the variable d drawn k-th, from the values in x of those before it."""
+    if not isinstance(net, MADE):
+        return lambda k, d: net(x)[:, d]
+    units = net.incremental(len(x), x.dtype, x.device)
+
+    def context(k: int, d: int) -> Tensor:
+        while units.known < k:
+            units.feed(x[:, net.order[units.known]])
+        return units.context(k)
+
+    return context
 
 
 def _score(model: ARCSM, context: Tensor, x: Tensor) -> Tensor:

@@ -1,3 +1,8 @@
+import os
+
+# Small tests are quicker on one thread, in processes they start too; those about threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""The matrix-tile path of the CPU library, executed on any processor: csrc/cpu/gemm.h on emulated tiles, sanitized."""
+"""The matrix-tile path of the CPU library: csrc/cpu/gemm.h on emulated tiles, sanitized, on any processor."""
 
 import shutil
 import subprocess

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fastcsm
-from fastcsm import losses
+from fastcsm import functional, losses
 from fastcsm.nn import ScoreHead
 
 ACTIVATIONS = {
@@ -207,6 +207,27 @@ def test_denoising_loss(head, reduction):
     expected = {"mean": per_row.sum() / 5, "sum": per_row.sum(), "none": per_row.sum(-1)}[reduction]
     torch.testing.assert_close(loss, expected)
     assert_same_gradients(head, loss.sum(), expected.sum())
+
+
+@pytest.mark.filterwarnings("ignore:the score head runs")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("head", [sequential(), ScoreHead(4, (8, 6), "softplus", 3).double(), Square()])
+def test_contexts_that_are_not_computed_yet(head, reduction):
+    hidden, x = torch.randn(5, 6).double(), torch.randn(5, 3).double()
+    noise, extra = torch.randn(5, 3).double(), torch.randn(5, 3, 1).double()
+    weight, bias = torch.randn(9, 6).double(), torch.randn(9).double()
+    degrees = torch.arange(6) // 2, torch.arange(9) // 3
+    layer = (hidden.requires_grad_(), weight, bias, *degrees)
+    lazy = losses.LinearContext(layer, extra)
+    whole = torch.cat([functional.masked_linear(*layer).reshape(5, 3, 3), extra], -1)
+    for loss in (
+        lambda context: fastcsm.csm_loss(head, context, x, row_weight=2.0, reduction=reduction),
+        lambda context: fastcsm.denoising_loss(head, context, x, noise, 0.5, reduction=reduction),
+    ):
+        got, expected = loss(lazy), loss(whole)
+        torch.testing.assert_close(got, expected)
+        grads = [torch.autograd.grad(value.sum(), hidden, retain_graph=True)[0] for value in (got, expected)]
+        torch.testing.assert_close(*grads)
 
 
 def test_denoising_with_numbers():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastcsm
 from fastcsm import functional
@@ -37,6 +38,31 @@ def small(noise=None, objective="csm", activation="silu", dropout=0.0):
     return ARCSM(
         made, ScoreHead(3 + conditional, (8, 8), activation), noise=noise, objective=objective
     ).double()
+
+
+class Around(torch.nn.Module):
+    """A context network that is no MADE to look at."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@pytest.fixture
+def linear_losses(monkeypatch):
+    """One entry for each call of functional.linear_csm_loss."""
+    calls = []
+    function = functional.linear_csm_loss
+
+    def run(*args, **options):
+        calls.append(1)
+        return function(*args, **options)
+
+    monkeypatch.setattr(functional, "linear_csm_loss", run)
+    return calls
 
 
 class TestMADE:
@@ -127,6 +153,65 @@ class TestMADE:
     def test_bad_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             MADE(**({"features": 3, "hidden_features": (4,), "context_features": 2} | arguments))
+
+
+class TestIncremental:
+    @given(NETWORKS)
+    def test_contexts_are_those_of_the_full_pass(self, network):
+        made = build(**network)
+        x = torch.randn(3, made.features, dtype=torch.float64)
+        expected = made(x)
+        evaluator = made.incremental(3)
+        for k, variable in enumerate(made.order):
+            assert evaluator.known == k
+            context = evaluator.context(k)
+            torch.testing.assert_close(context, expected[:, variable], rtol=1e-12, atol=1e-12)
+            evaluator.feed(x[:, variable])
+        for k in reversed(range(made.features)):
+            torch.testing.assert_close(evaluator.context(k), expected[:, made.order[k]])
+
+    @pytest.mark.parametrize("residual", [False, True])
+    def test_all_contexts_cost_one_masked_forward_pass(self, residual):
+        made = MADE(10, (30, 30, 30), 4, residual=residual)
+        evaluator = made.incremental(5)
+        with FlopCounterMode(display=False) as counter:
+            for k in range(10):
+                evaluator.context(k)
+                evaluator.feed(torch.randn(5))
+        edges = sum(
+            int((layer.in_degrees <= layer.out_degrees[:, None]).sum())
+            for layer in (*made.layers, made.output)
+        )
+        assert counter.get_total_flops() == 2 * 5 * edges
+
+    def test_dtype_mode_gradients_and_no_bias(self):
+        made = MADE(4, (16,), 2, dropout=0.5, order=[2, 0, 3, 1])
+        made.output.bias = None
+        evaluator = made.incremental(2, dtype=torch.float64)
+        x = torch.randn(2, 4)
+        for k in range(3):
+            evaluator.feed(x[:, made.order[k]])
+        context = evaluator.context(3)
+        assert context.dtype == torch.float64
+        assert not context.requires_grad
+        torch.testing.assert_close(context.float(), made.eval()(x)[:, 1])
+
+    def test_bad_use(self):
+        made = MADE(3, (4,), 2)
+        evaluator = made.incremental(5)
+        with pytest.raises(ValueError, match="k must be at most 0, the number of known variables, got 1"):
+            evaluator.context(1)
+        with pytest.raises(ValueError, match=r"k must be in \[0, 3\), got 3"):
+            evaluator.context(3)
+        with pytest.raises(ValueError, match=r"value must have shape \(5,\), got \(4,\)"):
+            evaluator.feed(torch.zeros(4))
+        for _ in range(3):
+            evaluator.feed(torch.zeros(5))
+        with pytest.raises(ValueError, match="feed was called with all 3 variables known"):
+            evaluator.feed(torch.zeros(5))
+        made.layers[0].out_degrees[0] = 2
+        with pytest.raises(ValueError, match="hidden units sorted by degree"):
+            made.incremental(5)
 
 
 def test_masked_linear_module():
@@ -267,6 +352,52 @@ class TestARCSM:
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
 
+    @pytest.mark.parametrize("residual", [False, True])
+    @pytest.mark.parametrize(
+        ("form", "objective"),
+        [
+            (None, "csm"),
+            ("conditional", "csm"),
+            ("conditional", "denoising"),
+            ("staged", "csm"),
+            ("staged", "denoising"),
+        ],
+    )
+    def test_loss_without_the_context_is_the_loss_with_it(self, form, objective, residual, linear_losses):
+        noise = NoiseSchedule(1.0, 0.1, 3, form=form) if form else None
+        made = MADE(6, (16, 16), 3, order=[4, 0, 5, 2, 1, 3], activation="gelu", residual=residual)
+        model = ARCSM(made, ScoreHead(3 + (form == "conditional"), (8,)), noise=noise, objective=objective)
+        model.double()
+        whole = ARCSM(Around(made), model.head, noise=noise, objective=objective)
+        x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+        drawn = model.draw_noise(x.shape, dtype=torch.float64) if noise else None
+        leaves = [x, *model.parameters()]
+        expected = whole.csm_loss(x, noise=drawn)
+        assert linear_losses == []
+        loss = model.csm_loss(x, noise=drawn)
+        assert len(linear_losses) == 1
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+        for a, b in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves)):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+    @pytest.mark.filterwarnings("ignore:the score head runs")
+    def test_the_context_is_formed_where_it_must_be(self, linear_losses):
+        x = torch.randn(5, 4, dtype=torch.float64)
+        model = small(NoiseSchedule())
+        calls = []
+        for module in (model.context_net, model.context_net.output):
+            handle = module.register_forward_hook(lambda *_: calls.append(1))
+            model.csm_loss(x)
+            handle.remove()
+        assert len(calls) == 2
+        leaky = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LeakyReLU(), torch.nn.Linear(8, 1))
+        by_hand = ARCSM(small().context_net, leaky.double())
+        expected = fastcsm.csm_loss(leaky, by_hand.context_net(x), x)
+        torch.testing.assert_close(by_hand.csm_loss(x), expected)
+        assert linear_losses == []
+        model.csm_loss(x)
+        assert len(linear_losses) == 1
+
     def test_score_at_a_noise_level(self):
         model = small(NoiseSchedule(1.0, 0.1, 3))
         x = torch.randn(5, 4, dtype=torch.float64)
@@ -363,8 +494,8 @@ class TestARCSM:
             NotImplementedError, match="method must be 'langevin' in this version, got 'flow'"
         ):
             model.sample(2, method="flow")
-        with pytest.raises(NotImplementedError, match="given must be None"):
-            model.sample(2, given=torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="given must have shape"):
+            model.sample(2, step_size=0.1, given=torch.zeros(2, 9), known=1)
         with pytest.raises(NotImplementedError, match="score, csm_loss and sample are"):
             model.log_prob(torch.zeros(2, 4))
 

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -112,12 +113,68 @@ def _model(order=None, dropout=0.0):
     return ARCSM(net, ScoreHead(5, (16, 16), frequencies=3), noise=NoiseSchedule(1.0, 0.1, 3)).double()
 
 
+class Opaque(nn.Module):
+    """A context network that is not a MADE."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made, self.features, self.order = made, made.features, made.order
+
+    def forward(self, x):
+        return self.made(x)
+
+
+def _staged_model():
+    torch.manual_seed(0)
+    net = MADE(5, (16, 16, 16), 4, order=[3, 0, 4, 1, 2], residual=True)
+    model = ARCSM(
+        net, ScoreHead(4, (16,), frequencies=3), noise=NoiseSchedule(1.0, 0.1, 3, form="staged")
+    ).double()
+    for _ in range(2):
+        model.advance_stage()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+    return model
+
+
+def _replace(model, kind):
+    """The same model, by the loop over dimensions."""
+    other = copy.deepcopy(model)
+    for part in (other, *other.stages):
+        if kind == "head":
+            part.head = Unfused(part.head)
+        else:
+            part.context_net = Opaque(part.context_net)
+    return other
+
+
 @pytest.mark.filterwarnings("ignore:the score head runs by forward-mode")
-def test_fused_and_plain_loops_draw_the_same():
-    model = _model()
-    other = ARCSM(model.context_net, Unfused(model.head), noise=model.noise)
-    fused, plain = (annealed_langevin(m, 6, seed=2, steps=5, denoise=True) for m in (model, other))
+@pytest.mark.parametrize("kind", ["head", "context_net"])
+@pytest.mark.parametrize("make", [_model, _staged_model])
+def test_fused_and_plain_loops_draw_the_same(make, kind):
+    model = make()
+    options = {"seed": 2, "steps": 5, "denoise": True, "given": torch.linspace(-1, 1, 5), "known": 2}
+    fused, plain = (annealed_langevin(m, 6, **options) for m in (model, _replace(model, kind)))
     torch.testing.assert_close(fused, plain, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
+def test_given_variables_are_kept_and_move_those_after_them_only(order):
+    model = _model(order)
+    places = model.context_net.order
+    given = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = model.sample(6, seed=3, steps=3, given=given, known=2)
+    assert torch.equal(x[:, places[:2]], given[:, places[:2]])
+    other = given.clone()
+    other[:, places[2:]] = torch.nan
+    assert torch.equal(model.sample(6, seed=3, steps=3, given=other, known=2), x)
+    assert torch.equal(model.sample(6, seed=3, steps=3, given=given, known=5), given)
+    other = given.clone()
+    other[:, places[1]] += 1
+    assert (model.sample(6, seed=3, steps=3, given=other, known=2) - x)[:, places[2:]].abs().min() > 0
+    row = model.sample(6, seed=3, steps=3, given=given[0], known=2)
+    assert torch.equal(row[:, places[:2]], given[:1, places[:2]].expand(6, 2))
 
 
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
@@ -164,6 +221,9 @@ def test_progress_and_empty_draw():
         ({"step_size": 0.0}, "step_size must be a positive"),
         ({"step_size": math.nan}, "step_size must be a positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"known": 1}, "known is 1, expected given"),
+        ({"known": 6, "given": torch.zeros(5)}, r"known must be in \[0, 5\]"),
+        ({"known": 1, "given": torch.zeros(3, 5)}, r"given must have shape \(2, 5\) or \(5,\), got \(3, 5\)"),
     ],
 )
 def test_bad_arguments(options, words):

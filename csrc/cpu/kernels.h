@@ -43,9 +43,9 @@ struct LangevinArgs {
 constexpr int kMaxMadeLayers = 33;  // hidden layers and the output
 constexpr int kMaxModels = 64;      // parameter sets of the staged form
 
-// The draw of variables order[first] .. order[last - 1] of every sample, those before them given in x. Hidden layer l has
-// units sorted by degree, due[l][k] of them with degree at most k. A residual network alternates: layer 0 starts the stream,
-// layers 1, 3, ... read it through f, layers 2, 4, ... add to it.
+// The draw of variables order[first] .. order[last - 1] of every sample, those before them given in x. Hidden layer l
+// has units sorted by degree, due[l][k] of them with degree at most k. A residual network alternates: layer 0 starts
+// the stream, layers 1, 3, ... read it through f, layers 2, 4, ... add to it.
 struct DrawArgs {
   int64_t rows, variables, context, layers, models, stages, steps, first, last;
   const int64_t* order;
@@ -64,8 +64,8 @@ struct DrawArgs {
   void *x, *clean;
 };
 
-// Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree: output
-// out_order[o] reads inputs in_order[0] .. in_order[reach[o] - 1]. activation < 0 is the identity.
+// Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree:
+// output out_order[o] reads inputs in_order[0] .. in_order[reach[o] - 1]. activation < 0 is the identity.
 struct MaskedLinearArgs {
   int64_t rows, inputs, outputs;
   const int64_t *in_order, *out_order, *reach;

@@ -57,7 +57,8 @@ struct Chain {
       for (int64_t j = 0; j < head->ld_in; ++j) tile.in[r * head->ld_in + j] = j < given ? at(r, j) : T(0);
       for (int64_t j = 0; j < head->ld_features; ++j) tile.tin[r * head->ld_features + j] = T(0);
     }
-    gemm<T>(rows, head->P[0], head->C, tile.in, head->ld_in, head->forward[0], nullptr, base, head->ld[0], tile.scratch);
+    gemm<T>(rows, head->P[0], head->C, tile.in, head->ld_in, head->forward[0], nullptr, base, head->ld[0],
+            tile.scratch);
   }
 
   // The first layer's share that does not depend on x, in a stage whose own feature is *feature (null for none).
@@ -143,8 +144,8 @@ struct LangevinRows {
     for (int64_t r = 0; r < rows; ++r) chain.tile.x[r] = from_storage(static_cast<const S*>(a.x)[begin + r]);
     const Noise noise{a.seed, a.samples + begin, a.dimensions + begin};
     for (int64_t i = 0; i < a.stages; ++i)
-      chain.stage(noise, a.step_sizes[i], a.score_scales[i], a.stage_features == nullptr ? nullptr : a.stage_features + i,
-                  a.steps, a.first_step + i * a.steps);
+      chain.stage(noise, a.step_sizes[i], a.score_scales[i],
+                  a.stage_features == nullptr ? nullptr : a.stage_features + i, a.steps, a.first_step + i * a.steps);
     for (int64_t r = 0; r < rows; ++r) static_cast<S*>(a.out)[begin + r] = to_storage<S>(chain.tile.x[r]);
   }
 
@@ -168,13 +169,13 @@ struct LangevinRows {
   }
 };
 
-// The whole autoregressive draw. A task owns up to kPanel<T> samples; unit values lie as (units, samples), so that the product
-// for the units that come due is a micro-kernel on the weights as they are: units are sorted by degree, and those of one
-// degree read the same prefix of the layer below.
+// The whole autoregressive draw. A task owns up to kPanel<T> samples; unit values lie as (units, samples), so that the
+// product for the units that come due is a micro-kernel on the weights as they are: units are sorted by degree, and
+// those of one degree read the same prefix of the layer below.
 template <class S, class T>
 struct DrawRows {
   const DrawArgs& a;
-  Packed<T>* heads;      // one a model
+  Packed<T>* heads;  // one a model
   int64_t scratch_bytes, rows_per_task;
   char* scratch;
   const T* weight[kMaxModels][kMaxMadeLayers];  // of each layer, inputs sorted by degree
@@ -209,12 +210,13 @@ struct DrawRows {
 
   // out (count, P) = W[first : first + count, : depth] in + b.
   template <class Out>
-  void units_of(int64_t m, int64_t l, int64_t first, int64_t count, int64_t depth, const T* in, T* product, Out out) const {
+  void units_of(int64_t m, int64_t l, int64_t first, int64_t count, int64_t depth, const T* in, T* product,
+                Out out) const {
     const int64_t inputs = l == 0 ? a.variables : a.width[l - 1];
     for (int64_t u = 0; u < count; u += kMicroRows) {
       const int64_t rows = count - u < kMicroRows ? count - u : kMicroRows;
-      micro_rest<T, kMicroVectors, false, false>(rows, depth, weight[m][l] + (first + u) * inputs, inputs, in, P, nullptr,
-                                                 product, P);
+      micro_rest<T, kMicroVectors, false, false>(rows, depth, weight[m][l] + (first + u) * inputs, inputs, in, P,
+                                                 nullptr, product, P);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < P; j += Vec<T>::W)
           out(first + u + i, j, Vec<T>::load(product + i * P + j) + Vec<T>(bias[m][l][first + u + i]));
@@ -247,13 +249,20 @@ struct DrawRows {
   // Finishes the units of degree k + 1, once the value drawn k-th is in w.x.
   void feed(Workspace& w, int64_t m, int64_t k) const {
     switch (a.activation) {
-      case kSoftplus: return feed_as<kSoftplus>(w, m, k);
-      case kTanh: return feed_as<kTanh>(w, m, k);
-      case kSilu: return feed_as<kSilu>(w, m, k);
-      case kGelu: return feed_as<kGelu>(w, m, k);
-      case kElu: return feed_as<kElu>(w, m, k);
-      case kRelu: return feed_as<kRelu>(w, m, k);
-      default: return feed_as<kSigmoid>(w, m, k);
+      case kSoftplus:
+        return feed_as<kSoftplus>(w, m, k);
+      case kTanh:
+        return feed_as<kTanh>(w, m, k);
+      case kSilu:
+        return feed_as<kSilu>(w, m, k);
+      case kGelu:
+        return feed_as<kGelu>(w, m, k);
+      case kElu:
+        return feed_as<kElu>(w, m, k);
+      case kRelu:
+        return feed_as<kRelu>(w, m, k);
+      default:
+        return feed_as<kSigmoid>(w, m, k);
     }
   }
 
@@ -307,7 +316,8 @@ struct DrawRows {
                     1 + i * a.steps);
     }
     if (a.clean != nullptr)
-      w.chain[a.models - 1].score(w.chain[a.models - 1].stage_base(features == nullptr ? nullptr : features + a.stages - 1));
+      w.chain[a.models - 1].score(
+          w.chain[a.models - 1].stage_base(features == nullptr ? nullptr : features + a.stages - 1));
   }
 
   void run() {
@@ -337,7 +347,8 @@ struct DrawRows {
         memcpy(static_cast<void*>(heads + m), &head, sizeof head);
       }
       for (int64_t l = 0; l <= a.layers; ++l) {
-        const int64_t inputs = l == 0 ? a.variables : a.width[l - 1], outputs = l < a.layers ? a.width[l] : a.variables * a.context;
+        const int64_t inputs = l == 0 ? a.variables : a.width[l - 1],
+                      outputs = l < a.layers ? a.width[l] : a.variables * a.context;
         const S* w = static_cast<const S*>(a.weight[m][l]);
         const S* b = static_cast<const S*>(a.bias[m][l]);
         if constexpr (sizeof(S) == sizeof(T)) {
@@ -351,7 +362,8 @@ struct DrawRows {
         T* bias_copy = arena.take<T>(outputs);
         for (int64_t o = 0; filling && o < outputs; ++o) {
           bias_copy[o] = from_storage(b[o]);
-          for (int64_t i = 0; i < inputs; ++i) copy[o * inputs + i] = from_storage(w[o * inputs + (l == 0 ? a.order[i] : i)]);
+          for (int64_t i = 0; i < inputs; ++i)
+            copy[o * inputs + i] = from_storage(w[o * inputs + (l == 0 ? a.order[i] : i)]);
         }
         weight[m][l] = copy, bias[m][l] = bias_copy;
       }
@@ -424,8 +436,8 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
                                          int64_t activation, Tensors made_weights, Tensors made_biases, Tensors degrees,
                                          Tensor order, int64_t made_activation, bool residual,
                                          std::vector<double> step_sizes, std::vector<double> score_scales,
-                                         std::vector<double> stage_features, int64_t steps, int64_t seed, Tensor samples,
-                                         int64_t first, int64_t last, double denoise, bool reduced) {
+                                         std::vector<double> stage_features, int64_t steps, int64_t seed,
+                                         Tensor samples, int64_t first, int64_t last, double denoise, bool reduced) {
   using torch::headeronly::ScalarType;
   DrawArgs a{};
   const auto expect = [](bool holds, const char* sentence) {
@@ -451,7 +463,8 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
              (stage_features.empty() || static_cast<int64_t>(stage_features.size()) == a.stages) &&
              (stage_features.empty() || a.models == 1),
          "score_scales and stage_features must have one value a stage");
-  expect(0 <= first && first <= last && last <= a.variables, "first and last must satisfy 0 <= first <= last <= variables");
+  expect(0 <= first && first <= last && last <= a.variables,
+         "first and last must satisfy 0 <= first <= last <= variables");
   a.order = static_cast<const int64_t*>(checked(order, "order", ScalarType::Long, a.variables));
   a.raster = true;
   for (int64_t k = 0; k < a.variables; ++k) {
@@ -502,7 +515,7 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
   a.x = out.mutable_data_ptr();
   a.clean = denoise != 0 ? clean.mutable_data_ptr() : nullptr;
   if (a.rows > 0) FASTCSM_DISPATCH(langevin_draw_kernel, uses_pairs(a), a);
-  return {out, clean};
+  return {out, denoise != 0 ? clean : torch::stable::clone(out)};
 }
 
 }  // namespace fastcsm

@@ -29,10 +29,14 @@ const void* checked(const Tensor& t, const char* name, ScalarType type, int64_t 
 
 Storage storage_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Storage::f32;
-    case ScalarType::Double: return Storage::f64;
-    case ScalarType::BFloat16: return Storage::bf16;
-    default: fail("x has a dtype the cpu kernels do not know, expected float32, float64 or bfloat16");
+    case ScalarType::Float:
+      return Storage::f32;
+    case ScalarType::Double:
+      return Storage::f64;
+    case ScalarType::BFloat16:
+      return Storage::bf16;
+    default:
+      fail("x has a dtype the cpu kernels do not know, expected float32, float64 or bfloat16");
   }
 }
 

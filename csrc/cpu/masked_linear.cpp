@@ -1,6 +1,6 @@
-// y = f((W * M) x + b) with M[o, i] = in_degree(i) <= out_degree(o), and its backward pass. Inputs and outputs are taken in
-// order of degree, so the mask is a staircase: output o reads the first reach[o] inputs. Work is skipped by tile, and an
-// entry of W beyond the stairs is replaced by zero when it is packed: no mask is stored or multiplied.
+// y = f((W * M) x + b) with M[o, i] = in_degree(i) <= out_degree(o), and its backward pass. Inputs and outputs are
+// taken in order of degree, so the mask is a staircase: output o reads the first reach[o] inputs. Work is skipped by
+// tile, and an entry of W beyond the stairs is replaced by zero when it is packed: no mask is stored or multiplied.
 // Every product is a micro-kernel over operands packed as A [k][kMicroRows], B [k][kPanel]; a result is one chain of
 // multiply-adds over k in ascending order whatever the split into tasks.
 #ifndef FASTCSM_FILE
@@ -23,9 +23,9 @@ namespace {
 #include "cpu/gemm.h"
 #include "cpu/storage.h"
 
-constexpr int64_t kDepth = 256;   // K of one packed block
-constexpr int64_t kTiles = 4;     // micro-kernels of rows that share one packing
-constexpr int64_t kBatch = 256;   // samples of one pass over a block of outputs
+constexpr int64_t kDepth = 256;  // K of one packed block
+constexpr int64_t kTiles = 4;    // micro-kernels of rows that share one packing
+constexpr int64_t kBatch = 256;  // samples of one pass over a block of outputs
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -41,15 +41,16 @@ FASTCSM_INLINE T word(T low, T high) {
 }
 constexpr int64_t kPerWord = FASTCSM_REDUCED ? 2 : 1;
 
-// Words [k][width] of a matrix given by rows: row(k) points at its elements, the first valid(k) of which count; the rest are
-// zero, as are rows at or beyond K.
+// Words [k][width] of a matrix given by rows: row(k) points at its elements, the first valid(k) of which count; the
+// rest are zero, as are rows at or beyond K.
 template <class T, class Row, class Valid>
 FASTCSM_INLINE void pack_rows(T* out, int64_t K, int64_t width, Row row, Valid valid) {
   for (int64_t k = 0; k < words<T>(K); ++k, out += width) {
     const T *low = nullptr, *high = nullptr;
     int64_t n = 0, m = 0;
     if (kPerWord * k < K) low = row(kPerWord * k), n = std::min(width, std::max<int64_t>(0, valid(kPerWord * k)));
-    if (FASTCSM_REDUCED && 2 * k + 1 < K) high = row(2 * k + 1), m = std::min(width, std::max<int64_t>(0, valid(2 * k + 1)));
+    if (FASTCSM_REDUCED && 2 * k + 1 < K)
+      high = row(2 * k + 1), m = std::min(width, std::max<int64_t>(0, valid(2 * k + 1)));
     const int64_t both = FASTCSM_REDUCED ? std::min(n, m) : n;
     int64_t j = 0;
     for (; j < both; ++j) out[j] = word(low[j], FASTCSM_REDUCED ? high[j] : T(0));
@@ -64,7 +65,8 @@ FASTCSM_INLINE void pack_columns(T* out, int64_t K, int64_t width, int64_t cols,
     const T* from = j < cols ? column(j) : nullptr;
     const int64_t n = j < cols ? std::min(K, std::max<int64_t>(0, valid(j))) : 0;
     int64_t k = 0;
-    for (; k < n / kPerWord; ++k) out[k * width + j] = word(from[kPerWord * k], FASTCSM_REDUCED ? from[2 * k + 1] : T(0));
+    for (; k < n / kPerWord; ++k)
+      out[k * width + j] = word(from[kPerWord * k], FASTCSM_REDUCED ? from[2 * k + 1] : T(0));
     for (; k < words<T>(K); ++k) out[k * width + j] = word(kPerWord * k < n ? from[kPerWord * k] : T(0), T(0));
   }
 }
@@ -89,15 +91,28 @@ void derivative_row(T* a, int64_t n) {
 }
 
 // fn<A>(args...) for the activation code.
-#define FASTCSM_BY_ACTIVATION(code, fn, ...)                  \
-  switch (code) {                                             \
-    case kSoftplus: fn<T, kSoftplus>(__VA_ARGS__); break;     \
-    case kTanh: fn<T, kTanh>(__VA_ARGS__); break;             \
-    case kSilu: fn<T, kSilu>(__VA_ARGS__); break;             \
-    case kGelu: fn<T, kGelu>(__VA_ARGS__); break;             \
-    case kElu: fn<T, kElu>(__VA_ARGS__); break;               \
-    case kRelu: fn<T, kRelu>(__VA_ARGS__); break;             \
-    default: fn<T, kSigmoid>(__VA_ARGS__);                    \
+#define FASTCSM_BY_ACTIVATION(code, fn, ...) \
+  switch (code) {                            \
+    case kSoftplus:                          \
+      fn<T, kSoftplus>(__VA_ARGS__);         \
+      break;                                 \
+    case kTanh:                              \
+      fn<T, kTanh>(__VA_ARGS__);             \
+      break;                                 \
+    case kSilu:                              \
+      fn<T, kSilu>(__VA_ARGS__);             \
+      break;                                 \
+    case kGelu:                              \
+      fn<T, kGelu>(__VA_ARGS__);             \
+      break;                                 \
+    case kElu:                               \
+      fn<T, kElu>(__VA_ARGS__);              \
+      break;                                 \
+    case kRelu:                              \
+      fn<T, kRelu>(__VA_ARGS__);             \
+      break;                                 \
+    default:                                 \
+      fn<T, kSigmoid>(__VA_ARGS__);          \
   }
 
 template <class S, class T>
@@ -135,8 +150,9 @@ struct MaskedLinear {
     for (int64_t k0 = 0; k0 < I; k0 += kDepth) {
       const int64_t K = std::min(kDepth, I - k0);
       T temp[kDepth];
-      pack_columns(m.x_panels + (p * words<T>(I) + words<T>(k0)) * P, K, P, m.a.rows - p * P,
-                   [&](int64_t b) { return m.in_sorted(m.x_row(p * P + b), k0, K, temp); }, [&](int64_t) { return K; });
+      pack_columns(
+          m.x_panels + (p * words<T>(I) + words<T>(k0)) * P, K, P, m.a.rows - p * P,
+          [&](int64_t b) { return m.in_sorted(m.x_row(p * P + b), k0, K, temp); }, [&](int64_t) { return K; });
     }
   }
 
@@ -157,9 +173,10 @@ struct MaskedLinear {
         const int64_t K = std::min(kDepth, depth - k0);
         for (int64_t t = 0; t * R < outs; ++t) {
           T temp[kDepth];
-          pack_columns(tiles + t * R * words<T>(kDepth), K, R, outs - t * R,
-                       [&](int64_t i) { return m.in_sorted(m.weight(o0 + t * R + i), k0, K, temp); },
-                       [&](int64_t i) { return a.reach[o0 + t * R + i] - k0; });
+          pack_columns(
+              tiles + t * R * words<T>(kDepth), K, R, outs - t * R,
+              [&](int64_t i) { return m.in_sorted(m.weight(o0 + t * R + i), k0, K, temp); },
+              [&](int64_t i) { return a.reach[o0 + t * R + i] - k0; });
         }
         for (int64_t p = 0; p < ldc; p += P) {
           const T* b = m.x_panels + (b0 + p) * words<T>(a.inputs) + words<T>(k0) * P;
@@ -231,8 +248,9 @@ struct MaskedLinear {
       }
     }
     if (a.grad_x != nullptr)
-      pack_columns(m.grad_tiles + tile * R * words<T>(a.outputs), a.outputs, R, count,
-                   [&](int64_t b) { return m.grad + (tile * R + b) * ld; }, [&](int64_t) { return a.outputs; });
+      pack_columns(
+          m.grad_tiles + tile * R * words<T>(a.outputs), a.outputs, R, count,
+          [&](int64_t b) { return m.grad + (tile * R + b) * ld; }, [&](int64_t) { return a.outputs; });
   }
 
   static void grad_x_task(void* self, int64_t task, int64_t worker) {
@@ -250,15 +268,17 @@ struct MaskedLinear {
       const int64_t K = std::min(kDepth, a.outputs - k0);
       for (int64_t p = 0; p < cols; p += P) {
         T temp[2][P];
-        pack_rows(panels + p * words<T>(kDepth), K, P,
-                  [&](int64_t k) { return m.in_sorted(m.weight(k0 + k), i0 + p, std::min(P, cols - p), temp[k & 1]); },
-                  [&](int64_t k) { return a.reach[k0 + k] - (i0 + p); });
+        pack_rows(
+            panels + p * words<T>(kDepth), K, P,
+            [&](int64_t k) { return m.in_sorted(m.weight(k0 + k), i0 + p, std::min(P, cols - p), temp[k & 1]); },
+            [&](int64_t k) { return a.reach[k0 + k] - (i0 + p); });
       }
       for (int64_t p = 0; p < cols; p += P)
         for (int64_t b = 0; b < rows; b += R) {
           T* cb = c + p * rows + b * P;
-          micro_kernel<T, R, kMicroVectors, true>(words<T>(K), m.grad_tiles + b * words<T>(a.outputs) + words<T>(k0) * R,
-                                                  R, panels + p * words<T>(kDepth), P, cb, cb, P);
+          micro_kernel<T, R, kMicroVectors, true>(words<T>(K),
+                                                  m.grad_tiles + b * words<T>(a.outputs) + words<T>(k0) * R, R,
+                                                  panels + p * words<T>(kDepth), P, cb, cb, P);
         }
     }
     for (int64_t b = 0; b < a.rows; ++b) {
@@ -272,8 +292,9 @@ struct MaskedLinear {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const int64_t cols = std::min(P, m.a.inputs - p * P);
     T temp[2][P];
-    pack_rows(m.x_panels + p * words<T>(m.a.rows) * P, m.a.rows, P,
-              [&](int64_t b) { return m.in_sorted(m.x_row(b), p * P, cols, temp[b & 1]); }, [&](int64_t) { return cols; });
+    pack_rows(
+        m.x_panels + p * words<T>(m.a.rows) * P, m.a.rows, P,
+        [&](int64_t b) { return m.in_sorted(m.x_row(b), p * P, cols, temp[b & 1]); }, [&](int64_t) { return cols; });
   }
 
   static void grad_weight_task(void* self, int64_t task, int64_t worker) {
@@ -396,8 +417,7 @@ struct Staircase {
 
 MaskedLinearArgs masked_args(const Tensor& x, const Tensor& weight, const Tensor& in_degrees, const Tensor& out_degrees,
                              int64_t activation, bool reduced, const Staircase& stairs) {
-  if (x.dim() != 2 || weight.dim() != 2)
-    throw std::invalid_argument("fastcsm: x and weight must have two dimensions");
+  if (x.dim() != 2 || weight.dim() != 2) throw std::invalid_argument("fastcsm: x and weight must have two dimensions");
   MaskedLinearArgs a{};
   a.storage = storage_of(x);
   a.reduced = reduced;

@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
                                          int64_t activation, Tensors made_weights, Tensors made_biases, Tensors degrees,
                                          Tensor order, int64_t made_activation, bool residual,
                                          std::vector<double> step_sizes, std::vector<double> score_scales,
-                                         std::vector<double> stage_features, int64_t steps, int64_t seed, Tensor samples,
-                                         int64_t first, int64_t last, double denoise, bool reduced);
+                                         std::vector<double> stage_features, int64_t steps, int64_t seed,
+                                         Tensor samples, int64_t first, int64_t last, double denoise, bool reduced);
 
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
                                          int64_t activation, bool reduced);

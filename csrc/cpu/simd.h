@@ -1,8 +1,7 @@
 // Vectors of FASTCSM_VECTOR_BYTES in the compiler's own vector extension, and the elementary functions on them.
 // Polynomials are minimax fits (relative error below 5e-9 for float, 6e-20 for double, before rounding). Under
-// FASTCSM_REDUCED, where operands of products are rounded to 3 digits anyway, float functions stop at 5: shorter polynomials
-// and an approximate reciprocal.
-// No include guard: included once per instruction set.
+// FASTCSM_REDUCED, where operands of products are rounded to 3 digits anyway, float functions stop at 5: shorter
+// polynomials and an approximate reciprocal. No include guard: included once per instruction set.
 
 #ifndef FASTCSM_INLINE
 #define FASTCSM_INLINE inline __attribute__((always_inline))

@@ -18,4 +18,3 @@ FASTCSM_INLINE S to_storage(T x) {
     return {static_cast<uint16_t>(bf16_bits(x))};
   }
 }
-

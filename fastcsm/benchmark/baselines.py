@@ -188,7 +188,7 @@ def langevin_loop(
     activation: str,
     step_sizes: Sequence[float],
     score_scales: Sequence[float],
-    stage_features: Sequence[float],
+    stage_features: Sequence[float | None],
     steps: int,
     noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
@@ -196,11 +196,14 @@ def langevin_loop(
 
     Fair because autograd is off, the stage's context is put together once per stage, and the noise is drawn
     by torch's own generator. ``noise(k)`` replaces it for checks: the draw of global step k = 1, 2, ...
+    A stage feature None adds no feature.
     """
     step = 1
     with torch.no_grad():
         for size, scale, feature in zip(step_sizes, score_scales, stage_features, strict=True):
-            c = torch.cat([context, context.new_full((context.shape[0], 1), feature)], 1)
+            c = context
+            if feature is not None:
+                c = torch.cat([context, context.new_full((context.shape[0], 1), feature)], 1)
             for _ in range(steps):
                 z = torch.randn_like(x) if noise is None else noise(step)
                 s = head(c, x, weights, biases, frequencies, activation)

@@ -1,48 +1,31 @@
-"""The two measured ops: their inputs, their contenders, the float64 truth and the counted operations."""
+"""csm_loss and langevin on rows: inputs, contenders, the float64 truth and the counted operations."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import functional, random
 from . import baselines
+from .base import Case, Contender, Outputs, own_contenders, widths
 
-__all__ = ["CASES", "Case", "Contender", "CsmLoss", "Langevin"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-Outputs = dict[str, Tensor]
+__all__ = ["CsmLoss", "Langevin", "loss_operations", "step_operations"]
 
 SAMPLE_DIMENSIONS = 784
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One implementation of a case.
-
-    Attributes:
-        label: what tables call it.
-        call: runs it once on the case's inputs and returns every output by name.
-        precision: float32 matrix precision it runs under.
-        compiled: True if its first call compiles for the sizes at hand.
-        own: True for fastcsm itself.
-        check: compared with the float64 truth in place of ``call``, where the timed call draws its own noise.
-    """
-
-    label: str
-    call: Callable[[], Outputs]
-    precision: str = "highest"
-    compiled: bool = False
-    own: bool = False
-    check: Callable[[], Outputs] | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """Sizes of one measurement: N rows, C context features, hidden widths, activation, E frequencies."""
+class Rows(Case):
+    """Sizes of a head on rows: N rows, C context features, hidden widths, activation, E frequencies."""
 
     rows: int = 50176
     context: int = 32
@@ -50,29 +33,22 @@ class Case:
     activation: str = "softplus"
     frequencies: int = 0
 
-    op = ""
-
-    def config(self) -> dict[str, Any]:
-        return {**asdict(self), "hidden": list(self.hidden)}
-
     def title(self) -> str:
-        widths = " x ".join(map(str, self.hidden))
-        if len(set(self.hidden)) == 1:
-            widths = f"{len(self.hidden)} x {self.hidden[0]}"
         extra = f", {self.frequencies} frequencies" if self.frequencies else ""
-        return f"{self.op}: N = {self.rows}, C = {self.context}, head {widths} {self.activation}{extra}"
+        head = f"head {widths(self.hidden)} {self.activation}{extra}"
+        return f"{self.op}: N = {self.rows}, C = {self.context}, {head}"
 
-    def operations(self) -> float:
-        """Floating-point operations in matrix products that the op cannot do without."""
-        raise NotImplementedError
+    def matrix_shape(self) -> tuple[int, int, int]:
+        return self.rows, max(self.hidden), max(self.hidden)
 
-    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
-        """By name; the first is the baseline that ratios refer to, and plain PyTorch for the check."""
-        raise NotImplementedError
+    def variants(self) -> list[Self]:
+        return [self, replace(self, activation="silu", frequencies=16)]
 
-    def reference(self) -> tuple[Outputs, dict[str, float]]:
-        """Outputs in float64, and the scale of errors where it is not the output's own norm."""
-        raise NotImplementedError
+    def quick(self) -> Self:
+        return replace(self, rows=min(self.rows, 4096))
+
+    def warm(self) -> Self:
+        return replace(self, rows=64)
 
     def _head(self) -> tuple[list[Tensor], list[Tensor], Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(0)
@@ -85,6 +61,18 @@ class Case:
         return weights, biases, 3 * torch.randn(self.frequencies, generator=generator), generator
 
 
+def loss_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
+    """Operations a row of the CSM loss with its backward pass."""
+    count = 3 * context * hidden[0] + 6 * sum(a * b for a, b in pairwise(hidden))
+    return 2.0 * (count + (4 * (1 + 2 * frequencies) * hidden[0] if frequencies else 0))
+
+
+def step_operations(hidden: Sequence[int], frequencies: int) -> float:
+    """Operations a row and Langevin step, the context's part of the first layer left out."""
+    count = sum(a * b for a, b in pairwise(hidden))
+    return 2.0 * (count + ((1 + 2 * frequencies) * hidden[0] if frequencies else 0))
+
+
 def _gradients(loss: Tensor, context: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Outputs:
     grads = torch.autograd.grad(loss, [context, *weights, *biases])
     names = ["grad_context"]
@@ -94,7 +82,7 @@ def _gradients(loss: Tensor, context: Tensor, weights: Sequence[Tensor], biases:
 
 
 @dataclass(frozen=True)
-class CsmLoss(Case):
+class CsmLoss(Rows):
     """csm_loss forward and backward: the loss and the gradients of context, weights and biases, float32.
 
     The coefficients are those of the mean over samples of 784 dimensions: alpha = beta = 784 / N, gamma = 0.
@@ -104,11 +92,7 @@ class CsmLoss(Case):
 
     def operations(self) -> float:
         """2 (3 C H_1 + 6 sum H_k H_{k+1}) a row, and 2 * 4 (1 + 2E) H_1 more with E frequencies."""
-        h = self.hidden
-        count = 3 * self.context * h[0] + 6 * sum(a * b for a, b in pairwise(h))
-        if self.frequencies:
-            count += 4 * (1 + 2 * self.frequencies) * h[0]
-        return 2.0 * count * self.rows
+        return self.rows * loss_operations(self.context, self.hidden, self.frequencies)
 
     def inputs(self) -> tuple[Any, ...]:
         weights, biases, frequencies, generator = self._head()
@@ -154,10 +138,7 @@ class CsmLoss(Case):
             found["double_backward_medium"] = Contender(
                 'eager double backward, "medium"', plain(baselines.csm_double_backward), precision="medium"
             )
-        for precision in precisions:
-            suffix, quoted = ("", "") if precision == "highest" else (f"_{precision}", f', "{precision}"')
-            found[f"fastcsm{suffix}"] = Contender(f"fastcsm{quoted}", own, precision=precision, own=True)
-        return found
+        return found | own_contenders(own, precisions)
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         context, x, weights, biases, frequencies, activation, alpha, beta = self.inputs()
@@ -176,7 +157,7 @@ class CsmLoss(Case):
 
 
 @dataclass(frozen=True)
-class Langevin(Case):
+class Langevin(Rows):
     """langevin with the conditional head, float32: log sigma_i is the last context feature, s over sigma_i.
 
     ``levels`` geometric noise levels from 1 to 0.04, ``steps`` Langevin steps each, e_i = 0.2 sigma_i^2.
@@ -193,11 +174,8 @@ class Langevin(Case):
 
     def operations(self) -> float:
         """2 sum H_k H_{k+1} a row and step (2 (1 + 2E) H_1 more with E frequencies), 2 C H_1 once a row."""
-        h = self.hidden
-        count = sum(a * b for a, b in pairwise(h))
-        if self.frequencies:
-            count += (1 + 2 * self.frequencies) * h[0]
-        return 2.0 * self.rows * (self.levels * self.steps * count + self.context * h[0])
+        step = step_operations(self.hidden, self.frequencies)
+        return self.rows * (self.levels * self.steps * step + 2.0 * self.context * self.hidden[0])
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         weights, biases, frequencies, generator = self._head()
@@ -253,10 +231,7 @@ class Langevin(Case):
                 compiled=True,
                 step_function=torch.compile(baselines.langevin_step, dynamic=False),
             )
-        for precision in precisions:
-            suffix, quoted = ("", "") if precision == "highest" else (f"_{precision}", f', "{precision}"')
-            found[f"fastcsm{suffix}"] = Contender(f"fastcsm{quoted}", own, precision=precision, own=True)
-        return found
+        return found | own_contenders(own, precisions)
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         (context, x, weights, biases, frequencies, activation), schedule = self.inputs()
@@ -265,6 +240,3 @@ class Langevin(Case):
         return {
             "x": baselines.langevin_loop(context.double(), x.double(), *wide, **schedule, noise=noise)
         }, {}
-
-
-CASES: Mapping[str, type[Case]] = {"csm_loss": CsmLoss, "langevin": Langevin}

@@ -1,49 +1,35 @@
-"""A whole training step, MADE forward, CSM loss, backward and AdamW, by each way to the derivative."""
+"""A whole training step, MADE forward, CSM loss, backward and Adam, by each way to the derivative."""
+
+from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from .. import activations, losses
-from ..nn import ARCSM, MaskedLinear
+from .. import losses
+from ..nn import ARCSM, MADE, ScoreHead
 from . import baselines
-from .cases import Contender, Outputs
+from .base import Case, Contender, Outputs, own_contenders, widths
+from .cases import loss_operations
+from .masked import made
 from .measure import interleave, quartiles
+from .peers import made_operations, use_plain_layers
 from .runner import check_rows
 
-__all__ = ["step_table"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["TrainingStep", "step_table"]
 
 Loss = Callable[[ARCSM, Tensor, Any], Tensor]
+Adam = type[torch.optim.Adam] | type[torch.optim.AdamW]
 
-
-class _PlainMaskedLinear(nn.Module):
-    """MaskedLinear as written without fastcsm: a stored mask times the weight."""
-
-    mask: Tensor
-
-    def __init__(self, layer: MaskedLinear):
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        mask = layer.in_degrees <= layer.out_degrees[:, None]
-        self.register_buffer("mask", mask.to(layer.weight.dtype))
-        self.activation = None if layer.activation is None else activations.get(layer.activation).f
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight * self.mask, self.bias)
-        return y if self.activation is None else self.activation(y)
-
-
-def _plain(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, MaskedLinear):
-            setattr(module, name, _PlainMaskedLinear(child))
-        else:
-            _plain(child)
+MASKED = "mask * weight"
 
 
 def _own_loss(model: ARCSM, x: Tensor, noise: Any) -> Tensor:
@@ -85,17 +71,139 @@ def _gradients(model: ARCSM, loss: Loss, x: Tensor, noise: Any) -> Outputs:
     return {"loss": value.detach(), **dict(zip(names, grads, strict=True))}
 
 
-def _step(model: ARCSM, loss: Loss, x: Tensor, noise: Any) -> Callable[[], Outputs]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+class _Trained:
+    """A copy of a model and its optimiser; the checked and measured calls by a given loss."""
 
-    def run() -> Outputs:
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(model, x, noise)
+    def __init__(self, model: ARCSM, data: tuple[Tensor, Any], adam: Adam, plain: bool):
+        self.model = copy.deepcopy(model)
+        self.model.objective = "csm"
+        if plain:
+            use_plain_layers(self.model)
+        self.data = data
+        self.optimizer = adam([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
+
+    def gradients(self, loss: Loss) -> Outputs:
+        return _gradients(self.model.eval(), loss, *self.data)
+
+    def step(self, loss: Loss) -> Outputs:
+        self.optimizer.zero_grad(set_to_none=True)
+        value = loss(self.model.train(), *self.data)
         value.backward()
-        optimizer.step()
+        self.optimizer.step()
         return {"loss": value.detach()}
 
-    return run
+
+def _contenders(
+    model: ARCSM,
+    data: tuple[Tensor, Any],
+    adam: Adam,
+    ways: Sequence[str],
+    precisions: Sequence[str],
+) -> dict[str, Contender]:
+    plain, own = (_Trained(model, data, adam, plain) for plain in (True, False))
+    known = {
+        "double_backward": ("eager double backward", baselines.csm_double_backward),
+        "jvp": ("torch.func.jvp", baselines.csm_jvp),
+        "tangent": ("hand-written tangent, eager", baselines.csm_tangent),
+        "compile_tangent": ("torch.compile of the tangent", baselines.csm_tangent),
+    }
+    found = {}
+    for way in ways:
+        label, rows_loss = known[way]
+        loss = _plain_loss(rows_loss)
+        compiled = way.startswith("compile")
+        if compiled:
+            loss = torch.compile(loss, dynamic=False)
+        step, gradients = partial(plain.step, loss), partial(plain.gradients, loss)
+        options: dict[str, Any] = {"check": gradients, "memory": gradients, "compiled": compiled}
+        found[way] = Contender(label, step, **options)
+        if way == "double_backward" and "medium" in precisions:
+            found[f"{way}_medium"] = Contender(f'{label}, "medium"', step, "medium", **options)
+    gradients = partial(own.gradients, _own_loss)
+    step = partial(own.step, _own_loss)
+    return found | own_contenders(step, precisions, check=gradients, memory=gradients)
+
+
+def _truth(model: ARCSM, data: tuple[Tensor, Any]) -> Outputs:
+    x, noise = data
+    wide = copy.deepcopy(model).eval().double()
+    wide.objective = "csm"
+    noise = None if noise is None else tuple(part.double() for part in noise)
+    loss = _plain_loss(baselines.csm_double_backward)
+    return _gradients(cast(ARCSM, use_plain_layers(wide)), loss, x.double(), noise)
+
+
+def _data(model: ARCSM, batch: int) -> tuple[Tensor, Any]:
+    """Random data and the noise of one step, in the model's dtype and on its device."""
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = batch, cast(int, model.context_net.features)
+    x = (torch.rand(shape, generator=generator) * 2 - 1).to(parameter)
+    if model.noise is None:
+        return x, None
+    return x, tuple(part.to(parameter) for part in model.draw_noise(shape, generator=generator))
+
+
+@dataclass(frozen=True)
+class TrainingStep(Case):
+    """A step of an AR-CSM without noise: MADE and head, CSM loss, backward, torch.optim.Adam, float32.
+
+    Extra memory is that of the loss and its backward pass, without the optimiser.
+    """
+
+    features: int = 784
+    hidden: tuple[int, ...] = (1024, 1024)
+    context: int = 32
+    head: tuple[int, ...] = (128, 128)
+    batch: int = 64
+    activation: str = "softplus"
+
+    op = "training_step"
+
+    def title(self) -> str:
+        sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
+        return f"{self.op}: {sizes}, head {widths(self.head)} {self.activation}, Adam"
+
+    def operations(self) -> float:
+        """The MADE's edges three times (the first layer's twice), and the head's loss on B * D rows."""
+        net = cast(MADE, self._model().context_net)
+        rows = self.batch * self.features
+        return made_operations(net, self.batch, True) + rows * loss_operations(self.context, self.head, 0)
+
+    def matrix_shape(self) -> tuple[int, int, int]:
+        return self.batch * self.features, max(self.head), max(self.head)
+
+    def quick(self) -> Self:
+        hidden = tuple(min(width, 256) for width in self.hidden)
+        return replace(self, features=min(self.features, 64), batch=min(self.batch, 16), hidden=hidden)
+
+    def warm(self) -> Self:
+        return replace(self, features=5, batch=4, hidden=tuple(8 for _ in self.hidden))
+
+    def _model(self) -> ARCSM:
+        net = made(self.features, self.hidden, self.context)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return ARCSM(net, ScoreHead(self.context, self.head, self.activation, frequencies=0))
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        model = self._model()
+        ways = ["double_backward", *(["compile_tangent"] if compiled else [])]
+        found = _contenders(model, _data(model, self.batch), torch.optim.Adam, ways, precisions)
+        return {
+            name: entry if entry.own else replace(entry, label=f"{MASKED}, {entry.label}")
+            for name, entry in found.items()
+        }
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        model = self._model()
+        return _truth(model, _data(model, self.batch)), {}
+
+    def parts(self) -> Mapping[str, Callable[[], object]]:
+        trained = _Trained(self._model(), (torch.empty(0), None), torch.optim.Adam, False)
+        for parameter in trained.model.parameters():
+            parameter.grad = 1e-3 * torch.randn_like(parameter)
+        return {"Adam": trained.optimizer.step}
 
 
 def step_table(*, model: ARCSM, batch: int, rounds: int = 10, compiled: bool = True) -> dict[str, Any]:
@@ -121,55 +229,22 @@ def step_table(*, model: ARCSM, batch: int, rounds: int = 10, compiled: bool = T
     for name, number in (("batch", batch), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    features = cast(int, model.context_net.features)
-    x = (torch.rand(batch, features, generator=generator) * 2 - 1).to(parameter)
-    noise = None
-    if model.noise is not None:
-        drawn = model.draw_noise((batch, features), generator=generator)
-        noise = tuple(part.to(parameter) for part in drawn)
-
-    def clone(plain: bool) -> ARCSM:
-        copied = copy.deepcopy(model).train()
-        copied.objective = "csm"
-        if plain:
-            _plain(copied)
-        return copied
-
-    ways: dict[str, tuple[str, Loss, bool]] = {
-        "double_backward": ("eager double backward", _plain_loss(baselines.csm_double_backward), False),
-        "jvp": ("torch.func.jvp", _plain_loss(baselines.csm_jvp), False),
-        "tangent": ("hand-written tangent, eager", _plain_loss(baselines.csm_tangent), False),
-        "compile_tangent": ("torch.compile of the tangent", _plain_loss(baselines.csm_tangent), True),
-        "fastcsm": ("fastcsm", _own_loss, False),
-    }
-    contenders, steps = {}, {}
-    for name, (label, loss, compile_it) in ways.items():
-        if compile_it and not compiled:
-            continue
-        chosen: Loss = torch.compile(loss, dynamic=False) if compile_it else loss
-        fixed, trained = clone(plain=name != "fastcsm").eval(), clone(plain=name != "fastcsm")
-        contenders[name] = Contender(
-            label,
-            call=partial(_gradients, fixed, chosen, x, noise),
-            own=name == "fastcsm",
-        )
-        steps[name] = _step(trained, chosen, x, noise)
-    truth = clone(plain=True).eval().double()
-    wide = None if noise is None else tuple(part.double() for part in noise)
-    reference = _gradients(truth, _plain_loss(baselines.csm_double_backward), x.double(), wide)
-    rows = check_rows(contenders, reference, {})
-    timed = {name: steps[name] for name, row in rows.items() if row["status"] == "ok"}
+    data = _data(model, batch)
+    ways = ["double_backward", "jvp", "tangent", *(["compile_tangent"] if compiled else [])]
+    contenders = _contenders(model, data, torch.optim.AdamW, ways, ["highest"])
+    rows = check_rows(contenders, _truth(model, data), {})
+    timed = {name: contenders[name].call for name, row in rows.items() if row["status"] == "ok"}
     seconds = interleave(timed, rounds)
     for name in timed:
         rows[name]["seconds"] = quartiles(seconds[name])
         if "double_backward" in timed:
             slow = quartiles(seconds["double_backward"])["median"]
             rows[name]["speedup"] = slow / rows[name]["seconds"]["median"]
+    features = data[0].shape[1]
     return {
         "op": "training_step",
         "title": f"training step: batch {batch}, D = {features}, {torch.get_num_threads()} threads",
         "config": {"batch": batch, "features": features},
+        "rounds": rounds,
         "rows": list(rows.values()),
     }

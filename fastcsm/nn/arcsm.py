@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from .made import MADE, MaskedLinear
 from .noise import NoiseSchedule
 from .score_head import ScoreHead
 
@@ -137,6 +138,9 @@ class ARCSM(nn.Module):
     ) -> Tensor:
         """Training loss, the mean over samples of the sum over dimensions, under the model's objective.
 
+        With a :class:`MADE` and a head that runs fused, the contexts (B, D, C) never exist as a whole; see
+        :func:`fastcsm.functional.linear_csm_loss`.
+
         Args:
             x: data (B, D).
             generator: source of the noise, on the device of x; torch's global one by default.
@@ -147,17 +151,31 @@ class ARCSM(nn.Module):
         """
         _check_data(x)
         if self.noise is None:
-            return losses.csm_loss(self.head, self.context_net(x), x)
+            return losses.csm_loss(self.head, self._contexts(x), x)
         z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
-        context = self.context_net(x + self.noise.sigma_min * z_hat)
+        level = sigma.log().unsqueeze(-1) if self.conditional else None
+        context = self._contexts(x + self.noise.sigma_min * z_hat, level)
         x_noisy = x + sigma * z
         options: dict[str, Any] = {}
         if self.conditional:
-            context = torch.cat([context, sigma.log().unsqueeze(-1)], -1)
             options = {"row_weight": sigma.square(), "score_scale": sigma.reciprocal()}
         if self.objective == "denoising":
             return losses.denoising_loss(self.head, context, x_noisy, z, sigma, **options)
         return losses.csm_loss(self.head, context, x_noisy, **options)
+
+    def _contexts(self, x: Tensor, level: Tensor | None = None) -> Tensor | losses.LinearContext:
+        """The contexts and, beside them, log sigma (B, D, 1); for a plain MADE without forming them."""
+        net = self.context_net
+        if (
+            type(net) is MADE
+            and type(net.output) is MaskedLinear
+            and not (_hooked(net) or _hooked(net.output))
+        ):
+            output = net.output
+            layer = net.hidden(x), output.weight, output.bias, output.in_degrees, output.out_degrees
+            return losses.LinearContext(layer, level)
+        context = net(x)
+        return context if level is None else torch.cat([context, level], -1)
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
         """Scores of all dimensions at x, in one pass.
@@ -195,6 +213,7 @@ class ARCSM(nn.Module):
         *,
         batch_size: int | None = None,
         given: Tensor | None = None,
+        known: int = 0,
         denoise: bool = False,
         progress: bool | Callable[..., None] | None = None,
     ) -> Tensor:
@@ -206,8 +225,8 @@ class ARCSM(nn.Module):
             seed: a seed means the same samples whatever the batch size and the backend, to rounding.
             steps: Langevin steps a noise level.
             step_size: e_0, step size at the last level; see :func:`fastcsm.sampling.annealed_langevin`.
-            batch_size: samples drawn together; all by default.
-            given: not available in this version.
+            batch_size: samples drawn together.
+            given, known: keep the first ``known`` variables of the order as in ``given``, (n, D) or (D,).
             denoise: return the denoised value of each dimension (Tweedie's formula).
             progress: see :func:`fastcsm.sampling.annealed_langevin`.
 
@@ -215,14 +234,13 @@ class ARCSM(nn.Module):
             (n, D), on the device and in the dtype of the model.
 
         Raises:
-            NotImplementedError: for another method, or conditioning on given values.
+            NotImplementedError: for another method.
+            ValueError: see :func:`fastcsm.sampling.annealed_langevin`.
         """
         from ..sampling import annealed_langevin
 
         if method != "langevin":
             raise NotImplementedError(f"method must be 'langevin' in this version, got {method!r}")
-        if given is not None:
-            raise NotImplementedError("given must be None in this version, which draws whole samples only")
         return annealed_langevin(
             self,
             n,
@@ -230,6 +248,8 @@ class ARCSM(nn.Module):
             steps=steps,
             step_size=step_size,
             batch_size=batch_size,
+            given=given,
+            known=known,
             denoise=denoise,
             progress=progress,
         )
@@ -240,6 +260,16 @@ class ARCSM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
 def _check_data(x: Tensor) -> None:

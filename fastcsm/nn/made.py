@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations, functional
+from .incremental import Incremental
 
 
 class MaskedLinear(nn.Module):
@@ -73,6 +74,11 @@ class MADE(nn.Module):
             hidden_features is a block x + W_2 f(W_1 f(x)), and the outputs read f of the last.
         dropout: probability of nn.Dropout on the hidden activations.
 
+    Attributes:
+        features, hidden_features, context_features, order, activation, residual: as given; order as a list.
+        layers: nn.ModuleList of the hidden :class:`MaskedLinear`.
+        output: the last MaskedLinear, whose rows d C ... (d + 1) C are the context of variable d.
+
     Raises:
         ValueError: if a size is out of range, the order is no permutation, or residual widths differ.
 
@@ -126,7 +132,7 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D, C)."""
-        return self.output(self._hidden(x)).unflatten(-1, (self.features, self.context_features))
+        return self.output(self.hidden(x)).unflatten(-1, (self.features, self.context_features))
 
     def context_of(self, x: Tensor, variable: int) -> Tensor:
         """Context (..., C) of one variable given x (..., D), without computing those of the others."""
@@ -136,11 +142,23 @@ class MADE(nn.Module):
         )
         bias = None if output.bias is None else output.bias[rows]
         return functional.masked_linear(
-            self._hidden(x), output.weight[rows], bias, output.in_degrees, output.out_degrees[rows]
+            self.hidden(x), output.weight[rows], bias, output.in_degrees, output.out_degrees[rows]
         )
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., H), what the layer ``output`` reads."""
         return self._residual_trunk(x) if self.residual else self._trunk(x)
+
+    def incremental(
+        self, batch: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Incremental:
+        """Evaluation of a batch of samples whose variables become known one by one, in the order of drawing.
+
+        Args:
+            batch: number of samples.
+            dtype, device: of the values and contexts; those of the parameters by default.
+        """
+        return Incremental(self, batch, dtype, device)
 
     def _trunk(self, x: Tensor) -> Tensor:
         for layer in self.layers:

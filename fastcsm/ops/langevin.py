@@ -1,10 +1,11 @@
-"""langevin: schema and fake; not differentiable."""
+"""langevin in both forms: schemas and fakes; not differentiable."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backends import Request
 from .library import define
 
 
@@ -24,3 +25,30 @@ def langevin(*args: Any) -> Tensor:
     """See :func:`fastcsm.reference.langevin.langevin`; the result carries no gradient."""
     with torch.no_grad():
         return _op(*args)
+
+
+def _fake_draw(x, *args):
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def _draw_request(args: tuple[Any, ...]) -> Request:
+    """The widths of one head: the staged form passes those of all stages in a row."""
+    x, weights, *_, made_weights, _, degrees = args[:8]
+    layers = len(weights) * (len(degrees) + 1) // max(len(made_weights), 1)
+    return Request(x.device.type, x.dtype, tuple(weight.shape[0] for weight in weights[:layers]))
+
+
+_draw = define(
+    "langevin_draw(Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
+    " Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, str made_activation,"
+    " bool residual, float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed,"
+    " Tensor samples, int first, int last, float denoise) -> (Tensor, Tensor)",
+    _fake_draw,
+    _draw_request,
+)
+
+
+def langevin_draw(*args: Any) -> tuple[Tensor, Tensor]:
+    """See :func:`fastcsm.reference.langevin.langevin_draw`; the results carry no gradient."""
+    with torch.no_grad():
+        return _draw(*args)

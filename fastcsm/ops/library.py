@@ -12,8 +12,10 @@ from .. import backends
 _LIBRARY = torch.library.Library("fastcsm", "DEF")
 
 
-def define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define ``fastcsm::<schema>`` and return the operator.
+def define(
+    schema: str, fake: Callable[..., Any], request: Callable[..., backends.Request] | None = None
+) -> Callable[..., Any]:
+    """Define ``fastcsm::<schema>`` and return the operator; ``request`` reads its arguments for a backend.
 
     The operator itself records no gradients: the autograd.Function beside each schema does.
     """
@@ -21,7 +23,7 @@ def define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         with torch.no_grad():
-            return backends.select(name, _request(args))(*args)
+            return backends.select(name, (request or _request)(args))(*args)
 
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -34,6 +36,11 @@ def _request(args: tuple[Any, ...]) -> backends.Request:
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
     weights = next((arg for arg in args if isinstance(arg, list)), ())
     return backends.Request(tensor.device.type, tensor.dtype, tuple(weight.shape[0] for weight in weights))
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and any of the tensors requires a gradient."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def choice() -> str | None:

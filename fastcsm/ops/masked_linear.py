@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, define, once, under
-from .score_head import needs_grad
+from .library import choice, define, needs_grad, once, under
 
 
 def _fake(x, weight, bias, in_degrees, out_degrees, activation):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, define, once, under
+from .library import choice, define, needs_grad, once, under
 
 
 def _fake(context, x, weights, biases, frequencies, activation):
@@ -90,8 +90,3 @@ def score_head(
     if needs_grad(context, x, *weights, *biases):
         return _ScoreHead.apply(context, x, frequencies, activation, *weights, *biases)
     return _forward(context, x, weights, biases, frequencies, activation)
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Whether autograd is recording and any of the tensors requires a gradient."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

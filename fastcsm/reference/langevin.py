@@ -1,11 +1,13 @@
-"""langevin: annealed one-dimensional Langevin dynamics of N independent rows."""
+"""langevin: annealed one-dimensional Langevin dynamics of independent rows, and of whole samples in order."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .. import random
+from .. import activations, random
+from .masked_linear import masked_linear
 from .score_head import score_head
 
 
@@ -56,3 +58,121 @@ def langevin(
             state = state + (0.5 * size * scale) * s.to(wide) + size**0.5 * z
             step += 1
     return state.to(dtype, copy=True)
+
+
+def langevin_draw(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    made_weights: Sequence[Tensor],
+    made_biases: Sequence[Tensor],
+    degrees: Sequence[Tensor],
+    order: Tensor,
+    made_activation: str,
+    residual: bool,
+    step_sizes: Sequence[float],
+    score_scales: Sequence[float],
+    stage_features: Sequence[float],
+    steps: int,
+    seed: int,
+    samples: Tensor,
+    first: int,
+    last: int,
+    denoise: float,
+) -> tuple[Tensor, Tensor]:
+    """The whole autoregressive draw: variable order[k], k = first, ..., last - 1, by :func:`langevin`.
+
+    The context of each variable comes from a MADE on those before it, and the chain starts from
+    ``random.normal(seed, samples, order[k], 0)``. With one network it serves all stages; with one network and
+    head a stage (the staged form), stage i continues with those of stage i.
+
+    Args:
+        x: (B, D); the variables order[:first] are given.
+        weights, biases: of the head, or of all stages' heads in a row; frequencies and activation are shared.
+        made_weights, made_biases: hidden layers, then the output layer (D * C rows, by variable), of one
+            network or of all stages' in a row.
+        degrees: of the units of each hidden layer, int64, sorted; variable order[k] has degree k + 1.
+        order: (D,) int64.
+        made_activation, residual: as in :class:`fastcsm.nn.MADE`.
+        step_sizes, score_scales, stage_features, steps, seed: as for :func:`langevin`.
+        samples: (B,) int64, the numbers of the samples.
+        denoise: variance v; 0 for none.
+
+    Returns:
+        x with the variables drawn, and the same with x_d + v score_scales[-1] s(c_d, x_d) in their place
+        (the mean of the noise-free value, Tweedie's formula, for v = sigma_L^2); equal when v = 0.
+    """
+    inputs = torch.empty_like(order)
+    inputs[order] = torch.arange(1, len(order) + 1, device=order.device)
+    models = len(made_weights) // (len(degrees) + 1)
+    layers, head_layers = len(degrees) + 1, len(weights) // models
+    features = made_weights[layers - 1].shape[0] // len(order)
+    x, clean = x.clone(), x.clone()
+    known = torch.zeros_like(x)
+    known[:, order[:first]] = x[:, order[:first]]
+    for k in range(first, last):
+        d = int(order[k])
+        dimensions = torch.full_like(samples, d)
+        value = random.normal(
+            seed, samples, dimensions, 0, x.dtype if x.dtype.itemsize >= 4 else torch.float32
+        )
+        value = value.to(x.dtype)
+        for m in range(models):
+            w, b = (part[m * layers : (m + 1) * layers] for part in (made_weights, made_biases))
+            h = _hidden(known, w, b, [inputs, *degrees], made_activation, residual)
+            rows = slice(d * features, (d + 1) * features)
+            c, _ = masked_linear(
+                h,
+                w[-1][rows],
+                b[-1][rows],
+                degrees[-1],
+                torch.full_like(inputs, k)[:1].expand(features),
+                "identity",
+            )
+            head = [part[m * head_layers : (m + 1) * head_layers] for part in (weights, biases)]
+            stage = slice(None) if models == 1 else slice(m, m + 1)
+            value = langevin(
+                c,
+                value,
+                *head,
+                frequencies,
+                activation,
+                step_sizes[stage],
+                score_scales[stage],
+                stage_features,
+                steps,
+                seed,
+                samples,
+                dimensions,
+                1 + m * steps,
+            )
+        x[:, d] = known[:, d] = clean[:, d] = value
+        if denoise != 0:
+            if len(stage_features) > 0:
+                c = torch.cat([c, c.new_full((c.shape[0], 1), stage_features[-1])], 1)
+            s, _ = score_head(c, value, *head, frequencies, activation)
+            clean[:, d] = value + denoise * score_scales[-1] * s
+    return x, clean
+
+
+def _hidden(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    degrees: Sequence[Tensor],
+    activation: str,
+    residual: bool,
+) -> Tensor:
+    """Last hidden activations (B, H) of the network; the last of ``weights`` is not used."""
+    f = activations.get(activation).f
+    for l, (below, own) in enumerate(pairwise(degrees)):
+        if not residual or l % 2 == 1:
+            y = masked_linear(f(x) if residual else x, weights[l], biases[l], below, own, activation)[0]
+        else:
+            y = masked_linear(x if l == 0 else y, weights[l], biases[l], below, own, "identity")[0]
+            y = x = y if l == 0 else x + y
+        if not residual:
+            x = y
+    return f(x) if residual else x

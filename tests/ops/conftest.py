@@ -2,10 +2,20 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tests are quicker on one thread; those about threads set their own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def isa(request):
+    """The instruction set of the CPU library that the test is parametrised with (indirectly)."""
+    library = torch.ops.fastcsm_cpu
+    before = library.isa()
+    library.set_isa(request.param)
+    assert library.isa() == request.param
+    yield request.param
+    library.set_isa(before)
+
+
+@pytest.fixture
+def precision():
+    """Sets the precision of float32 matrix products; the one before is restored after the test."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)

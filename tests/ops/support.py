@@ -13,6 +13,13 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 HIDDEN = [(5,), (17, 9), (33, 16, 7), (8, 24, 15, 31)]
 ROWS = [0, 1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 1000]
 NAMES = list(ACTIVATIONS)
+SEEDS = range(8)
+_missing = backends.CPU().missing()
+ISAS = (
+    [pytest.param(None, marks=pytest.mark.skip(reason="; ".join(_missing)))]
+    if _missing
+    else torch.ops.fastcsm_cpu.isas()
+)
 
 
 def backend_params(op):
@@ -20,11 +27,9 @@ def backend_params(op):
     params = ["reference"]
     for name in ("cpu",):
         request = backends.Request("cpu", torch.float32, (8, 1))
-        backend = backends._backends[name]
-        reasons = backend.missing() or backend.refuses(op, request)
-        if op in getattr(backend, "ops", ()):
-            marks = [pytest.mark.skip(reason="; ".join(reasons))] if reasons else []
-            params.append(pytest.param(name, marks=marks))
+        reasons = backends._reasons(backends._backends[name], op, request)
+        marks = [pytest.mark.skip(reason="; ".join(reasons))] if reasons else []
+        params.append(pytest.param(name, marks=marks))
     return params
 
 
@@ -79,26 +84,42 @@ def plain_score_head(case, leaves):
     return reference_score_head(*split(leaves), case.frequencies, case.activation)
 
 
-def assert_as_accurate(got, plain, truth, floors=()):
+def plain_loss(case, leaves):
+    """The loss in plain PyTorch, for ordinary autograd to differentiate."""
+    s, ds = (value.to(case.alpha.dtype) for value in plain_score_head(case, leaves))
+    return (case.alpha * s * s / 2 + case.beta * ds + case.gamma * s).sum()
+
+
+def with_gradients(loss, leaves, upstream=1.0):
+    """A loss and its gradients, as a dict."""
+    grads = torch.autograd.grad(loss, list(leaves.values()), torch.full_like(loss, upstream))
+    return {"loss": loss.detach(), **dict(zip(leaves, grads))}
+
+
+def assert_as_accurate(*cases, relative=False):
     """Each result's error is at most twice the error of plain PyTorch in the same dtype, plus a tiny floor.
 
-    The error is the Euclidean norm of the difference from float64. The floor is 4 units of rounding of the
-    result's norm, or what is given. Parameter gradients of a few elements are sums that may cancel by chance:
-    16 units of the largest one. Results in float64 are held to 64 units, for want of a better truth.
+    Cases are (got, plain, truth), each a dict of results by name. The error is the Euclidean norm of the
+    difference from float64, pooled over the cases: a scalar, or a gradient of a few elements, may be right by
+    chance in plain PyTorch, so results of that kind need about SEEDS of them. The floor is 4 units of
+    rounding of the result's norm; results in float64 are held to 64 units, for want of a better truth.
+    With ``relative``, errors are divided by the result's norm, so that cases of every size weigh the same.
     """
-    floors = dict(floors)
-    norms = {name: value.norm().item() for name, value in truth.items()}
-    largest = max((norms[name] for name in truth if name.startswith(("weights", "biases"))), default=0.0)
-    assert got.keys() == plain.keys() == truth.keys()
-    for name, exact in truth.items():
-        assert got[name].dtype == plain[name].dtype, name
-        assert got[name].shape == exact.shape, name
-        few = name.startswith(("weights", "biases")) and exact.numel() < 8
-        units = 64 if got[name].dtype is torch.float64 else 16 if few else 4
-        floor = units * torch.finfo(got[name].dtype).eps * (largest if few else norms[name])
-        allowed = 2 * (plain[name].double() - exact).norm().item() + floors.get(name, floor)
-        error = (got[name].double() - exact).norm().item()
-        assert error <= allowed, f"{name}: error {error:.3g} exceeds {allowed:.3g} (norm {norms[name]:.3g})"
+    for name in cases[0][2]:
+        error = expected = size = 0.0
+        for got, plain, truth in cases:
+            assert got.keys() == plain.keys() == truth.keys()
+            assert got[name].dtype == plain[name].dtype, name
+            assert got[name].shape == truth[name].shape, name
+            norm = truth[name].norm().item()
+            scale = norm or 1.0 if relative else 1.0
+            error += ((got[name].double() - truth[name]).norm().item() / scale) ** 2
+            expected += ((plain[name].double() - truth[name]).norm().item() / scale) ** 2
+            size += (norm / scale) ** 2
+        dtype = cases[0][0][name].dtype
+        units = (64 if dtype is torch.float64 else 4) * torch.finfo(dtype).eps
+        allowed = 2 * expected**0.5 + units * size**0.5
+        assert error**0.5 <= allowed, f"{name}: error {error**0.5:.3g} exceeds {allowed:.3g}"
 
 
 def bitwise_equal(a, b):

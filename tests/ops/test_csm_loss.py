@@ -5,26 +5,25 @@ from hypothesis import strategies as st
 from support import (
     DTYPES,
     HIDDEN,
+    ISAS,
     NAMES,
     ROWS,
+    SEEDS,
     Case,
     assert_as_accurate,
     backend_params,
     bitwise_equal,
+    plain_loss,
     plain_score_head,
     split,
+    with_gradients,
 )
 
 import fastcsm
-from fastcsm import backends, functional
+from fastcsm import functional
 
 BACKENDS = backend_params("csm_loss")
 COMPILED = BACKENDS[1:]
-
-
-def with_gradients(loss, leaves, upstream=1.0):
-    grads = torch.autograd.grad(loss, list(leaves.values()), torch.full_like(loss, upstream))
-    return {"loss": loss.detach(), **dict(zip(leaves, grads))}
 
 
 def fused_loss(case, leaves):
@@ -38,11 +37,6 @@ def fused_loss(case, leaves):
     )
 
 
-def row_terms(case, leaves):
-    s, ds = (value.to(case.alpha.dtype) for value in plain_score_head(case, leaves))
-    return torch.stack([case.alpha * s * s / 2, case.beta * ds, case.gamma * s])
-
-
 def fused(case, backend, upstream=1.0):
     leaves = case.leaves()
     with fastcsm.backend(backend):
@@ -51,24 +45,15 @@ def fused(case, backend, upstream=1.0):
 
 def plain(case, upstream=1.0):
     leaves = case.leaves()
-    return with_gradients(row_terms(case, leaves).sum(), leaves, upstream)
+    return with_gradients(plain_loss(case, leaves), leaves, upstream)
 
 
-def loss_floor(terms, accumulation, storage):
-    """The loss is one number, whose error in plain PyTorch may be small by chance.
-
-    Four units of the accumulation's rounding of all terms, and one of the storage's of independent terms.
-    """
-    units = 64 if accumulation is torch.float64 else 4
-    accumulated = units * torch.finfo(accumulation).eps * terms.abs().sum()
-    return (accumulated + torch.finfo(storage).eps * terms.norm()).item()
-
-
-def check(case, backend, dtype):
-    case = case.to(dtype)
-    exact = case.to(torch.float64)
-    floors = {"loss": loss_floor(row_terms(exact, exact.leaves()), case.alpha.dtype, dtype)}
-    assert_as_accurate(fused(case, backend), plain(case), plain(exact), floors)
+def check(backend, dtype, **settings):
+    cases = []
+    for seed in SEEDS:
+        case = Case(seed=seed, **settings).to(dtype)
+        cases.append((fused(case, backend), plain(case), plain(case.to(torch.float64))))
+    assert_as_accurate(*cases)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,26 +62,26 @@ def check(case, backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_activation_and_depth(backend, activation, hidden, dtype):
     for frequencies in (0, 3):
-        check(Case(hidden=hidden, activation=activation, frequencies=frequencies), backend, dtype)
+        check(backend, dtype, hidden=hidden, activation=activation, frequencies=frequencies)
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_number_of_rows(backend, rows):
-    check(Case(rows=rows, hidden=(32, 48)), backend, torch.float32)
-    check(Case(rows=rows, hidden=(31,), frequencies=0), backend, torch.bfloat16)
+    check(backend, torch.float32, rows=rows, hidden=(32, 48))
+    check(backend, torch.bfloat16, rows=rows, hidden=(31,), frequencies=0)
 
 
 @pytest.mark.parametrize("context", [0, 1, 15, 16, 17, 33])
 @pytest.mark.parametrize("hidden", [(1,), (1, 1), (128, 128), (130, 257), (16, 32, 64)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_width(backend, hidden, context):
-    check(Case(rows=70, context=context, hidden=hidden, frequencies=5), backend, torch.float32)
+    check(backend, torch.float32, rows=70, context=context, hidden=hidden, frequencies=5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED)
 def test_many_rows(backend):
-    check(Case(rows=5000, context=32, hidden=(128, 128), activation="softplus"), backend, torch.float32)
+    check(backend, torch.float32, rows=3000, context=32, hidden=(64, 64), activation="softplus")
 
 
 @pytest.mark.parametrize("activation", NAMES)
@@ -302,34 +287,25 @@ def test_same_bits_for_any_number_of_threads(backend, threads):
     assert bitwise_equal(*results)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-def test_medium_precision_is_as_accurate_as_bfloat16(backend):
-    case = Case(rows=200, hidden=(64, 48))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        got = fused(case.to(torch.float32), backend)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    baseline = {name: value.float() for name, value in plain(case.to(torch.bfloat16)).items()}
-    assert_as_accurate(got, baseline, plain(case))
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_medium_precision_is_as_accurate_as_bfloat16(activation, precision):
+    precision("medium")
+    cases = []
+    for seed in SEEDS:
+        case = Case(rows=70, hidden=(40, 33), activation=activation, seed=seed)
+        baseline = {name: value.float() for name, value in plain(case.to(torch.bfloat16)).items()}
+        cases.append((fused(case.to(torch.float32), "cpu"), baseline, plain(case)))
+    assert_as_accurate(*cases)
 
 
-def test_every_instruction_set_is_as_accurate():
-    missing = backends.CPU().missing()
-    if missing:
-        pytest.skip("; ".join(missing))
-    library = torch.ops.fastcsm_cpu
-    before = library.isa()
-    try:
-        for isa in library.isas():
-            library.set_isa(isa)
-            assert library.isa() == isa
-            for activation in NAMES:
-                check(Case(activation=activation, rows=65), "cpu", torch.float32)
-                check(Case(activation=activation, rows=65), "cpu", torch.float64)
-    finally:
-        library.set_isa(before)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set_is_as_accurate(activation, dtype):
+    check("cpu", dtype, activation=activation, rows=65)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

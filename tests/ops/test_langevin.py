@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import DTYPES, NAMES, Case, backend_params
+from support import DTYPES, ISAS, NAMES, SEEDS, Case, assert_as_accurate, backend_params
 
 import fastcsm
 from fastcsm import functional, random
@@ -67,6 +67,19 @@ def test_every_number_of_rows(backend, rows):
 @pytest.mark.parametrize("backend", COMPILED)
 def test_stage_features_are_accurate(backend, dtype, context):
     check(Case(context=context, hidden=(70, 17)), backend, dtype, stage_features=[0.4, -2.0])
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_medium_precision_is_as_accurate_as_bfloat16(precision):
+    precision("medium")
+    for activation in NAMES:
+        cases = []
+        for seed in SEEDS:
+            case = Case(hidden=(40, 33), activation=activation, seed=seed)
+            got, baseline = run(case.to(torch.float32), "cpu"), run(case.to(torch.bfloat16), "reference")
+            cases.append(({"x": got}, {"x": baseline.float()}, {"x": run(case, "reference")}))
+        assert_as_accurate(*cases)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,46 +2,99 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import DTYPES, NAMES, assert_as_accurate, backend_params
+from support import DTYPES, ISAS, NAMES, SEEDS, assert_as_accurate, backend_params, bitwise_equal
 
 import fastcsm
 from fastcsm import functional
 from fastcsm.activations import ACTIVATIONS
 
 BACKENDS = backend_params("masked_linear")
+COMPILED = BACKENDS[1:]
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 7, 3), (33, 16, 17), (64, 65, 48), (129, 31, 128)]
 
-
-def inputs(rows, features, outputs, sort=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def degrees(n):
-        d = torch.randint(0, 6, (n,), generator=generator)
-        return d.sort().values if sort else d
-
-    tensors = {"x": randn(rows, features), "weight": randn(outputs, features), "bias": randn(outputs)}
-    return tensors, (degrees(features), degrees(outputs)), randn(rows, outputs)
+ROWS = (1, 11, 12, 13, 31, 33, 256, 257, 300)
+INPUTS = (1, 31, 33, 255, 256, 257, 530)
+OUTPUTS = (1, 11, 13, 47, 48, 49, 101)
+#: Every pair of (rows, inputs), (rows, outputs) and (inputs, outputs) of sizes about the kernel's tiles.
+EDGES = [
+    (rows, features, OUTPUTS[(r + i) % len(OUTPUTS)])
+    for r, rows in enumerate(ROWS)
+    for i, features in enumerate(INPUTS)
+]
 
 
-def results(y, leaves, upstream):
-    return {"y": y.detach(), **dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), upstream)))}
+def spread(n, low, high):
+    return low + torch.arange(n) * (high - low + 1) // n
 
 
-def fused(tensors, degrees, upstream, activation, backend):
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
-    with fastcsm.backend(backend):
-        y = functional.masked_linear(*leaves.values(), *degrees, activation=activation)
-        return results(y, leaves, upstream)
+def draw(n, high=40):
+    return torch.randint(0, high, (n,))
 
 
-def plain(tensors, degrees, upstream, activation):
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
-    mask = (degrees[0][None] <= degrees[1][:, None]).to(upstream.dtype)
-    y = torch.nn.functional.linear(leaves["x"], leaves["weight"] * mask, leaves["bias"])
-    return results(ACTIVATIONS[activation].f(y) if activation else y, leaves, upstream)
+#: Degrees of n inputs and m outputs, by what is special about them.
+DEGREES = {
+    "sorted": lambda n, m: (draw(n).sort().values, draw(m).sort().values),
+    "unsorted": lambda n, m: (draw(n), draw(m)),
+    "inputs unsorted": lambda n, m: (torch.randperm(n), spread(m, 0, n)),
+    "outputs unsorted": lambda n, m: (spread(n, 1, 20), draw(m, 21)),
+    "ties": lambda n, m: (draw(n, 2), draw(m, 2).sort().values),
+    "gaps": lambda n, m: (10**12 * (draw(n, 6) - 3), 10**12 * (draw(m, 6) - 3)),
+    "narrow": lambda n, m: (1 + torch.arange(n), spread(m, 1, max(n - 1, 1))),
+    "wide": lambda n, m: (spread(n, 1, 3 * m), torch.arange(m)),
+    "contexts": lambda n, m: (spread(n, 1, 30), torch.arange(m) // 3),
+    "one variable": lambda n, m: (torch.ones(n).long(), torch.zeros(m).long()),
+    "none masked": lambda n, m: (torch.zeros(n).long(), torch.ones(m).long()),
+}
+
+
+class Layer:
+    """Random arguments of a masked layer, and what comes of them."""
+
+    def __init__(self, rows, features, outputs, degrees="sorted", seed=0):
+        torch.manual_seed(seed)
+        self.degrees = DEGREES[degrees](features, outputs)
+        self.outside = self.degrees[0] > self.degrees[1][:, None]
+        shapes = {"x": (rows, features), "weight": (outputs, features), "bias": (outputs,)}
+        self.tensors = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        self.upstream = torch.randn(rows, outputs, dtype=torch.float64)
+
+    def to(self, dtype):
+        """A copy with its numbers rounded to another dtype."""
+        other = object.__new__(Layer)
+        other.__dict__ |= self.__dict__ | {"upstream": self.upstream.to(dtype)}
+        other.tensors = {name: value.to(dtype) for name, value in self.tensors.items()}
+        return other
+
+    def leaves(self):
+        return {name: value.clone().requires_grad_() for name, value in self.tensors.items()}
+
+    def results(self, y, leaves):
+        grads = torch.autograd.grad(y, list(leaves.values()), self.upstream)
+        return {"y": y.detach(), **dict(zip(leaves, grads))}
+
+    def fused(self, activation, backend="cpu"):
+        """With NaN and infinity in the weights that the mask hides."""
+        leaves = self.leaves()
+        hidden = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=self.upstream.dtype)
+        with torch.no_grad():
+            leaves["weight"][self.outside] = hidden[torch.arange(int(self.outside.sum())) % 3]
+        with fastcsm.backend(backend):
+            y = functional.masked_linear(*leaves.values(), *self.degrees, activation=activation)
+            got = self.results(y, leaves)
+        assert (got["weight"][self.outside] == 0).all()
+        return got
+
+    def plain(self, activation):
+        leaves = self.leaves()
+        weight = leaves["weight"] * (~self.outside).to(self.upstream.dtype)
+        y = torch.nn.functional.linear(leaves["x"], weight, leaves["bias"])
+        return self.results(ACTIVATIONS[activation].f(y) if activation else y, leaves)
+
+    def case(self, dtype, activation, backend="cpu"):
+        """(got, plain, truth) for assert_as_accurate."""
+        layer = self.to(dtype)
+        truth = layer.to(torch.float64).plain(activation)
+        return layer.fused(activation, backend), layer.plain(activation), truth
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,80 +102,136 @@ def plain(tensors, degrees, upstream, activation):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_accuracy(backend, activation, dtype):
     for shape in SHAPES:
-        for sort in (True, False):
-            tensors, degrees, upstream = inputs(*shape, sort=sort)
-            tensors = {name: value.to(dtype) for name, value in tensors.items()}
-            exact = {name: value.double() for name, value in tensors.items()}
-            upstream = upstream.to(dtype)
-            assert_as_accurate(
-                fused(tensors, degrees, upstream, activation, backend),
-                plain(tensors, degrees, upstream, activation),
-                plain(exact, degrees, upstream.double(), activation),
-            )
+        for degrees in ("sorted", "unsorted"):
+            layers = (Layer(*shape, degrees, seed) for seed in SEEDS)
+            assert_as_accurate(*(layer.case(dtype, activation, backend) for layer in layers))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_every_tile_edge(dtype):
+    kinds = list(DEGREES)
+    cases = []
+    for n, shape in enumerate(EDGES):
+        layer = Layer(*shape, kinds[n % len(kinds)], seed=n)
+        cases.append(layer.case(dtype, "silu" if n % 2 else None))
+    assert_as_accurate(*cases, relative=True)
+
+
+@pytest.mark.parametrize("degrees", DEGREES)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_every_kind_of_degrees(degrees):
+    for dtype in DTYPES:
+        shapes = (33, 257, 49), (14, 40, 103), (3, 1, 7), (40, 9, 1)
+        layers = [Layer(*shape, degrees, seed) for shape in shapes for seed in (0, 1)]
+        assert_as_accurate(*(layer.case(dtype, "tanh") for layer in layers), relative=True)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_medium_precision_is_as_accurate_as_bfloat16(precision):
+    precision("medium")
+    kinds = list(DEGREES)
+    cases = []
+    for n, shape in enumerate(EDGES):
+        layer, activation = Layer(*shape, kinds[n % len(kinds)], seed=n), "gelu" if n % 2 else None
+        baseline = layer.to(torch.bfloat16).plain(activation)
+        baseline = {name: value.float() for name, value in baseline.items()}
+        cases.append((layer.to(torch.float32).fused(activation), baseline, layer.plain(activation)))
+    assert_as_accurate(*cases, relative=True)
+
+
+@pytest.mark.parametrize("medium", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_same_bits_for_any_number_of_threads(dtype, medium, threads, precision):
+    precision("medium" if medium else "highest")
+    for shape, degrees in (((300, 530, 101), "sorted"), ((13, 257, 500), "unsorted")):
+        layer = Layer(*shape, degrees).to(dtype)
+        results = []
+        for count in (1, 2):
+            threads(count)
+            results.append(layer.fused("silu"))
+        assert bitwise_equal(*results)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000), st.sampled_from([None, *NAMES]))
-def test_nothing_crosses_the_mask(backend, features, outputs, seed, activation):
-    tensors, degrees, upstream = inputs(3, features, outputs, sort=False, seed=seed)
-    outside = degrees[0][None] > degrees[1][:, None]
-    base = fused(tensors, degrees, upstream, activation, backend)
-    assert (base["weight"][outside] == 0).all()
-    tensors["weight"] = tensors["weight"].masked_fill(outside, float("nan"))
-    changed = fused(tensors, degrees, upstream, activation, backend)
-    for name, value in base.items():
-        assert torch.equal(changed[name], value), name
+def test_integers_are_exact(backend):
+    layer = Layer(33, 129, 70, "unsorted")
+    layer.tensors = {name: (4 * value).round() for name, value in layer.tensors.items()}
+    layer.upstream = (4 * layer.upstream).round()
+    got, _, exact = layer.case(torch.float32, "relu", backend)
+    for name, value in got.items():
+        assert torch.equal(value.double(), exact[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 1000),
+    st.sampled_from([None, *NAMES]),
+    st.sampled_from(list(DEGREES)),
+)
+def test_any_small_layer(backend, features, outputs, seed, activation, degrees):
+    layer = Layer(3, features, outputs, degrees, seed)
+    got, expected = layer.fused(activation, backend), layer.plain(activation)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-11, msg=name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_infinite_input_stays_within_its_edges(backend):
-    tensors, degrees, upstream = inputs(4, 6, 5, sort=False)
-    clean = fused(tensors, degrees, upstream, "tanh", backend)
-    tensors["x"][2, 3] = float("nan")
-    dirty = fused(tensors, degrees, upstream, "tanh", backend)
+    layer = Layer(4, 6, 5, "unsorted")
+    clean = layer.fused("tanh", backend)
+    layer.tensors["x"][2, 3] = float("nan")
+    dirty = layer.fused("tanh", backend)
     rows = torch.arange(4) != 2
     assert torch.equal(dirty["y"][rows], clean["y"][rows])
-    outside = degrees[0][None] > degrees[1][:, None]
-    assert (dirty["weight"][outside] == 0).all()
 
 
 @pytest.mark.parametrize("activation", [None, *NAMES])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend, activation):
-    tensors, degrees, _ = inputs(3, 4, 5)
-    leaves = [value.requires_grad_() for value in tensors.values()]
+    layer = Layer(3, 4, 5)
     with fastcsm.backend(backend):
         assert torch.autograd.gradcheck(
-            lambda *values: functional.masked_linear(*values, *degrees, activation=activation), leaves
+            lambda *values: functional.masked_linear(*values, *layer.degrees, activation=activation),
+            tuple(layer.leaves().values()),
         )
 
 
 @pytest.mark.parametrize("needed", ["x", "weight", "bias"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_of_one_input_only(backend, needed):
-    tensors, degrees, upstream = inputs(5, 7, 3)
-    expected = plain(tensors, degrees, upstream, "silu")
-    tensors[needed].requires_grad_()
+    layer = Layer(5, 7, 3)
+    leaf = layer.tensors[needed].requires_grad_()
     with fastcsm.backend(backend):
-        y = functional.masked_linear(*tensors.values(), *degrees, activation="silu")
-    torch.testing.assert_close(torch.autograd.grad(y, tensors[needed], upstream)[0], expected[needed])
+        y = functional.masked_linear(*layer.tensors.values(), *layer.degrees, activation="silu")
+    (grad,) = torch.autograd.grad(y, leaf, layer.upstream)
+    leaf.requires_grad_(False)
+    torch.testing.assert_close(grad, layer.plain("silu")[needed])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_derivatives_raise(backend):
-    tensors, degrees, upstream = inputs(5, 7, 3)
-    leaves = [value.requires_grad_() for value in tensors.values()]
+    layer = Layer(5, 7, 3)
+    leaves = list(layer.leaves().values())
     with fastcsm.backend(backend):
-        y = functional.masked_linear(*leaves, *degrees, activation="silu")
-        (grad,) = torch.autograd.grad(y, leaves[0], upstream, create_graph=True)
+        y = functional.masked_linear(*leaves, *layer.degrees, activation="silu")
+        (grad,) = torch.autograd.grad(y, leaves[0], layer.upstream, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiated once"):
             torch.autograd.grad(grad.sum() + y.sum(), leaves[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_leading_axes_layouts_and_no_bias(backend):
-    tensors, degrees, _ = inputs(12, 7, 3)
-    x, weight, _ = tensors.values()
+    layer = Layer(12, 7, 3)
+    degrees = layer.degrees
+    x, weight, _ = layer.tensors.values()
     with fastcsm.backend(backend):
         expected = functional.masked_linear(x, weight, torch.zeros(3, dtype=torch.float64), *degrees)
         strided = x.t().contiguous().t().reshape(3, 4, 7)
@@ -136,34 +245,35 @@ def test_leading_axes_layouts_and_no_bias(backend):
 @pytest.mark.parametrize("activation", ["identity", "gelu"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend, activation):
-    tensors, degrees, upstream = inputs(5, 7, 3)
+    layer = Layer(5, 7, 3)
+    degrees = layer.degrees
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     ops = torch.ops.fastcsm
-    x, weight, bias = tensors.values()
+    x, weight, bias = layer.tensors.values()
     with fastcsm.backend(backend):
         torch.library.opcheck(
             ops.masked_linear.default, (x, weight, bias, *degrees, activation), test_utils=utils
         )
         _, preactivation = ops.masked_linear(x, weight, bias, *degrees, activation)
         for needs in ((True, True, True), (False, True, False)):
-            args = (upstream, preactivation, x, weight, *degrees, activation, *needs)
+            args = (layer.upstream, preactivation, x, weight, *degrees, activation, *needs)
             torch.library.opcheck(ops.masked_linear_backward.default, args, test_utils=utils)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_whole_and_once(backend):
-    def layer(x, weight, bias, *degrees):
+    def forward(x, weight, bias, *degrees):
         return functional.masked_linear(x, weight, bias, *degrees, activation="silu").sum()
 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(forward, fullgraph=True, dynamic=True, backend="aot_eager")
     with fastcsm.backend(backend):
         for rows in (24, 40):
-            tensors, degrees, _ = inputs(rows, 9, 11)
-            leaves = [value.requires_grad_() for value in tensors.values()]
-            got = torch.autograd.grad(compiled(*leaves, *degrees), leaves)
-            expected = torch.autograd.grad(layer(*leaves, *degrees), leaves)
+            layer = Layer(rows, 9, 11)
+            leaves = list(layer.leaves().values())
+            got = torch.autograd.grad(compiled(*leaves, *layer.degrees), leaves)
+            expected = torch.autograd.grad(forward(*leaves, *layer.degrees), leaves)
             for a, b in zip(got, expected):
                 torch.testing.assert_close(a, b)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

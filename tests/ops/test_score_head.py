@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from support import (
     DTYPES,
     HIDDEN,
+    ISAS,
     NAMES,
     ROWS,
+    SEEDS,
     Case,
     assert_as_accurate,
     backend_params,
@@ -43,9 +45,12 @@ def plain(case):
     return outputs(case, plain_score_head(case, leaves), leaves)
 
 
-def check(case, backend, dtype):
-    case = case.to(dtype)
-    assert_as_accurate(fused(case, backend), plain(case), plain(case.to(torch.float64)))
+def check(backend, dtype, **settings):
+    cases = []
+    for seed in SEEDS:
+        case = Case(seed=seed, **settings).to(dtype)
+        cases.append((fused(case, backend), plain(case), plain(case.to(torch.float64))))
+    assert_as_accurate(*cases)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,21 +59,21 @@ def check(case, backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_activation_and_depth(backend, activation, hidden, dtype):
     for frequencies in (0, 3):
-        check(Case(hidden=hidden, activation=activation, frequencies=frequencies), backend, dtype)
+        check(backend, dtype, hidden=hidden, activation=activation, frequencies=frequencies)
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_number_of_rows(backend, rows):
-    check(Case(rows=rows, hidden=(32, 48)), backend, torch.float32)
-    check(Case(rows=rows, hidden=(31,), frequencies=0), backend, torch.bfloat16)
+    check(backend, torch.float32, rows=rows, hidden=(32, 48))
+    check(backend, torch.bfloat16, rows=rows, hidden=(31,), frequencies=0)
 
 
 @pytest.mark.parametrize("context", [0, 1, 15, 16, 17, 33])
 @pytest.mark.parametrize("hidden", [(1,), (1, 1), (128, 128), (130, 257), (16, 32, 64)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_width(backend, hidden, context):
-    check(Case(rows=70, context=context, hidden=hidden, frequencies=5), backend, torch.float32)
+    check(backend, torch.float32, rows=70, context=context, hidden=hidden, frequencies=5)
 
 
 @pytest.mark.parametrize("activation", NAMES)
@@ -120,7 +125,7 @@ def test_second_derivative_at_zero_preactivation(backend, activation):
     case.weights[0][:, :-1] = 0
     case.biases[0][:] = 0
     case.x[:] = 0
-    check(case, backend, torch.float64)
+    assert_as_accurate((fused(case, backend), plain(case), plain(case)))
 
 
 @pytest.mark.parametrize("frequencies", [0, 2])
@@ -271,17 +276,17 @@ def test_same_bits_for_any_number_of_threads(backend, threads):
     assert bitwise_equal(*results)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-def test_medium_precision_is_as_accurate_as_bfloat16(backend):
-    case = Case(rows=200, hidden=(64, 48))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        got = fused(case.to(torch.float32), backend)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    baseline = {name: value.float() for name, value in plain(case.to(torch.bfloat16)).items()}
-    assert_as_accurate(got, baseline, plain(case))
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_medium_precision_is_as_accurate_as_bfloat16(activation, precision):
+    precision("medium")
+    cases = []
+    for seed in SEEDS:
+        case = Case(rows=70, hidden=(40, 33), activation=activation, seed=seed)
+        baseline = {name: value.float() for name, value in plain(case.to(torch.bfloat16)).items()}
+        cases.append((fused(case.to(torch.float32), "cpu"), baseline, plain(case)))
+    assert_as_accurate(*cases)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

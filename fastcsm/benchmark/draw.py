@@ -1,0 +1,175 @@
+"""langevin_draw: whole samples, against a loop over dimensions timed on some of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..nn import ARCSM, MADE, NoiseSchedule, ScoreHead
+from ..sampling import RELATIVE_STEP
+from . import baselines
+from .base import Case, Contender, Outputs, own_contenders, widths
+from .cases import step_operations
+from .masked import made
+from .peers import edges, use_plain_layers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Draw"]
+
+Noise = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Draw(Case):
+    """ARCSM.sample with a MADE, float32, in raster order: L levels from 1 to 0.04 of T steps each.
+
+    The loop is timed on ``measured`` dimensions spread over all, an equal share of them in each round, and
+    its time per dimension taken D times. The check gives it and the fused draw the same Philox noise: the
+    variables of one such share must agree with the loop in float64, given the variables before them.
+    """
+
+    features: int = 784
+    hidden: tuple[int, ...] = (1024, 1024)
+    context: int = 32
+    head: tuple[int, ...] = (128, 128)
+    samples: int = 64
+    levels: int = 10
+    steps: int = 20
+    activation: str = "softplus"
+    staged: bool = False
+    measured: int = 40
+
+    op = "langevin_draw"
+    most_rounds = 4
+    warmup = 0
+
+    def title(self) -> str:
+        form = f"staged, {self.levels} parameter sets" if self.staged else "conditional"
+        made_sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}"
+        head = f"head {widths(self.head)} {self.activation}"
+        return f"{self.op}: {form}, {self.samples} samples, {made_sizes}, {head}, {self.levels} x {self.steps} steps"
+
+    def operations(self) -> float:
+        """One masked forward pass a parameter set; the head's context part once and a step's products."""
+        rows = self.samples * self.features
+        sets = self.levels if self.staged else 1
+        net = made(self.features, self.hidden, self.context)
+        steps = self.levels * self.steps * step_operations(self.head, 0)
+        once = 2.0 * sets * self.context * self.head[0]
+        return 2.0 * self.samples * sets * sum(edges(net)) + rows * (steps + once)
+
+    def matrix_shape(self) -> tuple[int, int, int]:
+        return self.samples, max(self.head), max(self.head)
+
+    def variants(self) -> list[Self]:
+        return [replace(self, staged=False), replace(self, staged=True)]
+
+    def quick(self) -> Self:
+        hidden = tuple(min(width, 128) for width in self.hidden)
+        return replace(self, features=min(self.features, 32), samples=min(self.samples, 16), hidden=hidden)
+
+    def warm(self) -> Self:
+        return replace(self, features=5, samples=4, hidden=tuple(8 for _ in self.hidden), steps=1)
+
+    def model(self) -> ARCSM:
+        """Random parameters; a staged model has as many sets, each a little different."""
+        net = made(self.features, self.hidden, self.context)
+        noise = NoiseSchedule(1.0, 0.04, self.levels, form="staged" if self.staged else "conditional")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            head = ScoreHead(self.context + (not self.staged), self.head, self.activation, frequencies=0)
+        model = ARCSM(net, head, noise=noise)
+        for _ in range(self.levels - 1 if self.staged else 0):
+            model.advance_stage()
+            with torch.no_grad():
+                for parameter in (*model.context_net.parameters(), *model.head.parameters()):
+                    parameter.mul_(1.02)
+        return model.eval()
+
+    def shares(self) -> list[list[int]]:
+        """The measured dimensions, as the shares of the rounds; each is spread over all dimensions."""
+        count = min(self.measured, self.features)
+        chosen = [(2 * k + 1) * self.features // (2 * count) for k in range(count)]
+        parts = min(self.most_rounds, count)
+        return [chosen[k::parts] for k in range(parts)]
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        model, peer = self.model(), _Loop(self.model())
+        shares = self.shares()
+        turns = itertools.cycle(shares)
+        zeros = torch.zeros(self.samples, self.features)
+
+        def own() -> Outputs:
+            return {"x": model.sample(self.samples, seed=0, steps=self.steps)}
+
+        def loop() -> Outputs:
+            return {"x": peer.run(zeros, next(turns), self.steps)}
+
+        def check_own() -> Outputs:
+            x = own()["x"]
+            return {"error": x[:, shares[0]] - self._truth(peer, x)}
+
+        def check_loop() -> Outputs:
+            x = model.sample(self.samples, seed=0, steps=self.steps)
+            found = peer.run(x, shares[0], self.steps, _philox(self.samples, x.dtype))
+            return {"error": found - self._truth(peer, x)}
+
+        count = sum(map(len, shares))
+        label = "eager loop, mask * weight"
+        if count < self.features:
+            label += f" (extrapolated from {count} of {self.features} dimensions)"
+        return {
+            "loop": Contender(
+                label,
+                loop,
+                check=check_loop,
+                memory=lambda: {"x": peer.run(zeros, [self.features - 1], self.steps)},
+                scale=self.features * len(shares) / count,
+            )
+        } | own_contenders(own, precisions, check=check_own)
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        dimensions = self.shares()[0]
+        truth = torch.zeros(self.samples, len(dimensions), dtype=torch.float64)
+        return {"error": truth}, {"error": (self.samples * len(dimensions)) ** 0.5}
+
+    def _truth(self, peer: _Loop, x: Tensor) -> Tensor:
+        """What the loop makes in float64 of one share of the dimensions, given those before each in x."""
+        return peer.run(x.double(), self.shares()[0], self.steps, _philox(self.samples, torch.float64))
+
+
+class _Loop:
+    """The straightforward draw: for every dimension a whole forward pass, and one for every stage."""
+
+    def __init__(self, model: ARCSM):
+        parts: list[Any] = [*model.stages, model]
+        self.networks = [use_plain_layers(part.context_net) for part in parts]
+        self.heads: list[ScoreHead] = [part.head for part in parts]
+        self.sigmas = model.noise.sigmas
+        self.staged = model.staged
+
+    @torch.no_grad()
+    def run(self, x: Tensor, dimensions: Sequence[int], steps: int, noise: Noise | None = None) -> Tensor:
+        """(B, len(dimensions)): those variables drawn, each given the variables before it in x (B, D).
+
+        ``noise(d, k)`` replaces torch's generator. The parameters are taken to the dtype of x.
+        """
+        values: list[Tensor] = [
+            torch.randn_like(x[:, d]) if noise is None else noise(d, 0) for d in dimensions
+        ]
+        for stage, (net, head) in enumerate(zip(self.networks, self.heads, strict=True)):
+            ...
+        return torch.stack(values, 1)
+
+
+def _philox(samples: int, dtype: torch.dtype) -> Noise:
+    index = torch.arange(samples)
+    return lambda d, k: random.normal(0, index, torch.full_like(index, d), k).to(dtype)

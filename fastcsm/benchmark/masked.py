@@ -1,0 +1,115 @@
+"""masked_linear: a whole MADE, forward, or forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import MADE
+from .base import Case, Contender, Outputs, own_contenders, widths
+from .peers import PlainMaskedLinear, made_operations, use_plain_layers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MaskedLayers", "made"]
+
+
+def made(features: int, hidden: Sequence[int], context: int, activation: str = "relu", seed: int = 0) -> MADE:
+    """A MADE with the parameters of a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MADE(features, hidden, context, activation=activation)
+
+
+@dataclass(frozen=True)
+class MaskedLayers(Case):
+    """MADE on a batch of data, float32: the contexts, or also the gradients of all weights and biases."""
+
+    features: int = 784
+    hidden: tuple[int, ...] = (2048, 2048)
+    context: int = 32
+    batch: int = 128
+    activation: str = "relu"
+    backward: bool = False
+
+    op = "masked_linear"
+
+    def title(self) -> str:
+        sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
+        return f"{self.op}: MADE {'forward and backward' if self.backward else 'forward'}, {sizes}"
+
+    def operations(self) -> float:
+        net = made(self.features, self.hidden, self.context)
+        return made_operations(net, self.batch, self.backward)
+
+    def matrix_shape(self) -> tuple[int, int, int]:
+        return self.batch, self.hidden[-1], max(self.hidden)
+
+    def variants(self) -> list[Self]:
+        return [replace(self, backward=False), replace(self, backward=True)]
+
+    def quick(self) -> Self:
+        hidden = tuple(min(width, 256) for width in self.hidden)
+        return replace(self, features=min(self.features, 128), batch=min(self.batch, 32), hidden=hidden)
+
+    def warm(self) -> Self:
+        return replace(self, features=5, batch=4, hidden=tuple(8 for _ in self.hidden))
+
+    def _inputs(self) -> tuple[MADE, Tensor, Tensor]:
+        net = made(self.features, self.hidden, self.context, self.activation)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.rand(self.batch, self.features, generator=generator) * 2 - 1
+        return net, x, torch.randn(self.batch, self.features, self.context, generator=generator)
+
+    def _call(self, net: nn.Module, x: Tensor, upstream: Tensor) -> Callable[[], Outputs]:
+        names, parameters = zip(*net.named_parameters(), strict=True)
+
+        def forward() -> Outputs:
+            with torch.no_grad():
+                return {"context": net(x)}
+
+        def backward() -> Outputs:
+            y = net(x)
+            return dict(zip(names, torch.autograd.grad(y, parameters, upstream), strict=True))
+
+        return backward if self.backward else forward
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        net, *data = self._inputs()
+        peer = use_plain_layers(_sharing(net))
+        folded = use_plain_layers(_sharing(net), folded=True)
+        masks = {
+            f"{name}.weight": layer.mask
+            for name, layer in peer.named_modules()
+            if isinstance(layer, PlainMaskedLinear)
+        }
+        dense = self._call(folded, *data)
+
+        def masked() -> Outputs:
+            return {name: value * masks.get(name, 1) for name, value in dense().items()}
+
+        label = "mask * weight, then dense"
+        found = {"peers": Contender(label, self._call(peer, *data))}
+        if "medium" in precisions:
+            found["peers_medium"] = Contender(
+                f'{label}, "medium"', self._call(peer, *data), precision="medium"
+            )
+        found["folded"] = Contender("dense, masks folded in beforehand", dense, check=masked)
+        return found | own_contenders(self._call(net, *data), precisions)
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        net, *data = self._inputs()
+        wide = use_plain_layers(net.double())
+        return self._call(wide, *(tensor.double() for tensor in data))(), {}
+
+
+def _sharing(net: MADE) -> MADE:
+    """A copy of the modules with the same parameters."""
+    memo = {id(parameter): parameter for parameter in net.parameters()}
+    return cast(MADE, copy.deepcopy(net, memo))

@@ -1,0 +1,91 @@
+"""linear_csm_loss: the last masked layer and the composite score matching loss together."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .csm_loss import csm_loss
+from .masked_linear import masked_linear, masked_linear_backward
+
+
+class Kernels(NamedTuple):
+    """The ops that :func:`linear_csm_loss` chains, of one backend."""
+
+    masked_linear: Callable[..., Any]
+    masked_linear_backward: Callable[..., Any]
+    csm_loss: Callable[..., Any]
+
+
+def linear_csm_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    extra: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    need_hidden: bool,
+    need_linear: bool,
+    need_x: bool,
+    need_params: bool,
+    *,
+    kernels: Kernels = Kernels(masked_linear, masked_linear_backward, csm_loss),  # noqa: B008 (immutable)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The csm_loss of contexts [row d of (W * M) h + b, extra], and its gradients.
+
+    Args:
+        hidden: (B, H).
+        weight, bias, in_degrees, out_degrees: of the masked layer, (D * C, H), (D * C,), (H,) and (D * C,);
+            outputs d C ... (d + 1) C are the context of dimension d.
+        extra: (B * D, X), further context features, X >= 0; they get no gradient.
+        x: (B * D,).
+        weights, biases, frequencies, activation, alpha, beta, gamma: as for
+            :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
+        need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
+            weight and bias.
+        kernels: the functions that are chained.
+
+    Returns:
+        (loss, grad_hidden, grad_weight, grad_bias, grad_x, grad_weights, grad_biases), gradients being empty
+        where not needed.
+    """
+    c = context_features(extra, weights, frequencies)
+    y, none = kernels.masked_linear(hidden, weight, bias, in_degrees, out_degrees, "identity")
+    context = y.reshape(len(x), c)
+    if extra.shape[1] > 0:
+        context = torch.cat([context, extra], 1)
+    need_context = need_hidden or need_linear
+    loss, grad_context, grad_x, *grad_params = kernels.csm_loss(
+        context,
+        x,
+        weights,
+        biases,
+        frequencies,
+        activation,
+        alpha,
+        beta,
+        gamma,
+        need_context,
+        need_x,
+        need_params,
+    )
+    grads = [hidden.new_empty(0) for _ in range(3)]
+    if need_context:
+        grad_y = grad_context[:, :c].reshape(len(hidden), len(weight)).contiguous()
+        layer = hidden, weight, in_degrees, out_degrees, "identity"
+        grads = kernels.masked_linear_backward(grad_y, none, *layer, need_hidden, need_linear, need_linear)
+    return loss, *grads, grad_x, *grad_params
+
+
+def context_features(extra: Tensor, weights: Sequence[Tensor], frequencies: Tensor) -> int:
+    """C, the context features that the masked layer computes for each dimension."""
+    return weights[0].shape[1] - 1 - 2 * frequencies.shape[0] - extra.shape[1]
