@@ -43,6 +43,10 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
   m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
         ") -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, Tensor in_degrees, "
+      "Tensor out_degrees, int activation, bool need_x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, bool reduced) -> "
+      "Tensor");
   m.def("isa() -> str");
   m.def("isas() -> str[]");
   m.def("set_isa(str name) -> ()");
@@ -56,6 +60,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
+  m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CompositeExplicitAutograd, m) {

@@ -52,7 +52,7 @@ class Backend(Protocol):
 
 
 def _module(op: str) -> str:
-    return op.removesuffix("_backward").removesuffix("_draw")
+    return op.removesuffix("_into").removesuffix("_backward").removesuffix("_draw")
 
 
 class Reference:

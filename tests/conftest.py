@@ -1,6 +1,6 @@
 import os
 
-# Small tests are quicker on one thread, in processes they start too; those about threads set their own number.
+# Small tests are quicker on one thread, in their subprocesses too; those about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -453,22 +453,36 @@ std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, T
   return {y, preactivation};
 }
 
-std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,
-                                                          Tensor in_degrees, Tensor out_degrees, int64_t activation,
-                                                          bool need_x, bool need_weight, bool need_bias, bool reduced) {
+Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, Tensor in_degrees,
+                                   Tensor out_degrees, int64_t activation, bool need_x, Tensor grad_weight,
+                                   Tensor grad_bias, bool reduced) {
   const Staircase stairs(in_degrees, out_degrees);
   MaskedLinearArgs a = masked_args(x, weight, in_degrees, out_degrees, activation, reduced, stairs);
   a.grad_y = checked(grad_y, "grad_y", x.scalar_type(), a.rows * a.outputs);
   if (activation >= 0)
     a.given_preactivation = checked(preactivation, "preactivation", x.scalar_type(), a.rows * a.outputs);
-  const std::vector<int64_t> outputs{a.outputs};
   Tensor grad_x = need_x ? torch::stable::empty_like(x) : none_like(x);
+  a.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
+  if (grad_weight.numel() > 0) {
+    checked(grad_weight, "grad_weight", x.scalar_type(), a.outputs * a.inputs);
+    a.grad_weight = grad_weight.mutable_data_ptr();
+  }
+  if (grad_bias.numel() > 0) {
+    checked(grad_bias, "grad_bias", x.scalar_type(), a.outputs);
+    a.grad_bias = grad_bias.mutable_data_ptr();
+  }
+  FASTCSM_DISPATCH(masked_linear_kernel, uses_pairs(a), a);
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,
+                                                          Tensor in_degrees, Tensor out_degrees, int64_t activation,
+                                                          bool need_x, bool need_weight, bool need_bias, bool reduced) {
+  const std::vector<int64_t> outputs{weight.size(0)};
   Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : none_like(x);
   Tensor grad_bias = need_bias ? torch::stable::new_empty(x, {outputs.data(), outputs.size()}) : none_like(x);
-  a.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
-  a.grad_weight = need_weight ? grad_weight.mutable_data_ptr() : nullptr;
-  a.grad_bias = need_bias ? grad_bias.mutable_data_ptr() : nullptr;
-  FASTCSM_DISPATCH(masked_linear_kernel, uses_pairs(a), a);
+  Tensor grad_x = masked_linear_backward_into(grad_y, preactivation, x, weight, in_degrees, out_degrees, activation,
+                                              need_x, grad_weight, grad_bias, reduced);
   return {grad_x, grad_weight, grad_bias};
 }
 

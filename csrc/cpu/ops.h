@@ -43,4 +43,9 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor 
                                                           Tensor in_degrees, Tensor out_degrees, int64_t activation,
                                                           bool need_x, bool need_weight, bool need_bias, bool reduced);
 
+// The same with the gradients of weight and bias written where the caller wants them; an empty tensor: not wanted.
+Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, Tensor in_degrees,
+                                   Tensor out_degrees, int64_t activation, bool need_x, Tensor grad_weight,
+                                   Tensor grad_bias, bool reduced);
+
 }  // namespace fastcsm

@@ -4,22 +4,29 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from ..activations import ACTIVATIONS
-from .cases import CASES, Case, CsmLoss, Langevin
+from .base import Case
+from .cases import CsmLoss, Langevin, Rows
+from .draw import Draw
+from .masked import MaskedLayers
 from .report import format_header, format_table, readme_block, update_readme
 from .runner import document, run_case
-from .step import step_table
+from .step import TrainingStep, step_table
 
 __all__ = [
+    "CASES",
     "Case",
     "CsmLoss",
+    "Draw",
     "Langevin",
+    "MaskedLayers",
+    "TrainingStep",
     "document",
     "format_header",
     "format_table",
@@ -29,6 +36,21 @@ __all__ = [
     "step_table",
     "update_readme",
 ]
+
+CASES: Mapping[str, type[Case]] = {
+    kind.op: kind for kind in (CsmLoss, Langevin, MaskedLayers, TrainingStep, Draw)
+}
+_SIZES = {
+    "rows": "rows N of csm_loss (default: 50176) or langevin (4096)",
+    "features": "variables D of a model (default: 784)",
+    "batch": "samples B of masked_linear (default: 128) or training_step (64)",
+    "samples": "samples that langevin_draw draws (default: 64)",
+    "context": "context features C (default: 32)",
+}
+_WIDTHS = {
+    "hidden": "hidden widths of the head, or of the MADE in an op that has one",
+    "head": "hidden widths of the head beside a MADE (default: 128 128)",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,17 +62,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--op", choices=list(CASES), default="csm_loss", help="what to measure (default: csm_loss)"
     )
-    p.add_argument("--rows", type=int, help="rows N (default: 50176 for csm_loss, 4096 for langevin)")
-    p.add_argument("--context", type=int, default=32, help="context features C (default: 32)")
-    p.add_argument(
-        "--hidden", type=int, nargs="+", default=[128, 128], help="hidden widths (default: 128 128)"
-    )
+    for name, text in _SIZES.items():
+        p.add_argument(f"--{name}", type=int, help=text)
+    for name, text in _WIDTHS.items():
+        p.add_argument(f"--{name}", type=int, nargs="+", help=text)
     p.add_argument(
         "--activation",
         choices=list(ACTIVATIONS),
-        help="default: softplus, and silu with 16 frequencies beside it",
+        help="default: softplus, and on rows silu with 16 frequencies beside it; of masked_linear: relu",
     )
-    p.add_argument("--frequencies", type=int, help="frequencies of x, E (default: as for --activation)")
+    p.add_argument("--frequencies", type=int, help="frequencies of x, E, on rows (default: as --activation)")
     p.add_argument(
         "--precision",
         choices=["highest", "medium", "both"],
@@ -61,9 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (default: 2)"
     )
     p.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: 15)")
-    p.add_argument(
-        "--quick", action="store_true", help="4096 rows at most, 3 rounds, no torch.compile, no memory"
-    )
+    p.add_argument("--quick", action="store_true", help="small sizes, 3 rounds, no torch.compile, no memory")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     p.add_argument(
         "--readme",
@@ -77,25 +96,34 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _cases(arguments: argparse.Namespace) -> list[Case]:
-    sizes = {"context": arguments.context, "hidden": tuple(arguments.hidden)}
-    if arguments.rows is not None:
-        sizes["rows"] = arguments.rows
-    case = CASES[arguments.op](**sizes)
+def _cases(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Case]:
+    kind = CASES[arguments.op]
+    known = {field.name for field in fields(kind)}
+    sizes = {}
+    for name in (*_SIZES, *_WIDTHS, "activation", "frequencies"):
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if name not in known:
+            p.error(f"argument --{name}: --op {arguments.op} has no such size")
+        sizes[name] = tuple(value) if name in _WIDTHS else value
+    if issubclass(kind, Rows) and "frequencies" in sizes:
+        sizes.setdefault("activation", "silu")
+    case = kind(**sizes)
     if arguments.quick:
-        case = replace(case, rows=min(case.rows, 4096))
-    if arguments.activation is None and arguments.frequencies is None:
-        return [case, replace(case, activation="silu", frequencies=16)]
-    return [replace(case, activation=arguments.activation or "silu", frequencies=arguments.frequencies or 0)]
+        case = case.quick()
+    if isinstance(case, Rows) and not sizes.keys().isdisjoint(("activation", "frequencies")):
+        return [case]
+    return list(case.variants())
 
 
 def _check(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    for name in ("rows", "threads", "rounds"):
+    for name in (*_SIZES, *_WIDTHS, "threads", "rounds"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            p.error(f"argument --{name}: expected a number of at least 1, got {value}")
-    if arguments.context < 1 or min(arguments.hidden) < 1 or (arguments.frequencies or 0) < 0:
-        p.error("arguments --context and --hidden must be at least 1, --frequencies at least 0")
+        if value is not None and min(value if isinstance(value, list) else [value]) < 1:
+            p.error(f"argument --{name}: expected at least 1, got {value}")
+    if (arguments.frequencies or 0) < 0:
+        p.error(f"argument --frequencies: expected at least 0, got {arguments.frequencies}")
     if arguments.into and not arguments.readme:
         p.error("argument --into: needs --readme")
 
@@ -127,13 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(p, arguments)
     if arguments.readme:
         return _readme(arguments.readme, arguments.into)
+    cases = _cases(p, arguments)
     rounds = 3 if arguments.quick else arguments.rounds
     precisions = ["highest", "medium"] if arguments.precision == "both" else [arguments.precision]
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
         results = []
-        for case in _cases(arguments):
+        for case in cases:
             results.append(
                 run_case(
                     case,

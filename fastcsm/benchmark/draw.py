@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import random
-from ..nn import ARCSM, MADE, NoiseSchedule, ScoreHead
+from ..nn import ARCSM, NoiseSchedule, ScoreHead
 from ..sampling import RELATIVE_STEP
 from . import baselines
 from .base import Case, Contender, Outputs, own_contenders, widths
 from .cases import step_operations
 from .masked import made
-from .peers import edges, use_plain_layers
+from .peers import edges, sharing, use_plain_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Draw"]
 
-Noise = Callable[[int, int], Tensor]
+Noise = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ class Draw(Case):
 
     def title(self) -> str:
         form = f"staged, {self.levels} parameter sets" if self.staged else "conditional"
-        made_sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}"
+        sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}"
         head = f"head {widths(self.head)} {self.activation}"
-        return f"{self.op}: {form}, {self.samples} samples, {made_sizes}, {head}, {self.levels} x {self.steps} steps"
+        steps = f"{self.levels} x {self.steps} steps"
+        return f"{self.op}: {form}, {self.samples} samples, {sizes}, {head}, {steps}"
 
     def operations(self) -> float:
         """One masked forward pass a parameter set; the head's context part once and a step's products."""
@@ -102,25 +105,31 @@ class Draw(Case):
         return [chosen[k::parts] for k in range(parts)]
 
     def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
-        model, peer = self.model(), _Loop(self.model())
+        model = self.model()
+        peer = Loop(model)
         shares = self.shares()
         turns = itertools.cycle(shares)
-        zeros = torch.zeros(self.samples, self.features)
+        data = torch.randn(self.samples, self.features, generator=torch.Generator().manual_seed(2))
 
         def own() -> Outputs:
             return {"x": model.sample(self.samples, seed=0, steps=self.steps)}
 
         def loop() -> Outputs:
-            return {"x": peer.run(zeros, next(turns), self.steps)}
+            return {"x": peer.run(data, next(turns), self.steps)}
 
         def check_own() -> Outputs:
             x = own()["x"]
-            return {"error": x[:, shares[0]] - self._truth(peer, x)}
+            return {"error": x[:, shares[0]] - peer.truth(x, shares[0], self.steps)}
 
         def check_loop() -> Outputs:
-            x = model.sample(self.samples, seed=0, steps=self.steps)
-            found = peer.run(x, shares[0], self.steps, _philox(self.samples, x.dtype))
-            return {"error": found - self._truth(peer, x)}
+            samples = torch.arange(self.samples)
+            found = peer.run(
+                data,
+                shares[0],
+                self.steps,
+                lambda d: philox(samples, torch.full_like(samples, d), torch.float32),
+            )
+            return {"error": found - peer.truth(data, shares[0], self.steps)}
 
         count = sum(map(len, shares))
         label = "eager loop, mask * weight"
@@ -131,7 +140,7 @@ class Draw(Case):
                 label,
                 loop,
                 check=check_loop,
-                memory=lambda: {"x": peer.run(zeros, [self.features - 1], self.steps)},
+                memory=lambda: {"x": peer.run(data, [self.features - 1], self.steps)},
                 scale=self.features * len(shares) / count,
             )
         } | own_contenders(own, precisions, check=check_own)
@@ -141,35 +150,73 @@ class Draw(Case):
         truth = torch.zeros(self.samples, len(dimensions), dtype=torch.float64)
         return {"error": truth}, {"error": (self.samples * len(dimensions)) ** 0.5}
 
-    def _truth(self, peer: _Loop, x: Tensor) -> Tensor:
-        """What the loop makes in float64 of one share of the dimensions, given those before each in x."""
-        return peer.run(x.double(), self.shares()[0], self.steps, _philox(self.samples, torch.float64))
 
+class Loop:
+    """The straightforward draw: for every variable a whole forward pass, and one for every parameter set.
 
-class _Loop:
-    """The straightforward draw: for every dimension a whole forward pass, and one for every stage."""
+    Fair because autograd is off, the head's steps are those of :func:`baselines.langevin_loop`, and the
+    conditional form computes the context once a variable.
+    """
 
     def __init__(self, model: ARCSM):
         parts: list[Any] = [*model.stages, model]
-        self.networks = [use_plain_layers(part.context_net) for part in parts]
+        self.networks = [use_plain_layers(sharing(part.context_net)) for part in parts]
         self.heads: list[ScoreHead] = [part.head for part in parts]
-        self.sigmas = model.noise.sigmas
-        self.staged = model.staged
+        sigmas = cast(NoiseSchedule, model.noise).sigmas
+        levels = [sigmas] if model.conditional else [[sigma] for sigma in sigmas]
+        self.schedules = [
+            {
+                "step_sizes": [RELATIVE_STEP * sigma**2 for sigma in group],
+                "score_scales": [1 / sigma if model.conditional else 1.0 for sigma in group],
+                "stage_features": [math.log(sigma) if model.conditional else None for sigma in group],
+            }
+            for group in levels
+        ]
 
     @torch.no_grad()
-    def run(self, x: Tensor, dimensions: Sequence[int], steps: int, noise: Noise | None = None) -> Tensor:
-        """(B, len(dimensions)): those variables drawn, each given the variables before it in x (B, D).
+    def run(
+        self, x: Tensor, variables: Sequence[int], steps: int, noise: Callable[[int], Noise] | None = None
+    ) -> Tensor:
+        """(B, len(variables)): those variables drawn, each given the ones before it in x (B, D).
 
-        ``noise(d, k)`` replaces torch's generator. The parameters are taken to the dtype of x.
+        ``noise(d)(k)`` replaces torch's generator.
         """
-        values: list[Tensor] = [
-            torch.randn_like(x[:, d]) if noise is None else noise(d, 0) for d in dimensions
-        ]
-        for stage, (net, head) in enumerate(zip(self.networks, self.heads, strict=True)):
-            ...
-        return torch.stack(values, 1)
+        columns = []
+        for d in variables:
+            draw = noise(d) if noise else None
+            value = torch.randn_like(x[:, d]) if draw is None else draw(0)
+            for stage, network in enumerate(self.networks):
+                value = self._stage(stage, network(x)[:, d], value, steps, draw)
+            columns.append(value)
+        return torch.stack(columns, 1)
+
+    @torch.no_grad()
+    def truth(self, x: Tensor, variables: Sequence[int], steps: int) -> Tensor:
+        """As :meth:`run`, in float64, all variables together, with fastcsm's noise of seed 0."""
+        samples = torch.arange(len(x)).repeat_interleave(len(variables))
+        draw = philox(samples, torch.tensor(variables).repeat(len(x)), torch.float64)
+        value = draw(0)
+        for stage, network in enumerate(self.networks):
+            context = copy.deepcopy(network).double()(x.double())[:, variables].flatten(0, 1)
+            value = self._stage(stage, context, value, steps, draw)
+        return value.view(len(x), len(variables))
+
+    def _stage(self, stage: int, context: Tensor, x: Tensor, steps: int, draw: Noise | None) -> Tensor:
+        head, schedule = self.heads[stage], self.schedules[stage]
+        before = steps * sum(len(other["step_sizes"]) for other in self.schedules[:stage])
+        return baselines.langevin_loop(
+            context,
+            x,
+            [weight.to(x.dtype) for weight in head.weights],
+            [bias.to(x.dtype) for bias in head.biases],
+            head.frequencies.to(x.dtype),
+            head.activation,
+            **schedule,
+            steps=steps,
+            noise=None if draw is None else lambda k: draw(before + k),
+        )
 
 
-def _philox(samples: int, dtype: torch.dtype) -> Noise:
-    index = torch.arange(samples)
-    return lambda d, k: random.normal(0, index, torch.full_like(index, d), k).to(dtype)
+def philox(samples: Tensor, variables: Tensor, dtype: torch.dtype) -> Noise:
+    """The noise of seed 0 by step, for rows (N,) of samples and variables."""
+    return lambda k: random.normal(0, samples, variables, k).to(dtype)

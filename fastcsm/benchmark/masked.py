@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..nn import MADE
 from .base import Case, Contender, Outputs, own_contenders, widths
-from .peers import PlainMaskedLinear, made_operations, use_plain_layers
+from .peers import PlainMaskedLinear, made_operations, sharing, use_plain_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,8 +81,8 @@ class MaskedLayers(Case):
 
     def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
         net, *data = self._inputs()
-        peer = use_plain_layers(_sharing(net))
-        folded = use_plain_layers(_sharing(net), folded=True)
+        peer = use_plain_layers(sharing(net))
+        folded = use_plain_layers(sharing(net), folded=True)
         masks = {
             f"{name}.weight": layer.mask
             for name, layer in peer.named_modules()
@@ -107,9 +106,3 @@ class MaskedLayers(Case):
         net, *data = self._inputs()
         wide = use_plain_layers(net.double())
         return self._call(wide, *(tensor.double() for tensor in data))(), {}
-
-
-def _sharing(net: MADE) -> MADE:
-    """A copy of the modules with the same parameters."""
-    memo = {id(parameter): parameter for parameter in net.parameters()}
-    return cast(MADE, copy.deepcopy(net, memo))

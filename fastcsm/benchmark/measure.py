@@ -94,10 +94,10 @@ def errors(
     return result
 
 
-def matrix_calls(rows: int, width: int, square: int = 2048) -> dict[str, tuple[float, Callable]]:
-    """Plain torch.mm at a good size and at the head's own shape: {name: (operations, call)}, float32."""
+def matrix_calls(*shape: int, square: int = 2048) -> dict[str, tuple[float, Callable]]:
+    """Plain torch.mm at a good size and at the case's own m, k, n: {name: (operations, call)}, float32."""
     calls: dict[str, tuple[float, Callable]] = {}
-    for m, k, n in ((square,) * 3, (rows, width, width)):
+    for m, k, n in ((square,) * 3, shape):
         a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
         calls[f"{m} x {k} x {n}"] = (2.0 * m * k * n, lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
     return calls

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import activations
 from ..nn import MADE, MaskedLinear
 
-__all__ = ["PlainMaskedLinear", "edges", "made_operations", "use_plain_layers"]
+__all__ = ["PlainMaskedLinear", "edges", "made_operations", "sharing", "use_plain_layers"]
 
 
 class PlainMaskedLinear(nn.Module):
@@ -40,6 +42,11 @@ def use_plain_layers(module: nn.Module, folded: bool = False) -> nn.Module:
         else:
             use_plain_layers(child, folded)
     return module
+
+
+def sharing(module: nn.Module) -> nn.Module:
+    """A copy of the modules that shares their parameters."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def _mask(layer: MaskedLinear) -> Tensor:

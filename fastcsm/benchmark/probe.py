@@ -2,32 +2,28 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import torch
 
-from .cases import CASES, Case
+from . import CASES
+from .base import Case, from_config
 from .measure import at_precision, peak_extra
-
-WARM_ROWS = 64
 
 
 def probe(request: dict) -> int:
     """Bytes; the request has the entries op, config, contender and threads."""
     torch.set_num_threads(request["threads"])
-    config = dict(request["config"])
-    case: Case = CASES[request["op"]](**{**config, "hidden": tuple(config["hidden"])})
+    case: Case = from_config(CASES[request["op"]], request["config"])
     name = request["contender"]
-    precisions = ["highest", "medium"]
 
     def build(sizes: Case):
-        contender = sizes.contenders(precisions, compiled=name.startswith("compile"))[name]
-        return contender, at_precision(contender.precision, contender.call)
+        found = sizes.contenders(["highest", "medium"], compiled=name.startswith("compile"))[name]
+        return found, at_precision(found.precision, found.memory or found.call)
 
     contender, call = build(case)
     if contender.compiled:
         return peak_extra(call, warm=call)
-    return peak_extra(call, warm=build(replace(case, rows=WARM_ROWS))[1])
+    return peak_extra(call, warm=build(case.warm())[1])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .cases import Case, Contender, Outputs
+from .base import Case, Contender, Outputs
 from .measure import (
     at_precision,
     errors,
@@ -85,9 +85,11 @@ def run_case(
 ) -> dict[str, Any]:
     """Measure every contender of a case; returns one entry of a document's "results".
 
-    No time is taken of a contender whose result is wrong. The matrix rate is timed in the same rounds. With
-    ``memory_rows`` the extra memory of fastcsm is also measured at those row counts.
+    No time is taken of a contender whose result is wrong. The matrix rate is timed in the same rounds, of
+    which there are at most ``case.most_rounds``. With ``memory_rows`` the extra memory of fastcsm is also
+    measured at those row counts (cases of rows only).
     """
+    rounds = min(rounds, case.most_rounds)
     contenders = case.contenders(precisions, compiled)
     rows = check_rows(contenders, *case.reference(), log)
     calls: dict[str, Callable[[], object]] = {
@@ -95,35 +97,48 @@ def run_case(
         for name, row in rows.items()
         if row["status"] == "ok"
     }
-    products = matrix_calls(case.rows, max(case.hidden))
+    products = matrix_calls(*case.matrix_shape())
     calls |= {shape: call for shape, (_, call) in products.items()}
+    parts = case.parts()
+    calls |= parts
     log(f"timing {rounds} rounds")
-    seconds = interleave(calls, rounds)
+    seconds = interleave(calls, rounds, case.warmup)
     rates = {shape: count / quartiles(seconds[shape])["median"] for shape, (count, _) in products.items()}
     floor = case.operations() / max(rates.values())
     first = next(iter(rows))
     for name, row in rows.items():
         if row["status"] != "ok":
             continue
-        row["seconds"] = quartiles(seconds[name])
+        scale = contenders[name].scale
+        row["seconds"] = {key: scale * value for key, value in quartiles(seconds[name]).items()}
+        if scale != 1:
+            row["extrapolated"] = scale
         if rows[first]["status"] == "ok":
             row["speedup"] = rows[first]["seconds"]["median"] / row["seconds"]["median"]
         row["floor_multiple"] = row["seconds"]["median"] / floor
-        if memory:
-            log(f"memory of {row['label']}")
-            row["extra_bytes"] = extra_memory(_request(case, name))
-    return {
+    result = {
         "op": case.op,
         "title": case.title(),
         "config": case.config(),
+        "rounds": rounds,
         "operations": case.operations(),
         "matrix_rate": {"best": max(rates.values()), "shapes": rates},
         "floor_seconds": floor,
         "rows": list(rows.values()),
-        "extra_bytes_by_rows": {
-            str(count): extra_memory(_request(replace(case, rows=count), "fastcsm")) for count in memory_rows
-        },
     }
+    if parts:
+        result["parts"] = {name: quartiles(seconds[name]) for name in parts}
+    del contenders, calls, parts, products
+    for name, row in rows.items():
+        if memory and row["status"] == "ok":
+            log(f"memory of {row['label']}")
+            row["extra_bytes"] = extra_memory(_request(case, name))
+    if memory_rows:
+        result["extra_bytes_by_rows"] = {
+            str(count): extra_memory(_request(replace(case, rows=count), "fastcsm"))  # type: ignore[call-arg]
+            for count in memory_rows
+        }
+    return result
 
 
 def _request(case: Case, contender: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..
                     return rows
                 return rows.unflatten(0, (batch, dimensions))[:, block].flatten(0, 1).contiguous()
 
-            loss, in_hidden, in_weight, in_bias, in_x, in_weights, in_biases = chain(
+            loss, in_hidden, _, _, in_x, in_weights, in_biases = chain(
                 hidden,
                 weight[outputs],
                 bias[outputs],
@@ -71,10 +71,8 @@ def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..
                 *head,
                 *map(part, coefficients),
                 *(need_hidden, need_linear, need_x, need_params),
+                linear_grads=(grad_weight[outputs], grad_bias[outputs]),
             )
-            if need_linear:
-                grad_weight[outputs] = in_weight
-                grad_bias[outputs] = in_bias
             if need_x:
                 rows = grad_x.view(batch, dimensions)[:, block]
                 rows.copy_(in_x.view(rows.shape))

@@ -122,21 +122,15 @@ def langevin_draw(
         for m in range(models):
             w, b = (part[m * layers : (m + 1) * layers] for part in (made_weights, made_biases))
             h = _hidden(known, w, b, [inputs, *degrees], made_activation, residual)
-            rows = slice(d * features, (d + 1) * features)
-            c, _ = masked_linear(
-                h,
-                w[-1][rows],
-                b[-1][rows],
-                degrees[-1],
-                torch.full_like(inputs, k)[:1].expand(features),
-                "identity",
-            )
-            head = [part[m * head_layers : (m + 1) * head_layers] for part in (weights, biases)]
+            rows, own = slice(d * features, (d + 1) * features), torch.full((features,), k, device=x.device)
+            c, _ = masked_linear(h, w[-1][rows], b[-1][rows], degrees[-1], own, "identity")
+            head_w, head_b = (part[m * head_layers : (m + 1) * head_layers] for part in (weights, biases))
             stage = slice(None) if models == 1 else slice(m, m + 1)
             value = langevin(
                 c,
                 value,
-                *head,
+                head_w,
+                head_b,
                 frequencies,
                 activation,
                 step_sizes[stage],
@@ -152,7 +146,7 @@ def langevin_draw(
         if denoise != 0:
             if len(stage_features) > 0:
                 c = torch.cat([c, c.new_full((c.shape[0], 1), stage_features[-1])], 1)
-            s, _ = score_head(c, value, *head, frequencies, activation)
+            s, _ = score_head(c, value, head_w, head_b, frequencies, activation)
             clean[:, d] = value + denoise * score_scales[-1] * s
     return x, clean
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from .csm_loss import csm_loss
-from .masked_linear import masked_linear, masked_linear_backward
+from .masked_linear import masked_linear, masked_linear_backward_into
 
 
 class Kernels(NamedTuple):
     """The ops that :func:`linear_csm_loss` chains, of one backend."""
 
     masked_linear: Callable[..., Any]
-    masked_linear_backward: Callable[..., Any]
+    masked_linear_backward_into: Callable[..., Any]
     csm_loss: Callable[..., Any]
 
 
@@ -38,7 +38,8 @@ def linear_csm_loss(
     need_x: bool,
     need_params: bool,
     *,
-    kernels: Kernels = Kernels(masked_linear, masked_linear_backward, csm_loss),  # noqa: B008 (immutable)
+    linear_grads: tuple[Tensor, Tensor] | None = None,
+    kernels: Kernels = Kernels(masked_linear, masked_linear_backward_into, csm_loss),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """The csm_loss of contexts [row d of (W * M) h + b, extra], and its gradients.
 
@@ -52,6 +53,7 @@ def linear_csm_loss(
             :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
         need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
             weight and bias.
+        linear_grads: where the gradients of weight and bias go, contiguous; fresh tensors by default.
         kernels: the functions that are chained.
 
     Returns:
@@ -78,12 +80,16 @@ def linear_csm_loss(
         need_x,
         need_params,
     )
-    grads = [hidden.new_empty(0) for _ in range(3)]
+    grad_hidden = hidden.new_empty(0)
+    if linear_grads is None:
+        like = (weight, bias) if need_linear else (weight.new_empty(0), bias.new_empty(0))
+        linear_grads = torch.empty_like(like[0]), torch.empty_like(like[1])
     if need_context:
         grad_y = grad_context[:, :c].reshape(len(hidden), len(weight)).contiguous()
-        layer = hidden, weight, in_degrees, out_degrees, "identity"
-        grads = kernels.masked_linear_backward(grad_y, none, *layer, need_hidden, need_linear, need_linear)
-    return loss, *grads, grad_x, *grad_params
+        grad_hidden = kernels.masked_linear_backward_into(
+            grad_y, none, hidden, weight, in_degrees, out_degrees, "identity", need_hidden, *linear_grads
+        )
+    return loss, grad_hidden, *linear_grads, grad_x, *grad_params
 
 
 def context_features(extra: Tensor, weights: Sequence[Tensor], frequencies: Tensor) -> int:

@@ -59,3 +59,28 @@ def masked_linear_backward(
         torch.where(m, grad.t() @ x, 0) if need_weight else empty.clone(),
         grad.sum(0) if need_bias else empty.clone(),
     )
+
+
+def masked_linear_backward_into(
+    grad_y: Tensor,
+    preactivation: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    activation: str,
+    need_x: bool,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+) -> Tensor:
+    """grad_x of :func:`masked_linear_backward`; the other gradients are written where the caller wants them.
+
+    Args:
+        grad_weight, grad_bias: contiguous, overwritten; empty where not needed.
+    """
+    need = need_x, grad_weight.numel() > 0, grad_bias.numel() > 0
+    layer = x, weight, in_degrees, out_degrees, activation
+    grad_x, into_weight, into_bias = masked_linear_backward(grad_y, preactivation, *layer, *need)
+    grad_weight.copy_(into_weight)
+    grad_bias.copy_(into_bias)
+    return grad_x

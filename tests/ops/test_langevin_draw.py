@@ -140,7 +140,7 @@ def test_given_variables_stay_and_the_rest_is_not_read(backend):
 
 
 @pytest.mark.parametrize("batch", [1, 31, 32, 33, 65])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_a_sample_does_not_depend_on_its_batch_or_the_threads(backend, batch):
     draw = Draw(features_of_stages=True)
     x = torch.zeros(batch, 7)
@@ -152,9 +152,8 @@ def test_a_sample_does_not_depend_on_its_batch_or_the_threads(backend, batch):
     finally:
         torch.set_num_threads(threads)
     alone = draw.run(backend, torch.float32, x=x[-1:], sample=5 + batch - 1)[0]
-    exact = backend != "reference"
-    torch.testing.assert_close(again, whole, rtol=0, atol=0 if exact else 1e-5)
-    torch.testing.assert_close(alone, whole[-1:], rtol=0, atol=0 if exact else 1e-5)
+    assert torch.equal(again, whole)
+    assert torch.equal(alone, whole[-1:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
