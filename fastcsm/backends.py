@@ -23,7 +23,7 @@ from .activations import ACTIVATIONS
 
 __all__ = ["Backend", "Request", "backend", "chosen", "compose", "info", "register", "select"]
 
-OPS = ("score_head", "csm_loss", "linear_csm_loss", "langevin", "masked_linear")
+OPS = ("score_head", "csm_loss", "linear_csm_loss", "langevin", "langevin_draw", "masked_linear")
 PREFERENCE = ("cuda", "triton", "cpu")
 ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
 

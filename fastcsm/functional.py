@@ -292,7 +292,7 @@ def langevin_draw(
     if not equal or models not in (1, len(stages.sizes)):
         raise ValueError(
             f"weights, biases, made_weights and made_biases must have 1 or {len(stages.sizes)} entries, one"
-            f" for each of step_sizes, got {[len(part) for part in (weights, biases, made_weights, made_biases)]}"
+            f" for each of step_sizes, got {[len(w) for w in (weights, biases, made_weights, made_biases)]}"
         )
     activations.get(made_activation)
     networks = [arguments.network(x, w, b, degrees) for w, b in zip(made_weights, made_biases, strict=True)]
