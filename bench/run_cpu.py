@@ -6,7 +6,6 @@ FILE it writes only that file.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -15,10 +14,14 @@ import torch
 from fastcsm import nn
 from fastcsm.benchmark import (
     CsmLoss,
+    Draw,
     Langevin,
+    MaskedLayers,
+    TrainingStep,
     document,
     format_header,
     format_table,
+    machine_slug,
     run_case,
     step_table,
     update_readme,
@@ -51,12 +54,17 @@ def main() -> int:
         keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
     for rows in (64, 4096):
         keep(run_case(Langevin(rows=rows), precisions=["highest"], rounds=rounds))
+    for masked in MaskedLayers().variants():
+        keep(run_case(masked, rounds=rounds))
+    for step in TrainingStep().variants():
+        keep(run_case(step, rounds=rounds, memory=not step.fused))
     keep(step_table(model=digits_model(), batch=128, rounds=rounds))
+    for draw in Draw().variants():
+        keep(run_case(draw, precisions=["highest"], rounds=rounds))
 
     measured = document(results, rounds)
     print(format_header(measured))
-    slug = re.sub(r"[^a-z0-9]+", "-", measured["machine"]["processor"].lower()).strip("-")
-    out = arguments.out or ROOT / "bench" / "results" / f"{slug}-{arguments.threads}-threads.json"
+    out = arguments.out or ROOT / "bench" / "results" / f"{machine_slug()}.json"
     out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if arguments.out is None:
         readme = ROOT / "README.md"

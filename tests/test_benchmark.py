@@ -10,11 +10,19 @@ import torch
 
 import fastcsm.activations
 from fastcsm import benchmark, nn
-from fastcsm.benchmark import cases, measure, runner
-from fastcsm.benchmark.cases import Contender, CsmLoss, Langevin
+from fastcsm.benchmark import CASES, Draw, MaskedLayers, TrainingStep, measure, runner
+from fastcsm.benchmark.base import Contender, from_config
+from fastcsm.benchmark.cases import CsmLoss, Langevin
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = CsmLoss(rows=97, context=3, hidden=(7, 5))
+MODELS = [
+    MaskedLayers(features=7, hidden=(9, 11), context=3, batch=5),
+    MaskedLayers(features=7, hidden=(9, 11), context=3, batch=5, backward=True),
+    TrainingStep(features=7, hidden=(9, 11), context=3, head=(6, 5), batch=4),
+    Draw(features=7, hidden=(9, 9), context=3, head=(6, 6), samples=5, levels=3, steps=2, measured=5),
+    Draw(features=7, hidden=(9, 9), context=3, head=(6, 6), samples=5, levels=3, steps=2, staged=True),
+]
 
 
 def test_interleave_runs_every_call_once_a_round():
@@ -96,6 +104,22 @@ def test_a_wrong_baseline_does_not_widen_the_limits():
     assert [row["status"] for row in found.values()] == ["failed", "failed"]
 
 
+def test_medium_is_held_to_what_rounding_does_to_plain_pytorch():
+    a, b = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0 + 2**-9], [-1.0]])
+    reference = {"y": a.double() @ b.double()}
+
+    def off(by):
+        return Contender("", lambda: {"y": (reference["y"] * (1 + by)).float()}, precision="medium")
+
+    plain = Contender("plain", lambda: {"y": a @ b})
+    entries = {"plain": plain, "near": off(0.01), "far": off(0.09), "wrong": off(0.11)}
+    found = runner.check_rows(entries, reference, {})
+    assert [row["status"] for row in found.values()] == ["ok", "ok", "ok", "failed"]
+    exact = Contender("plain", lambda: dict(reference))
+    found = runner.check_rows({"plain": exact, "far": off(0.03)}, reference, {})
+    assert [row["status"] for row in found.values()] == ["ok", "failed"]
+
+
 @pytest.mark.parametrize("activation", fastcsm.activations.ACTIVATIONS)
 @pytest.mark.parametrize("frequencies", [0, 3])
 @pytest.mark.parametrize("case", [SMALL, Langevin(rows=13, context=3, hidden=(7, 5), levels=3, steps=4)])
@@ -103,6 +127,60 @@ def test_contenders_agree(case, activation, frequencies):
     case = replace(case, activation=activation, frequencies=frequencies)
     rows = runner.check_rows(case.contenders(["highest", "medium"], compiled=False), *case.reference())
     assert {row["name"]: row.get("reason") for row in rows.values() if row["status"] != "ok"} == {}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_contenders_of_models_agree(case):
+    assert from_config(type(case), json.loads(json.dumps(case.config()))) == case
+    contenders = case.contenders(["highest"], compiled=False)
+    result = benchmark.run_case(case, precisions=["highest"], rounds=2, compiled=False, memory=False)
+    assert {row["status"] for row in result["rows"]} == {"ok"}
+    assert case.title() in benchmark.format_table(result)
+    for contender in contenders.values():
+        assert set((contender.memory or contender.call)()) != set()
+    assert list(result.get("parts", {})) == (["Adam"] if case.op == "training_step" else [])
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_wrong_draw_is_caught(staged, monkeypatch):
+    case = replace(MODELS[-1], staged=staged)
+    sample = nn.ARCSM.sample
+    monkeypatch.setattr(nn.ARCSM, "sample", lambda *args, **options: sample(*args, **options) * 1.001)
+    rows = runner.check_rows(case.contenders(["highest"], compiled=False), *case.reference())
+    assert {name: row["status"] for name, row in rows.items()} == {"loop": "ok", "fastcsm": "failed"}
+
+
+def test_dimensions_of_a_draw_are_shared_out():
+    case = Draw()
+    shares = case.shares()
+    assert [len(share) for share in shares] == [10] * 4
+    chosen = sorted(d for share in shares for d in share)
+    assert len(set(chosen)) == 40
+    assert all(share[0] < 90 and share[-1] > 690 for share in shares)
+    loop = replace(case, features=50, hidden=(8, 8), samples=2).contenders(["highest"], False)["loop"]
+    assert loop.scale == pytest.approx(50 / 10)
+    assert "extrapolated from 40 of 50 dimensions" in loop.label
+    assert sorted(d for share in MODELS[-1].shares() for d in share) == list(range(7))
+
+
+def test_counted_operations_of_models():
+    dense = 7 * 9 + 9 * 11 + 11 * 21
+    first, second, last = (
+        sum(i <= o for i in inputs for o in outputs)
+        for inputs, outputs in [
+            (range(1, 8), [1 + k * 6 // 9 for k in range(9)]),
+            ([1 + k * 6 // 9 for k in range(9)], [1 + k * 6 // 11 for k in range(11)]),
+            ([1 + k * 6 // 11 for k in range(11)], [k // 3 for k in range(21)]),
+        ]
+    )
+    edges = first + second + last
+    assert 0.4 * dense < edges < 0.7 * dense
+    forward, both, step, draw, staged = (case.operations() for case in MODELS)
+    assert forward == 2 * 5 * edges
+    assert both == 2 * 5 * (3 * edges - first)
+    assert step == 2 * 4 * (3 * edges - first) + 4 * 7 * 2 * (3 * 3 * 6 + 6 * 6 * 5)
+    langevin = 5 * 7 * 3 * 2 * 2 * 6 * 6
+    assert staged - langevin == 3 * (draw - langevin)
 
 
 def test_counted_operations():
@@ -117,7 +195,7 @@ def test_counted_operations():
 
 
 def test_matrix_calls_count_their_operations():
-    calls = measure.matrix_calls(rows=6, width=4, square=8)
+    calls = measure.matrix_calls(6, 4, 4, square=8)
     assert {name: count for name, (count, _) in calls.items()} == {"8 x 8 x 8": 1024.0, "6 x 4 x 4": 192.0}
     assert calls["6 x 4 x 4"][1]().shape == (6, 4)
 
@@ -144,10 +222,7 @@ def test_command_writes_json_and_table(tmp_path, capsys):
     for row in result["rows"]:
         assert set(row) == {"name", "label", "own", "status", "error", "seconds", "speedup", "floor_multiple"}
         assert row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
-    assert (
-        cases.CASES[result["op"]](**{**result["config"], "hidden": (8, 8)}).operations()
-        == result["operations"]
-    )
+    assert from_config(CASES[result["op"]], result["config"]).operations() == result["operations"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +234,10 @@ def test_command_writes_json_and_table(tmp_path, capsys):
         (["--op", "nothing"], "--op"),
         (["--activation", "nothing"], "--activation"),
         (["--into", "README.md"], "--into"),
+        (["--op", "masked_linear", "--rows", "3"], "--rows: --op masked_linear has no such size"),
+        (["--features", "3"], "--features"),
+        (["--op", "langevin_draw", "--samples", "0"], "--samples"),
+        (["--op", "training_step", "--frequencies", "2"], "--frequencies"),
     ],
 )
 def test_command_refuses(arguments, word, capsys):
@@ -176,6 +255,13 @@ def test_command_without_traceback(tmp_path, capsys):
         assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("op", ["masked_linear", "training_step", "langevin_draw"])
+def test_command_measures_models(op, capsys):
+    sizes = ["--features", "6", "--hidden", "8", "--context", "3", "--precision", "highest"]
+    assert benchmark.main(["--op", op, *sizes, "--quick", "--threads", "1"]) == 0
+    assert capsys.readouterr().out.count(f"{op}: ") == len(CASES[op]().variants())
+
+
 def measured_document():
     result = benchmark.run_case(SMALL, precisions=["highest"], rounds=2, compiled=False, memory=False)
     return benchmark.document([result], rounds=2)
@@ -191,6 +277,7 @@ def test_readme_section_is_replaced(tmp_path, capsys):
     assert text == f"before\n\n{benchmark.readme_block(measured)}\n\nafter\n"
     assert "old" not in text
     assert "| fastcsm |" in text
+    assert text.count("| case |") == 1
     assert benchmark.main(["--readme", str(source)]) == 0
     assert capsys.readouterr().out.strip() == benchmark.readme_block(measured)
     with pytest.raises(ValueError, match="README must hold"):

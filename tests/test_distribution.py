@@ -17,7 +17,7 @@ D, V, SEEDS, N, STEPS = 4, 0.25, 20, 2000, 6
 A = torch.tensor([[0, 0, 0, 0], [0.8, 0, 0, 0], [-0.5, 0.6, 0, 0], [0.3, 0, -0.9, 0]], dtype=torch.float64)
 B = torch.tensor([0.7, -0.4, 0.2, 1.1], dtype=torch.float64)
 ORDER = [2, 0, 3, 1]
-RELATIVE_STEP = 1.0
+RELATIVE_STEP = 0.3
 
 
 def _made():

@@ -15,6 +15,7 @@ from .base import Case
 from .cases import CsmLoss, Langevin, Rows
 from .draw import Draw
 from .masked import MaskedLayers
+from .measure import extra_memory, interleave, machine_slug, quartiles
 from .report import format_header, format_table, readme_block, update_readme
 from .runner import document, run_case
 from .step import TrainingStep, step_table
@@ -28,9 +29,13 @@ __all__ = [
     "MaskedLayers",
     "TrainingStep",
     "document",
+    "extra_memory",
     "format_header",
     "format_table",
+    "interleave",
+    "machine_slug",
     "main",
+    "quartiles",
     "readme_block",
     "run_case",
     "step_table",

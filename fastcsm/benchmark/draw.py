@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -109,6 +110,7 @@ class Draw(Case):
         peer = Loop(model)
         shares = self.shares()
         turns = itertools.cycle(shares)
+        samples = torch.arange(self.samples)
         data = torch.randn(self.samples, self.features, generator=torch.Generator().manual_seed(2))
 
         def own() -> Outputs:
@@ -117,19 +119,19 @@ class Draw(Case):
         def loop() -> Outputs:
             return {"x": peer.run(data, next(turns), self.steps)}
 
-        def check_own() -> Outputs:
+        @functools.cache
+        def drawn(precision: str) -> tuple[Tensor, Tensor]:
             x = own()["x"]
-            return {"error": x[:, shares[0]] - peer.truth(x, shares[0], self.steps)}
+            return x, peer.truth(x, shares[0], self.steps)
+
+        def check_own() -> Outputs:
+            x, truth = drawn(torch.get_float32_matmul_precision())
+            return {"error": x[:, shares[0]] - truth}
 
         def check_loop() -> Outputs:
-            samples = torch.arange(self.samples)
-            found = peer.run(
-                data,
-                shares[0],
-                self.steps,
-                lambda d: philox(samples, torch.full_like(samples, d), torch.float32),
-            )
-            return {"error": found - peer.truth(data, shares[0], self.steps)}
+            x, truth = drawn(torch.get_float32_matmul_precision())
+            found = peer.run(x, shares[0], self.steps, lambda d: _philox(samples, d, x.dtype))
+            return {"error": found - truth}
 
         count = sum(map(len, shares))
         label = "eager loop, mask * weight"
@@ -194,7 +196,7 @@ class Loop:
     def truth(self, x: Tensor, variables: Sequence[int], steps: int) -> Tensor:
         """As :meth:`run`, in float64, all variables together, with fastcsm's noise of seed 0."""
         samples = torch.arange(len(x)).repeat_interleave(len(variables))
-        draw = philox(samples, torch.tensor(variables).repeat(len(x)), torch.float64)
+        draw = _philox(samples, torch.tensor(variables).repeat(len(x)), torch.float64)
         value = draw(0)
         for stage, network in enumerate(self.networks):
             context = copy.deepcopy(network).double()(x.double())[:, variables].flatten(0, 1)
@@ -217,6 +219,7 @@ class Loop:
         )
 
 
-def philox(samples: Tensor, variables: Tensor, dtype: torch.dtype) -> Noise:
+def _philox(samples: Tensor, variables: Tensor | int, dtype: torch.dtype) -> Noise:
     """The noise of seed 0 by step, for rows (N,) of samples and variables."""
+    variables = torch.as_tensor(variables).expand_as(samples)
     return lambda k: random.normal(0, samples, variables, k).to(dtype)

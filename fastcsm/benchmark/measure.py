@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ __all__ = [
     "extra_memory",
     "interleave",
     "machine",
+    "machine_slug",
     "matrix_calls",
     "peak_extra",
     "quartiles",
@@ -165,6 +167,12 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def machine_slug() -> str:
+    """<processor>-<threads>-threads, for the names of files."""
+    name = re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
+    return f"{name}-{torch.get_num_threads()}-threads"
 
 
 def _commit() -> str | None:

@@ -1,11 +1,13 @@
 """Results as text, as JSON and as the README's table."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 __all__ = ["SCHEMA", "format_header", "format_table", "readme_block", "update_readme"]
 
 SCHEMA = 1
+_HEADING = ["implementation", "median ms (quartiles)", "time / floor", "extra memory"]
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 
 
@@ -36,9 +38,11 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _columns(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Columns with their heading first; those without an entry are left out."""
-    first = result["rows"][0]["label"]
-    heading = ["implementation", "median ms (quartiles)", f"against {first}", "time / floor", "extra memory"]
-    table = [heading, *(_cells(row) for row in result["rows"])]
+    first = result["rows"][0]["label"].partition(" (")[0]
+    return _filled([[*_HEADING[:2], f"against {first}", *_HEADING[2:]], *map(_cells, result["rows"])])
+
+
+def _filled(table: list[list[str]]) -> list[tuple[str, ...]]:
     return [column for column in zip(*table, strict=True) if any(column[1:])]
 
 
@@ -69,17 +73,22 @@ def format_table(result: Mapping[str, Any]) -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    notes = [f"{row['label']}: {row['reason']}" for row in result["rows"] if row["status"] != "ok"]
+    notes = []
+    rate = result.get("matrix_rate")
+    if rate:
+        rates = ", ".join(f"{value / 1e9:.0f} GFLOP/s at {shape}" for shape, value in rate["shapes"].items())
+        floor = 1e3 * result["floor_seconds"]
+        notes.append(
+            f"matrix floor {floor:.2f} ms: {result['operations'] / 1e9:.2f} GFLOP; torch.mm: {rates}"
+        )
     growth = result.get("extra_bytes_by_rows")
     if growth:
         sizes = ", ".join(f"{count / 2**20:.0f} MiB at N = {rows}" for rows, count in growth.items())
-        notes.insert(0, f"extra memory of fastcsm: {sizes}")
-    rate = result.get("matrix_rate")
-    if not rate:
-        return notes
-    rates = ", ".join(f"{value / 1e9:.0f} GFLOP/s at {shape}" for shape, value in rate["shapes"].items())
-    floor = 1e3 * result["floor_seconds"]
-    return [f"matrix floor {floor:.2f} ms: {result['operations'] / 1e9:.2f} GFLOP; torch.mm: {rates}", *notes]
+        notes.append(f"extra memory of fastcsm: {sizes}")
+    for name, seconds in result.get("parts", {}).items():
+        notes.append(f"of each row, {name} alone: {_milliseconds({'seconds': seconds})} ms")
+    notes += [f"{row['label']}: {row['reason']}" for row in result["rows"] if row["status"] != "ok"]
+    return notes
 
 
 def readme_block(document: Mapping[str, Any]) -> str:
@@ -88,15 +97,34 @@ def readme_block(document: Mapping[str, Any]) -> str:
         BEGIN,
         "## Measured",
         "",
-        f"{format_header(document)}; float32, medians of {document['rounds']} interleaved rounds.",
+        f"{format_header(document)}; float32, medians of {document['rounds']} interleaved rounds unless a"
+        " table says otherwise. Ratios are to the first row of the same case.",
     ]
-    for result in document["results"]:
-        heading, *table = zip(*_columns(result), strict=True)
-        lines += ["", f"**{result['title']}**", ""]
-        lines += ["| " + " | ".join(heading) + " |", "|---" * len(heading) + "|"]
-        lines += ["| " + " | ".join(cells) + " |" for cells in table]
-        lines += ["", *(f"- {note}" for note in _notes(result))]
+    for op, group in groupby(document["results"], key=lambda result: result["op"]):
+        lines += ["", *_readme_table(op, list(group), document["rounds"])]
     return "\n".join([*lines, END])
+
+
+def _readme_table(op: str, results: list[Mapping[str, Any]], rounds: int) -> list[str]:
+    table = [["case", *_HEADING[:2], "ratio", *_HEADING[2:]]]
+    notes = []
+    for result in results:
+        case = result["title"].partition(": ")[2]
+        for index, row in enumerate(result["rows"]):
+            table.append(["" if index else case, *_cells(row)])
+        taken = result.get("rounds", rounds)
+        facts = [*([f"{taken} rounds"] if taken != rounds else []), *_notes(result)]
+        if facts:
+            notes.append(f"- {case}: {'; '.join(facts)}.")
+    heading, *rows = zip(*_filled(table), strict=True)
+    return [
+        f"**{op}**",
+        "",
+        "| " + " | ".join(heading) + " |",
+        "|---" * len(heading) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in rows),
+        *(["", *notes] if notes else []),
+    ]
 
 
 def update_readme(text: str, document: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingStep", "step_table"]
 
 Loss = Callable[[ARCSM, Tensor, Any], Tensor]
-Adam = type[torch.optim.Adam] | type[torch.optim.AdamW]
+Adam = Callable[..., torch.optim.Optimizer]
 
 MASKED = "mask * weight"
 
@@ -148,7 +148,8 @@ def _data(model: ARCSM, batch: int) -> tuple[Tensor, Any]:
 class TrainingStep(Case):
     """A step of an AR-CSM without noise: MADE and head, CSM loss, backward, torch.optim.Adam, float32.
 
-    Extra memory is that of the loss and its backward pass, without the optimiser.
+    All rows run the same Adam, PyTorch's default one or its fused one. Extra memory is that of the loss and
+    its backward pass, without the optimiser.
     """
 
     features: int = 784
@@ -157,12 +158,22 @@ class TrainingStep(Case):
     head: tuple[int, ...] = (128, 128)
     batch: int = 64
     activation: str = "softplus"
+    fused: bool = False
 
     op = "training_step"
 
     def title(self) -> str:
         sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
-        return f"{self.op}: {sizes}, head {widths(self.head)} {self.activation}, Adam"
+        return f"{self.op}: {sizes}, head {widths(self.head)} {self.activation}, {self._adam_label()}"
+
+    def variants(self) -> list[Self]:
+        return [replace(self, fused=False), replace(self, fused=True)]
+
+    def _adam(self) -> Adam:
+        return partial(torch.optim.Adam, fused=True) if self.fused else torch.optim.Adam
+
+    def _adam_label(self) -> str:
+        return "Adam(fused=True)" if self.fused else "Adam"
 
     def operations(self) -> float:
         """The MADE's edges three times (the first layer's twice), and the head's loss on B * D rows."""
@@ -189,7 +200,7 @@ class TrainingStep(Case):
     def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
         model = self._model()
         ways = ["double_backward", *(["compile_tangent"] if compiled else [])]
-        found = _contenders(model, _data(model, self.batch), torch.optim.Adam, ways, precisions)
+        found = _contenders(model, _data(model, self.batch), self._adam(), ways, precisions)
         return {
             name: entry if entry.own else replace(entry, label=f"{MASKED}, {entry.label}")
             for name, entry in found.items()
@@ -200,10 +211,10 @@ class TrainingStep(Case):
         return _truth(model, _data(model, self.batch)), {}
 
     def parts(self) -> Mapping[str, Callable[[], object]]:
-        trained = _Trained(self._model(), (torch.empty(0), None), torch.optim.Adam, False)
+        trained = _Trained(self._model(), (torch.empty(0), None), self._adam(), False)
         for parameter in trained.model.parameters():
             parameter.grad = 1e-3 * torch.randn_like(parameter)
-        return {"Adam": trained.optimizer.step}
+        return {self._adam_label(): trained.optimizer.step}
 
 
 def step_table(*, model: ARCSM, batch: int, rounds: int = 10, compiled: bool = True) -> dict[str, Any]:
