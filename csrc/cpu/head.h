@@ -79,6 +79,23 @@ struct Packed {
   }
 };
 
+// Packs a head of storage type S and owns the memory it lies in.
+template <class S, class T>
+struct PackedMemory {
+  Scratch memory;
+
+  PackedMemory(Packed<T>& head, const HeadArgs& args, bool with_backward) : memory(bytes(head, args, with_backward)) {
+    Arena arena(memory.p);
+    head.layout(args, arena, with_backward);
+    head.template fill<S>();
+  }
+  static int64_t bytes(Packed<T>& head, const HeadArgs& args, bool with_backward) {
+    Arena measure(nullptr);
+    head.layout(args, measure, with_backward);
+    return measure.bytes();
+  }
+};
+
 // Rows a tile may have so that its activations stay well inside the second-level cache, in whole micro-kernels.
 template <class T>
 int64_t tile_rows(const Packed<T>& head, int64_t bytes) {

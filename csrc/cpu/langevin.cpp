@@ -150,12 +150,7 @@ struct LangevinRows {
   }
 
   void run() {
-    Arena none(nullptr);
-    head.layout(a.head, none, false);
-    Scratch weights(none.bytes());
-    Arena weight_arena(weights.p);
-    head.layout(a.head, weight_arena, false);
-    head.template fill<S>();
+    const PackedMemory<S, T> weights(head, a.head, false);
     // Few rows are spread over all threads; how rows are split changes no row's result.
     const int64_t share = (a.rows + workers() - 1) / workers();
     const int64_t fits = tile_rows(head, kBlockBytes);

@@ -75,12 +75,7 @@ struct GradientRows {
   }
 
   double run(const HeadArgs& args) {
-    Arena none(nullptr);
-    head.layout(args, none, true);
-    Scratch weights(none.bytes());
-    Arena weight_arena(weights.p);
-    head.layout(args, weight_arena, true);
-    head.template fill<S>();
+    const PackedMemory<S, T> weights(head, args, true);
 
     tile_capacity = tile_rows(head, kTileBytes);
     Arena tile_measure(nullptr), partial_measure(nullptr);

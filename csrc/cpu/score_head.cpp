@@ -41,12 +41,7 @@ struct ForwardRows {
   }
 
   void run() {
-    Arena none(nullptr);
-    head.layout(a.head, none, false);
-    Scratch weights(none.bytes());
-    Arena weight_arena(weights.p);
-    head.layout(a.head, weight_arena, false);
-    head.template fill<S>();
+    const PackedMemory<S, T> weights(head, a.head, false);
     capacity = tile_rows(head, kTileBytes);
     Arena measure(nullptr);
     Tile<T>().layout(head, measure, capacity, false);

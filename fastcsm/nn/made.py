@@ -134,17 +134,6 @@ class MADE(nn.Module):
         """(..., D) -> (..., D, C)."""
         return self.output(self.hidden(x)).unflatten(-1, (self.features, self.context_features))
 
-    def context_of(self, x: Tensor, variable: int) -> Tensor:
-        """Context (..., C) of one variable given x (..., D), without computing those of the others."""
-        rows, output = (
-            slice(variable * self.context_features, (variable + 1) * self.context_features),
-            self.output,
-        )
-        bias = None if output.bias is None else output.bias[rows]
-        return functional.masked_linear(
-            self.hidden(x), output.weight[rows], bias, output.in_degrees, output.out_degrees[rows]
-        )
-
     def hidden(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., H), what the layer ``output`` reads."""
         return self._residual_trunk(x) if self.residual else self._trunk(x)
