@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from . import toys
 
 _TOY_TRAIN, _TOY_HELD_OUT = 50_000, 10_000
 _DIGITS_TRAIN = 1500
@@ -118,7 +119,7 @@ class Dataset:
 
 def names() -> list[str]:
     """The built-in data sets."""
-    return ["digits", *_TOYS]
+    return ["digits", *toys.names()]
 
 
 def load(source: str | Path, *, grey_levels: int = 256) -> Dataset:
@@ -140,7 +141,7 @@ def load(source: str | Path, *, grey_levels: int = 256) -> Dataset:
     name = str(source)
     if name == "digits":
         return _digits()
-    if name in _TOYS:
+    if name in toys.names():
         return _toy(name)
     path = Path(source)
     if path.suffix.lower() not in (".npz", ".npy", ".csv"):
@@ -165,7 +166,7 @@ def _digits() -> Dataset:
 
 
 def _toy(name: str) -> Dataset:
-    points = _TOYS[name](_TOY_TRAIN + _TOY_HELD_OUT, np.random.default_rng(0)).astype(np.float32)
+    points = toys.sample(name, _TOY_TRAIN + _TOY_HELD_OUT, np.random.default_rng(0)).astype(np.float32)
     rows = torch.from_numpy(points)
     held_out = rows[_TOY_TRAIN:]
     return Dataset(name, rows[:_TOY_TRAIN], held_out, held_out, Transform((2,), 0, (0.0, 0.0), (1.0, 1.0)))
@@ -286,50 +287,3 @@ def _rows(name: str, split: str, array: np.ndarray, grey_levels: int) -> Tensor:
             "expected finite float32 values"
         )
     return torch.from_numpy(flat)
-
-
-def _eight_gaussians(n: int, rng: np.random.Generator) -> np.ndarray:
-    angle = rng.integers(0, 8, n) * (np.pi / 4)
-    return 0.7 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.09 * rng.standard_normal((n, 2))
-
-
-def _checkerboard(n: int, rng: np.random.Generator) -> np.ndarray:
-    x = rng.uniform(-2.0, 2.0, n)
-    y = rng.uniform(0.0, 1.0, n) - 2.0 * rng.integers(0, 2, n) + np.floor(x) % 2
-    return 0.5 * np.stack([x, y], 1)
-
-
-def _rings(n: int, rng: np.random.Generator) -> np.ndarray:
-    radius, angle = rng.integers(1, 5, n) * 0.2, rng.uniform(0.0, 2.0 * np.pi, n)
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.02 * rng.standard_normal((n, 2))
-
-
-def _two_spirals(n: int, rng: np.random.Generator) -> np.ndarray:
-    turn, sign = 3.0 * np.pi * np.sqrt(rng.uniform(size=n)), 2 * rng.integers(0, 2, n) - 1
-    curve = np.stack([-np.cos(turn), np.sin(turn)], 1) * (sign * turn / (3.5 * np.pi))[:, None]
-    return curve + 0.03 * rng.standard_normal((n, 2))
-
-
-def _moons(n: int, rng: np.random.Generator) -> np.ndarray:
-    angle, lower = rng.uniform(0.0, np.pi, n), rng.integers(0, 2, n)
-    x = np.where(lower, 1.0 - np.cos(angle), np.cos(angle)) - 0.5
-    y = np.where(lower, 0.5 - np.sin(angle), np.sin(angle)) - 0.25
-    return 0.55 * np.stack([x, y], 1) + 0.05 * rng.standard_normal((n, 2))
-
-
-def _pinwheel(n: int, rng: np.random.Generator) -> np.ndarray:
-    blade = rng.integers(0, 5, n) * (2.0 * np.pi / 5)
-    radius, offset = 1.0 + 0.3 * rng.standard_normal(n), 0.1 * rng.standard_normal(n)
-    angle = blade + 0.25 * np.exp(radius)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return 0.5 * np.stack([cos * radius - sin * offset, sin * radius + cos * offset], 1)
-
-
-_TOYS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
-    "eight_gaussians": _eight_gaussians,
-    "checkerboard": _checkerboard,
-    "rings": _rings,
-    "two_spirals": _two_spirals,
-    "moons": _moons,
-    "pinwheel": _pinwheel,
-}
