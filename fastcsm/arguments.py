@@ -1,5 +1,6 @@
 """The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -236,3 +237,12 @@ def integers(name: str, value: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"{name} must be an integer tensor on {x.device}, got {got}")
     shape(name, value, tuple(x.shape))
     return value.reshape(-1).to(torch.int64).contiguous()
+
+
+def tolerance(value: float | None, x: Tensor) -> float:
+    """The tolerance of an adaptive method, by default 1e-7 in float64 and 1e-4 otherwise."""
+    if value is None:
+        return 1e-7 if x.dtype is torch.float64 else 1e-4
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"tolerance must be a positive number, got {value}")
+    return float(value)

@@ -23,7 +23,16 @@ from .activations import ACTIVATIONS
 
 __all__ = ["Backend", "Request", "backend", "chosen", "compose", "info", "register", "select"]
 
-OPS = ("score_head", "csm_loss", "linear_csm_loss", "langevin", "langevin_draw", "masked_linear")
+OPS = (
+    "score_head",
+    "csm_loss",
+    "linear_csm_loss",
+    "langevin",
+    "langevin_draw",
+    "masked_linear",
+    "conditional_density",
+    "probability_flow",
+)
 PREFERENCE = ("cuda", "triton", "cpu")
 ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
 
@@ -52,7 +61,9 @@ class Backend(Protocol):
 
 
 def _module(op: str) -> str:
-    return op.removesuffix("_into").removesuffix("_backward").removesuffix("_draw")
+    for suffix in ("_into", "_backward", "_nodes", "_draw"):
+        op = op.removesuffix(suffix)
+    return op
 
 
 class Reference:

@@ -6,21 +6,55 @@ once: a second derivative raises. For higher derivatives call ``fastcsm.referenc
 PyTorch.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import activations, arguments
 from .arguments import Coefficient
+from .ops import conditional_density as _conditional_density
 from .ops import csm_loss as _csm_loss
 from .ops import langevin as _langevin
 from .ops import linear_csm_loss as _linear_csm_loss
 from .ops import masked_linear as _masked_linear
+from .ops import probability_flow as _probability_flow
 from .ops import score_head as _score_head
 from .ops.library import needs_grad
 
-__all__ = ["csm_loss", "langevin", "langevin_draw", "linear_csm_loss", "masked_linear", "score_head"]
+__all__ = [
+    "Density",
+    "Flow",
+    "conditional_density",
+    "csm_loss",
+    "langevin",
+    "langevin_draw",
+    "linear_csm_loss",
+    "masked_linear",
+    "probability_flow",
+    "score_head",
+]
+
+
+class Density(NamedTuple):
+    """Results of :func:`conditional_density`: each of the shape of x; ends (..., 2)."""
+
+    point: Tensor
+    log_density: Tensor
+    log_normalizer: Tensor
+    cdf: Tensor
+    error: Tensor
+    ends: Tensor
+
+
+class Flow(NamedTuple):
+    """Results of :func:`probability_flow`, each of the shape of x."""
+
+    point: Tensor
+    change: Tensor
+    error: Tensor
 
 
 def score_head(
@@ -353,3 +387,109 @@ def masked_linear(
     layer = arguments.masked("x", x, weight, bias, in_degrees, out_degrees)
     y = _masked_linear.masked_linear(*layer, activation or "identity")
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def conditional_density(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    activation: str = "silu",
+    frequencies: Tensor | None = None,
+    low: float,
+    high: float,
+    score_scale: float = 1.0,
+    stage_feature: float | None = None,
+    tolerance: float | None = None,
+    panels: int = 4,
+    inverse: bool = False,
+) -> Density:
+    """The normalised density q of every row that has a head's score: d log q / dx = score_scale s(c, x).
+
+    The score is integrated by Gauss-Legendre panels, split where an error matters to the row's answer and
+    added beyond both ends until the mass there does not. ``log_density`` is differentiable once, in context,
+    x, weights and biases; the other results are not.
+
+    Args:
+        context: (..., C), without the last feature where ``stage_feature`` gives it.
+        x: (...); where ``inverse``, probabilities in [0, 1].
+        weights, biases, activation, frequencies: as for :func:`score_head`.
+        low, high: an interval that holds most of the mass; the panels begin there.
+        score_scale: factor of the head's output.
+        stage_feature: last context feature, the same for all rows (log sigma in the conditional form).
+        tolerance: largest estimated error of log q in nats, or of the probability where ``inverse``; by
+            default 1e-7 in float64 and 1e-4 otherwise.
+        panels: number to begin with, of 16 evaluations each, 1 to 16.
+        inverse: find the quantile of x.
+
+    Returns:
+        :class:`Density`: ``point`` (x or the quantile), ``log_density`` log q(point) in nats,
+        ``log_normalizer`` log of the integral of exp(L), L the integral of the score from ``low``, ``cdf``
+        P(X <= point), ``error`` the estimated error, and ``ends`` the probabilities left and right of all
+        panels; of the dtype of x, float32 for 16-bit dtypes. Where the density does not exist (the score does
+        not point back at the ends, however far out) the row is NaN and its error inf. An error above the
+        tolerance means that 64 panels, or rounding, do not allow a better one.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, dtype, device, shape or range.
+    """
+    supplied = int(stage_feature is not None)
+    head = arguments.head(context, x, weights, biases, frequencies, activation, supplied)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+    if not 1 <= panels <= 16:
+        raise ValueError(f"panels must be in [1, 16], got {panels}")
+    tolerance = arguments.tolerance(tolerance, x)
+    features = [] if stage_feature is None else [float(stage_feature)]
+    interval = float(low), float(high)
+    found = _conditional_density.conditional_density(
+        *head, float(score_scale), features, *interval, tolerance, panels, inverse
+    )
+    return Density._make([*(value.reshape(x.shape) for value in found[:-1]), found[-1].reshape(*x.shape, 2)])
+
+
+def probability_flow(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    activation: str = "silu",
+    frequencies: Tensor | None = None,
+    sigma_from: float,
+    sigma_to: float,
+    tolerance: float | None = None,
+    change: bool = True,
+) -> Flow:
+    """Carry x between noise levels along the probability flow dx / d ln(sigma) = -sigma^2 s(c, x, sigma).
+
+    The head is conditional: log sigma is its last context feature and its output is sigma s. Every row takes
+    steps of its own, of order 5 with an error estimate. Not differentiable.
+
+    Args:
+        context: (..., C), without log sigma.
+        x: (...).
+        weights, biases, activation, frequencies: as for :func:`score_head`, with C + 1 context features.
+        sigma_from, sigma_to: positive noise levels; the flow back is the flow with the two exchanged.
+        tolerance: largest estimated error of a step, in x as a part of sigma and in log p; by default 1e-7 in
+            float64 and 1e-4 otherwise.
+        change: follow log p too; False costs half.
+
+    Returns:
+        :class:`Flow`: ``point``; ``change``, log p_to(point) - log p_from(x) in nats, by the exact derivative
+        of the score; and ``error``, the sum over steps of the estimated errors; of the dtype of x, float32
+        for 16-bit dtypes. A row that needs more than 500 steps is NaN, its error inf.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, dtype, device, shape or range.
+    """
+    head = arguments.head(context, x, weights, biases, frequencies, activation, 1)
+    for name, value in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value}")
+    tolerance = arguments.tolerance(tolerance, x)
+    found = _probability_flow.probability_flow(
+        *head, float(sigma_from), float(sigma_to), tolerance, bool(change)
+    )
+    return Flow._make(value.reshape(x.shape) for value in found)

@@ -97,7 +97,10 @@ def normal(
 def uniform(
     seed: int, samples: Tensor, dimensions: Tensor, step: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Uniform draws in (0, 1): u = (w0 div 2^8 + 1/2) 2^-24. Arguments and result as for :func:`normal`."""
+    """Uniform draws in (0, 1): u = (w0 div 2^9 + 1/2) 2^-23, which float32 holds exactly.
+
+    Arguments and result as for :func:`normal`.
+    """
     w0, _, _, _ = _words(seed, samples, dimensions, step, _UNIFORM)
     wide = dtype if dtype.itemsize >= 4 else torch.float32
-    return (((w0 >> 8).to(wide) + 0.5) * 2.0**-24).to(dtype)
+    return (((w0 >> 9).to(wide) + 0.5) * 2.0**-23).to(dtype)

@@ -1,15 +1,16 @@
-"""Annealed autoregressive Langevin sampling (paper, appendix C.3)."""
+"""Drawing samples: annealed autoregressive Langevin (paper, appendix C.3), and exactly, by quantiles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import functional, losses, random
+from .density import Conditionals
 from .nn.made import MADE
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+#: Default tolerance of exact draws, and the panels of their quadrature to begin with.
+DRAW_TOLERANCE, _DRAW_PANELS = 1e-2, 2
 #: Default step size e_0, in units of sigma_L^2.
 RELATIVE_STEP = 0.2
 #: Samples of one fused call and parts of its dimensions: between two calls progress is told and Ctrl-C heard.
@@ -67,7 +70,75 @@ def annealed_langevin(
     Raises:
         ValueError: a size is out of range, the step size is needed, or stages are missing.
     """
-    for name, value, least in (("n", n, 0), ("steps", steps, 1), ("first_sample", first_sample, 0)):
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    sizes = _step_sizes(model, step_size)
+    if model.staged and model.stage + 1 < len(sizes):
+        raise ValueError(f"the model has finished {model.stage} of {len(sizes)} stages, expected all of them")
+    draw = _Fused.of(model, sizes, steps) or _Stepwise(model, sizes, steps)
+    if batch_size is None and isinstance(draw, _Fused):
+        batch_size = _ROWS
+    return _draw(model, n, draw, seed, batch_size, first_sample, given, known, denoise, progress)
+
+
+@torch.no_grad()
+def exact(
+    model: ARCSM,
+    n: int,
+    method: str = "flow",
+    *,
+    seed: int = 0,
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    first_sample: int = 0,
+    given: Tensor | None = None,
+    known: int = 0,
+    denoise: bool = False,
+    progress: bool | Progress | None = None,
+) -> Tensor:
+    """Draw n samples of a normalised density: each dimension is the quantile of one uniform number.
+
+    The number is ``fastcsm.random.uniform(seed, sample, dimension, 0)``, so a seed means the same samples
+    whatever the batch size, up to rounding.
+
+    Args:
+        model: a trained model; of a staged one the current parameters are used.
+        method: "flow" or "inverse_cdf", as for :meth:`fastcsm.nn.ARCSM.sample`.
+        tolerance: error of a probability, and of a step of the flow; 0.01 by default, of which the draws use
+            up a small part.
+        n, seed, batch_size, first_sample, given, known, denoise, progress: as for :func:`annealed_langevin`.
+
+    Returns:
+        (n, D) in the model's dtype, on its device.
+
+    Raises:
+        ValueError: a size is out of range, or the method needs a conditional model.
+    """
+    rows = Conditionals(
+        model,
+        "quadrature" if method == "inverse_cdf" else method,
+        tolerance=DRAW_TOLERANCE if tolerance is None else tolerance,
+        panels=_DRAW_PANELS,
+    )
+    return _draw(
+        model, n, _Exact(model, rows), seed, batch_size, first_sample, given, known, denoise, progress
+    )
+
+
+def _draw(
+    model: ARCSM,
+    n: int,
+    draw: _Fused | _Stepwise | _Exact,
+    seed: int,
+    batch_size: int | None,
+    first_sample: int,
+    given: Tensor | None,
+    known: int,
+    denoise: bool,
+    progress: bool | Progress | None,
+) -> Tensor:
+    """Draw n samples batch by batch."""
+    for name, value, least in (("n", n, 0), ("first_sample", first_sample, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if batch_size is not None and batch_size < 1:
@@ -75,17 +146,12 @@ def annealed_langevin(
     features = getattr(model.context_net, "features", None)
     if features is None:
         raise ValueError("model.context_net must have the attribute features, the number of variables")
-    sizes = _step_sizes(model, step_size)
-    if model.staged and model.stage + 1 < len(sizes):
-        raise ValueError(f"the model has finished {model.stage} of {len(sizes)} stages, expected all of them")
     if denoise and model.noise is None:
         raise ValueError("denoise is True, expected a model with a noise schedule")
-
     parameter = next(model.parameters())
     start = _start(n, features, given, known, parameter)
     samples = torch.arange(first_sample, first_sample + n, device=parameter.device)
-    draw = _Fused.of(model, sizes, steps) or _Stepwise(model, sizes, steps)
-    batches = range(0, n, batch_size or (_ROWS if isinstance(draw, _Fused) else max(n, 1)))
+    batches = range(0, n, batch_size or max(n, 1))
     report = _reporter(progress)
     order = list(getattr(model.context_net, "order", range(features)))
     was_training = model.training
@@ -236,6 +302,40 @@ class _Stepwise:
                     clean[:, d] += model.noise.sigma_min**2 * _score(model, context, value)
             tell(k + 1)
         return clean
+
+
+class _Exact:
+    """Draws dimension by dimension as quantiles of uniform numbers."""
+
+    def __init__(self, model: ARCSM, rows: Conditionals):
+        self._model, self._rows = model, rows
+
+    def __call__(
+        self,
+        x: Tensor,
+        order: list[int],
+        known: int,
+        seed: int,
+        samples: Tensor,
+        denoise: bool,
+        tell: Callable[[int], None],
+    ) -> Tensor:
+        model, clean = self._model, x.clone()
+        for k, (d, context) in enumerate(ordered_contexts(model.context_net, x)):
+            if k >= known:
+                u = random.uniform(seed, samples, torch.full_like(samples, d), 0, x.dtype)
+                x[:, d] = clean[:, d] = self._rows.quantile(context, u)
+                if denoise and model.noise is not None:
+                    clean[:, d] += model.noise.sigma_min**2 * _score(model, context, x[:, d])
+            tell(k + 1)
+        return clean
+
+
+def ordered_contexts(net: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Variables d in the order of drawing and their contexts (B, C), from x (B, D) as it is filled."""
+    context = _contexts(net, x)
+    for k, d in enumerate(getattr(net, "order", range(x.shape[1]))):
+        yield d, context(k, d)
 
 
 def _contexts(net: nn.Module, x: Tensor) -> Callable[[int, int], Tensor]:

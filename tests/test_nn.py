@@ -491,13 +491,21 @@ class TestARCSM:
         with pytest.raises(RuntimeError, match="draw_noise needs a model with a NoiseSchedule"):
             model.draw_noise((2, 4))
         with pytest.raises(
-            NotImplementedError, match="method must be 'langevin' in this version, got 'flow'"
+            ValueError, match="method must be 'flow', 'inverse_cdf' or 'langevin', got 'mcmc'"
+        ):
+            model.sample(2, method="mcmc")
+        with pytest.raises(
+            ValueError, match="method is 'flow', expected a model whose noise schedule is cond"
         ):
             model.sample(2, method="flow")
+        with pytest.raises(ValueError, match="steps is 3, expected none with method 'flow'"):
+            model.sample(2, method="flow", steps=3)
         with pytest.raises(ValueError, match="given must have shape"):
             model.sample(2, step_size=0.1, given=torch.zeros(2, 9), known=1)
-        with pytest.raises(NotImplementedError, match="score, csm_loss and sample are"):
-            model.log_prob(torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="method must be one of quadrature, flow, got 'exact'"):
+            model.log_prob(torch.zeros(2, 4), "exact")
+        with pytest.raises(ValueError, match=r"data_range must be two finite numbers in order, got \(1, 1\)"):
+            model.data_range = (1, 1)
 
     def test_the_training_step_compiles_whole(self):
         model = small(NoiseSchedule(1.0, 0.1, 3))

@@ -71,8 +71,9 @@ def test_uniform_rule():
     expected = []
     for sample in (5, 2**33):
         w0, *_ = philox_in_python((2, 7, sample % 2**32, (sample >> 32) + 2**16), (3, 0))
-        expected.append(((w0 >> 8) + 0.5) / 2**24)
+        expected.append(((w0 >> 9) + 0.5) / 2**23)
     assert got.tolist() == expected
+    assert torch.equal(random.uniform(3, samples, dimension, 2, torch.float32).double(), got)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from ..density import Conditionals, LogDensity
 from .made import MADE, MaskedLinear
 from .noise import NoiseSchedule
 from .score_head import ScoreHead
@@ -31,8 +32,11 @@ class ARCSM(nn.Module):
             (C + 1 in the conditional form).
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
         objective: "csm", or "denoising", which needs noise.
+        data_range: the interval that holds the data's values; densities are integrated from a few sigmas
+            outside it on. A wrong one costs time, not accuracy.
 
     Attributes:
+        data_range: as given; not part of the state_dict.
         stage: index of the current level, staged form.
         stages: frozen {context_net, head} of the levels already passed, staged form; part of the state_dict.
 
@@ -41,6 +45,7 @@ class ARCSM(nn.Module):
     """
 
     _stage: Tensor
+    _range: tuple[float, float]
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class ARCSM(nn.Module):
         *,
         noise: NoiseSchedule | None = None,
         objective: str = "csm",
+        data_range: tuple[float, float] = (-1.0, 1.0),
     ):
         super().__init__()
         if objective not in ("csm", "denoising"):
@@ -61,6 +67,7 @@ class ARCSM(nn.Module):
         self.objective = objective
         self.stages = nn.ModuleList()
         self.register_buffer("_stage", torch.zeros((), dtype=torch.int64))
+        self.data_range = data_range
         self.register_load_state_dict_pre_hook(_make_stages)
         features = getattr(context_net, "context_features", None)
         if isinstance(head, ScoreHead) and features is not None:
@@ -85,6 +92,18 @@ class ARCSM(nn.Module):
     def stage(self) -> int:
         """Index of the current noise level, staged form; 0 otherwise."""
         return int(self._stage)
+
+    @property
+    def data_range(self) -> tuple[float, float]:
+        """The interval that holds the data's values."""
+        return self._range
+
+    @data_range.setter
+    def data_range(self, value: tuple[float, float]) -> None:
+        low, high = map(float, value)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"data_range must be two finite numbers in order, got {value}")
+        self._range = low, high
 
     def advance_stage(self) -> None:
         """Keep a frozen copy of the parameters for the current level and go on to the next one.
@@ -206,9 +225,9 @@ class ARCSM(nn.Module):
     def sample(
         self,
         n: int,
-        method: str = "langevin",
+        method: str | None = None,
         seed: int = 0,
-        steps: int = 20,
+        steps: int | None = None,
         step_size: float | None = None,
         *,
         batch_size: int | None = None,
@@ -217,14 +236,17 @@ class ARCSM(nn.Module):
         denoise: bool = False,
         progress: bool | Callable[..., None] | None = None,
     ) -> Tensor:
-        """Draw samples by annealed autoregressive Langevin dynamics.
+        """Draw samples, one dimension after the other.
 
         Args:
             n: number of samples.
-            method: "langevin".
+            method: "flow", exact draws at the largest noise level carried down the probability flow (the
+                default of a conditional model, which it needs); "inverse_cdf", exact draws of the density at
+                the smallest level; or "langevin", annealed Langevin dynamics as in the paper (the default
+                otherwise, and where ``steps`` or ``step_size`` is given).
             seed: a seed means the same samples whatever the batch size and the backend, to rounding.
-            steps: Langevin steps a noise level.
-            step_size: e_0, step size at the last level; see :func:`fastcsm.sampling.annealed_langevin`.
+            steps, step_size: of Langevin dynamics: steps a noise level (20 by default), and e_0, the step
+                size at the last level; see :func:`fastcsm.sampling.annealed_langevin`.
             batch_size: samples drawn together.
             given, known: keep the first ``known`` variables of the order as in ``given``, (n, D) or (D,).
             denoise: return the denoised value of each dimension (Tweedie's formula).
@@ -234,29 +256,112 @@ class ARCSM(nn.Module):
             (n, D), on the device and in the dtype of the model.
 
         Raises:
-            NotImplementedError: for another method.
-            ValueError: see :func:`fastcsm.sampling.annealed_langevin`.
+            ValueError: the method is not known, needs a conditional model or takes no steps; or see
+                :func:`fastcsm.sampling.annealed_langevin`.
         """
-        from ..sampling import annealed_langevin
+        from .. import sampling
 
-        if method != "langevin":
-            raise NotImplementedError(f"method must be 'langevin' in this version, got {method!r}")
-        return annealed_langevin(
-            self,
-            n,
-            seed=seed,
-            steps=steps,
-            step_size=step_size,
-            batch_size=batch_size,
-            given=given,
-            known=known,
-            denoise=denoise,
-            progress=progress,
-        )
+        stepwise = steps is not None or step_size is not None
+        if method is None:
+            method = "flow" if self.conditional and not stepwise else "langevin"
+        options: dict[str, Any] = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "given": given,
+            "known": known,
+            "denoise": denoise,
+            "progress": progress,
+        }
+        if method == "langevin":
+            steps = 20 if steps is None else steps
+            return sampling.annealed_langevin(self, n, steps=steps, step_size=step_size, **options)
+        if method not in ("flow", "inverse_cdf"):
+            raise ValueError(f"method must be 'flow', 'inverse_cdf' or 'langevin', got {method!r}")
+        if stepwise:
+            name, value = ("steps", steps) if steps is not None else ("step_size", step_size)
+            raise ValueError(f"{name} is {value}, expected none with method {method!r}")
+        return sampling.exact(self, n, method, **options)
 
-    def log_prob(self, x: Tensor, method: str = "quadrature") -> Tensor:
-        """Not available in this version, which has :meth:`score`, :meth:`csm_loss` and :meth:`sample`."""
-        raise NotImplementedError("log_prob is not available in this version; score, csm_loss and sample are")
+    def log_density(
+        self,
+        x: Tensor,
+        method: str | None = None,
+        *,
+        sigma: float | None = None,
+        tolerance: float | None = None,
+    ) -> LogDensity:
+        """log q(x_d given the variables before it) of every dimension, with an estimate of its error.
+
+        With a noise schedule q is the density of the data with noise of level sigma; the context network
+        reads x itself, which is right for sigma = sigma_L.
+
+        Args:
+            x: (B, D).
+            method: "quadrature", the integral of the scores of level sigma; or "flow", that of the first
+                level carried along the probability flow (the default of a conditional model, which it needs).
+            sigma: noise level, conditional form only; the last by default.
+            tolerance: largest estimated error of a dimension's log-density by quadrature, and of a step of
+                the flow, in nats; by default 1e-7 in float64 and 1e-4 otherwise.
+
+        Returns:
+            :class:`fastcsm.density.LogDensity`: ``log_density`` (B, D) in nats, NaN where a density does not
+            exist; ``error`` (B, D), inf there; ``ends`` (B, D, 2), the probabilities beyond the interval of
+            integration. The log-density is differentiable by quadrature.
+
+        Raises:
+            ValueError: the method is not known, or it or sigma needs a conditional model.
+        """
+        _check_data(x)
+        rows = Conditionals(self, method, sigma=sigma, tolerance=tolerance)
+        return rows.log_density(self.context_net(x), x)
+
+    def log_prob(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
+        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments."""
+        return self.log_density(x, method, **options).log_density.sum(1)
+
+    def bits_per_dim(self, x: Tensor, grey_levels: int = 256, method: str | None = None) -> Tensor:
+        """Negative log-likelihood of dequantised grey values, in bits a dimension.
+
+        Args:
+            x: (B, D), 2 (v + u) / grey_levels - 1 for values v in 0 ... grey_levels - 1 and u uniform on
+                [0, 1); the result bounds that of v from above.
+            grey_levels: number of levels.
+            method: as for :meth:`log_density`.
+
+        Returns:
+            (B,).
+        """
+        nats = -self.log_prob(x, method) / x.shape[1] + math.log(grey_levels / 2)
+        return nats / math.log(2)
+
+    @torch.no_grad()
+    def cdf(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
+        """P(X_d <= x_d given the variables before it), (B, D); arguments as for :meth:`log_density`.
+
+        For x from the model these are independent uniform variables (Rosenblatt's transform).
+        """
+        _check_data(x)
+        return Conditionals(self, method, **options).cdf(self.context_net(x), x)
+
+    @torch.no_grad()
+    def quantile(self, u: Tensor, method: str | None = None, **options: Any) -> Tensor:
+        """x (B, D) with cdf(x) = u, found variable by variable in the model's order.
+
+        Args:
+            u: (B, D), probabilities in [0, 1].
+            method, options: as for :meth:`log_density`.
+
+        Returns:
+            (B, D), in the dtype of u.
+        """
+        from ..sampling import ordered_contexts
+
+        _check_data(u)
+        rows = Conditionals(self, method, **options)
+        x = torch.zeros_like(u)
+        for d, context in ordered_contexts(self.context_net, x):
+            x[:, d] = rows.quantile(context, u[:, d])
+        return x
 
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"

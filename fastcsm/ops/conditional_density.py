@@ -1,0 +1,135 @@
+"""conditional_density: schemas, fakes and autograd; log q is differentiable, the other results are not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .library import choice, define, needs_grad, once, under
+from .score_head import fake_grads
+
+_HEAD = (
+    "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
+    " float score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
+)
+#: Rows of one part of the backward pass, whose memory does not grow with the number of rows.
+_PART = 1024
+
+
+def _fake(context, point, *args):
+    wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
+    x = torch.empty_like(point, dtype=wide)
+    return *(torch.empty_like(x) for _ in range(5)), x.new_empty(len(x), 2)
+
+
+def _fake_backward(grad, context, point, weights, biases, *args):
+    return fake_grads(context, point, weights, biases, *args[-3:])
+
+
+_forward = define(f"conditional_density({_HEAD}, bool inverse) -> ({', '.join(['Tensor'] * 6)})", _fake)
+_backward = define(
+    f"conditional_density_backward(Tensor grad, {_HEAD}, bool need_context, bool need_x, bool need_params)"
+    " -> (Tensor, Tensor, Tensor[], Tensor[])",
+    _fake_backward,
+)
+
+
+def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
+    """The backward pass from a backend's quadrature nodes and its backward pass of the head.
+
+    ``conditional_density_nodes`` takes the arguments of ``conditional_density`` up to ``panels`` and returns
+    the nodes t (M,), their rows (M,) int64, the weights d log q / d s(t) (M,), and the score at x (N,).
+    """
+    nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
+
+    def run(grad, context, point, weights, biases, frequencies, activation, scale, features, *rest):
+        *bounds, need_context, need_x, need_params = rest
+        grad_context = torch.zeros_like(context) if need_context else context.new_empty(0)
+        grad_x = torch.empty_like(point) if need_x else point.new_empty(0)
+        sums: list[Tensor] = []
+        for begin in range(0, max(len(point), 1), _PART):
+            part = slice(begin, begin + _PART)
+            c, x, g = context[part], point[part], grad[part].to(point.dtype)
+            head = (weights, biases, frequencies, activation)
+            t, row, weight, score = nodes(c, x, *head, scale, features, *bounds)
+            if need_x:
+                grad_x[part] = g * score
+            own = c[row]
+            if len(features) > 0:
+                own = torch.cat([own, own.new_full((len(row), 1), features[0])], 1)
+            gs = scale * weight * g[row]
+            needs = need_context, False, need_params
+            gc, _, gw, gb = head_backward(gs, torch.zeros_like(gs), own, t, *head, *needs)
+            if need_context:
+                grad_context[part].index_add_(0, row, gc[:, : c.shape[1]])
+            new = [*gw, *gb]
+            sums = [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
+        return grad_context, grad_x, sums[: len(weights)], sums[len(weights) :]
+
+    return run
+
+
+backends.compose(
+    "conditional_density_backward",
+    ("conditional_density_nodes", "score_head_backward"),
+    _compose_backward,
+)
+
+
+class _ConditionalDensity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, context, point, frequencies, options, *params):
+        layers = len(params) // 2
+        head = context, point, list(params[:layers]), list(params[layers:]), frequencies
+        results = _forward(*head, *options, False)
+        ctx.save_for_backward(context, point, frequencies, *params)
+        ctx.options, ctx.choice = options, choice()
+        ctx.mark_non_differentiable(results[0], *results[2:])
+        return results
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, _, grad, *__):
+        context, point, frequencies, *params = ctx.saved_tensors
+        layers = len(params) // 2
+        needs = ctx.needs_input_grad
+        need_params = any(needs[4:])
+        grad_context, grad_x, grad_weights, grad_biases = under(
+            ctx.choice,
+            _backward,
+            grad.contiguous(),
+            context,
+            point,
+            params[:layers],
+            params[layers:],
+            frequencies,
+            *ctx.options,
+            needs[0],
+            needs[1],
+            need_params,
+        )
+        return (
+            grad_context if needs[0] else None,
+            grad_x if needs[1] else None,
+            None,
+            None,
+            *((*grad_weights, *grad_biases) if need_params else [None] * len(params)),
+        )
+
+
+def conditional_density(
+    context: Tensor,
+    point: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    frequencies: Tensor,
+    *args: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`fastcsm.reference.conditional_density.conditional_density`; log q is differentiable once."""
+    *options, inverse = args
+    if not inverse and needs_grad(context, point, *weights, *biases):
+        return _ConditionalDensity.apply(context, point, frequencies, options, *weights, *biases)
+    with torch.no_grad():
+        return _forward(context, point, weights, biases, frequencies, *args)
