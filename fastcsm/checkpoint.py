@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "fastcsm-checkpoint"
 VERSION = 1
+_PREFIXES = ("model", "ema", "best", "optimizer")
 
 
 class CheckpointError(ValueError):
@@ -42,7 +43,7 @@ class Checkpoint:
         transform: between raw data and model space.
         fingerprint: of the training data.
         state: JSON-able training state (``step``, ``stage``, ``elapsed`` in seconds, ...).
-        tensors: by name, under the prefixes ``model.``, ``ema.`` and ``optimizer.``.
+        tensors: by name, under the prefixes ``model.``, ``ema.``, ``best.`` and ``optimizer.``.
     """
 
     config: Config
@@ -110,7 +111,7 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         file.write(to_bytes(tensors, metadata))
 
 
-def read(run: str | Path, *, tensors: tuple[str, ...] = ("model", "ema", "optimizer")) -> Checkpoint:
+def read(run: str | Path, *, tensors: tuple[str, ...] = _PREFIXES) -> Checkpoint:
     """Read the checkpoint of a run folder (or a checkpoint file), with the tensors under the given prefixes.
 
     Raises:
@@ -151,17 +152,16 @@ def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu
 
     Args:
         run: run folder or checkpoint file.
-        ema: take the averaged weights, where the run kept them.
+        ema: take the averaged weights, where the run kept them: the last, or those of the lowest held-out
+            loss where the run keeps the best. False takes the last weights, not averaged.
         device: where to put the model.
 
     Raises:
         CheckpointError: as :func:`read`.
     """
-    prefix = "ema" if ema else "model"
-    checkpoint = read(run, tensors=(prefix,))
-    if ema and not checkpoint.tensors:
-        checkpoint = read(run, tensors=("model",))
-        prefix = "model"
+    checkpoint = read(run, tensors=("model", "ema", "best"))
+    wanted = ("best", "ema", "model") if ema else ("model",)
+    prefix = next((name for name in wanted if checkpoint.under(name)), "model")
     return restore(checkpoint, prefix, path_of(run)).to(device).eval()
 
 

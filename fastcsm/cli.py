@@ -19,7 +19,16 @@ import torch
 from . import backends
 from .config import PRESETS, Config, kind_of
 
-_RESUMABLE = ("epochs", "steps", "max_minutes", "log_every", "eval_every", "checkpoint_seconds")
+_RESUMABLE = (
+    "epochs",
+    "steps",
+    "max_minutes",
+    "patience",
+    "finetune_steps",
+    "log_every",
+    "eval_every",
+    "checkpoint_seconds",
+)
 _EXAMPLES = """examples:
   fastcsm train --data digits --preset digits --out runs/digits
   fastcsm sample runs/digits --n 100 --denoise --out digits.png
@@ -288,7 +297,7 @@ def _train(given: argparse.Namespace) -> int:
         if "data" not in explicit:
             raise UsageError("data is not given, expected --data with a name or a file")
         config = Config(**(PRESETS[given.preset] | explicit))
-    loaded = data.load(config.data, grey_levels=config.grey_levels)
+    loaded = data.load(config.data, grey_levels=config.grey_levels, validation=config.validation)
     summary = training.train(config, loaded, run, device=device, resume=resume, quiet=given.quiet)
     if summary["run"] and not given.quiet:
         losses = f"loss {summary['loss']:.4f}" if summary["loss"] is not None else "no step to do"
@@ -367,7 +376,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     saved = checkpoint.read(given.run, tensors=())
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
     source = given.data or saved.config.data
-    loaded = data.load(source, grey_levels=saved.config.grey_levels)
+    loaded = data.load(source, grey_levels=saved.config.grey_levels, validation=saved.config.validation)
     if loaded.features != saved.transform.features:
         raise UsageError(
             f"data '{source}' has {loaded.features} features, expected {saved.transform.features} "

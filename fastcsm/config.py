@@ -124,6 +124,36 @@ class Config:
         check=_POSITIVE,
     )
 
+    validation: float = _option(
+        0.0,
+        "held-out rows",
+        "share of the training rows set aside, after a fixed permutation, to be the rows that training "
+        "watches; 0 watches the data's own held-out rows",
+        check=_FRACTION,
+    )
+    patience: int = _option(
+        0,
+        "held-out rows",
+        "end training after this many held-out evaluations without a lower loss; 0 never does",
+        check=_NON_NEGATIVE,
+    )
+    keep: str = _option(
+        "last",
+        "held-out rows",
+        "weights that the trained model has: those of the end, or of the lowest held-out loss",
+        choices=("last", "best"),
+    )
+
+    finetune_steps: int = _option(
+        0,
+        "fine-tuning",
+        "steps of maximum likelihood after the budget, on -log q at the smallest noise level by quadrature",
+        check=_NON_NEGATIVE,
+    )
+    finetune_lr: float = _option(
+        1e-4, "fine-tuning", "learning rate of the fine-tuning, under the same schedule", check=_POSITIVE
+    )
+
     langevin_steps: int = _option(
         20, "sampling", "Langevin steps T per noise level", check=_POSITIVE, paper=True
     )
@@ -157,6 +187,11 @@ class Config:
         if self.objective == "denoising" and self.noise == "none":
             raise ValueError(
                 "objective is 'denoising' with noise 'none', expected noise 'conditional' or 'staged'"
+            )
+        if self.noise == "staged" and (self.patience or self.keep == "best"):
+            raise ValueError(
+                f"patience is {self.patience} and keep is '{self.keep}' with noise 'staged', whose losses at "
+                "different levels do not compare, expected 0 and 'last'"
             )
         if self.residual and len(set(self.hidden)) > 1:
             raise ValueError(f"hidden is {self.hidden} with residual blocks, expected equal widths")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ class Dataset:
     """Raw rows (uint8 or float32, (N, D)) in three splits and their transform.
 
     ``val`` is watched during training and ``test`` is what ``fastcsm evaluate`` reports; where a source has
-    only one held-out split both names mean that split.
+    only one held-out split both names mean that split, unless part of the training rows is set aside for
+    ``val`` (see :func:`load`).
     """
 
     name: str
@@ -98,6 +99,11 @@ class Dataset:
     @property
     def features(self) -> int:
         return self.train.shape[1]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether ``val`` holds other rows than ``test``."""
+        return self.val.data_ptr() != self.test.data_ptr()
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Training rows ``indices`` (B,) in model space (B, D), dequantised afresh from ``generator``."""
@@ -122,7 +128,7 @@ def names() -> list[str]:
     return ["digits", *toys.names()]
 
 
-def load(source: str | Path, *, grey_levels: int = 256) -> Dataset:
+def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0) -> Dataset:
     """Load a built-in data set or a file.
 
     Args:
@@ -133,11 +139,31 @@ def load(source: str | Path, *, grey_levels: int = 256) -> Dataset:
             values are dequantised to [-1, 1]; other numbers are standardised per feature with the mean and
             deviation of the train split.
         grey_levels: number of grey levels of uint8 files.
+        validation: share in [0, 1) of the training rows, the last ones of a fixed permutation, that is taken
+            out of ``train`` and becomes ``val``; 0 leaves both as they are.
 
     Raises:
-        ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, no rows.
+        ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, no rows, or
+            validation out of range or leaving no row on one side.
         FileNotFoundError: no such file.
     """
+    return _with_validation(_load(source, grey_levels), validation)
+
+
+def _with_validation(found: Dataset, share: float) -> Dataset:
+    if not 0 <= share < 1:
+        raise ValueError(f"validation is {share}, expected a number in [0, 1)")
+    if share == 0:
+        return found
+    rows = len(found.train)
+    count = max(1, round(share * rows))
+    if count >= rows:
+        raise ValueError(f"validation is {share} of {rows} training rows, expected to leave at least one")
+    order = np.random.RandomState(0).permutation(rows)
+    return replace(found, train=found.train[order[:-count]], val=found.train[order[-count:]])
+
+
+def _load(source: str | Path, grey_levels: int) -> Dataset:
     name = str(source)
     if name == "digits":
         return _digits()

@@ -2,7 +2,7 @@
 
 A run is a folder: ``checkpoint.safetensors``, ``config.json``, ``log.csv``, and ``loss.png`` at the end.
 Losses in the log are per dimension; the held-out loss is that of the averaged weights, always under the same
-noise.
+noise. Fine-tuning by maximum likelihood, where it is asked for, follows the budget and logs -log q instead.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from .checkpoint import Checkpoint
 from .config import PRESETS, Config, build_model
 from .data import Dataset
 from .distributed import Group, slice_dropout
+from .held_out import Best
+from .nn import ARCSM
+from .nn.arcsm import Noise
 from .progress import Bar
 from .runs import RunLog, TrainingError, read_log
 
@@ -78,6 +81,9 @@ class Trainer:
         self.fingerprint = data.fingerprint()
         self.step, self.elapsed, self.loss_sum, self.norm_sum, self.counted = 0, 0.0, 0.0, 0.0, 0
         self.held_out: float | None = None
+        #: Step at which fine-tuning began, or None before.
+        self.finetuned_from: int | None = None
+        self.best = Best()
         self.model = build_model(config, data.features)
         average = copy.deepcopy(self.model)
         if saved is not None:
@@ -90,10 +96,17 @@ class Trainer:
                 state["norm_sum"],
                 state["counted"],
             )
+            self.finetuned_from = state.get("finetuned_from")
+            self.best = Best.restore(state.get("best"), self._on_device(saved.under("best")))
             self.model = checkpoint.restore(saved, "model", config.data)
             average = checkpoint.restore(saved, "ema", config.data) if config.ema else average
         self.model.to(device)
         self.average = average.to(device).eval().requires_grad_(False) if config.ema else None
+        if (config.patience or config.keep == "best") and not data.has_validation:
+            raise TrainingError(
+                f"validation is 0 with patience {config.patience}, keep '{config.keep}', expected above 0: "
+                f"the held-out rows of '{config.data}' are its test rows"
+            )
         if group.size > 1:
             slice_dropout(self.model.context_net, group)
         self.optimizer = self._optimizer(saved)
@@ -101,13 +114,16 @@ class Trainer:
         rows = data.held_out("val", seed_of(config.seed, _HELD_OUT, 0), _HELD_OUT_ROWS)
         self._held_out_rows = rows
 
+    def _on_device(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device) for name, value in weights.items()}
+
     def parameters(self) -> list[torch.nn.Parameter]:
         return [*self.model.context_net.parameters(), *self.model.head.parameters()]
 
     def _optimizer(self, saved: Checkpoint | None) -> torch.optim.Optimizer:
         config = self.config
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(self.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        optimizer = kind(self.parameters(), lr=self.rate(), weight_decay=config.weight_decay, fused=True)
         if saved is not None:
             entries: dict[int, dict[str, Tensor]] = {}
             for name, value in saved.under("optimizer").items():
@@ -123,24 +139,48 @@ class Trainer:
         return config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch_size)
 
     def fraction(self) -> float:
-        """How much of the budget is used, by steps or by time, whichever is more."""
+        """How much of the budget is used, by steps or by time, whichever is more; then of the fine-tuning."""
+        if self.finetuned_from is not None:
+            return (self.step - self.finetuned_from) / max(self.config.finetune_steps, 1)
         used = self.step / self.total_steps
         if self.config.max_minutes is not None:
             used = max(used, self.elapsed / (60 * self.config.max_minutes))
         return used
 
+    def phase_is_over(self) -> bool:
+        """Whether the budget, or the fine-tuning, is used up or has lost patience."""
+        return self.fraction() >= 1 or 0 < self.config.patience <= self.best.stale
+
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        last = self.finetuned_from is not None or not self.config.finetune_steps
+        return last and self.phase_is_over()
+
+    def start_finetuning(self) -> None:
+        """From the weights the budget leaves, with a fresh optimizer."""
+        self.finetuned_from = self.step
+        self.model.load_state_dict(self.best.weights or self._averaged().state_dict())
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+        self.best = Best()
+        self.optimizer = self._optimizer(None)
+
+    def _averaged(self) -> ARCSM:
+        return self.model if self.average is None else self.average
+
     def rate(self) -> float:
         """Learning rate at this step; with stages the cosine runs over each stage."""
-        config = self.config
+        config, tuning = self.config, self.finetuned_from is not None
+        first = config.finetune_lr if tuning else config.lr
         if config.schedule == "constant":
-            return config.lr
+            return first
         used = min(self.fraction(), 1.0)
-        if self.model.staged:
+        if self.model.staged and not tuning:
             used = min(used * config.levels - self.model.stage, 1.0)
-        return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * used))
+        return config.final_lr + (first - config.final_lr) * 0.5 * (1 + math.cos(math.pi * used))
 
     def _advance_stages(self) -> None:
-        if not self.model.staged:
+        if not self.model.staged or self.finetuned_from is not None:
             return
         wanted = min(int(self.fraction() * self.config.levels), self.config.levels - 1)
         while self.model.stage < wanted:
@@ -182,12 +222,17 @@ class Trainer:
             group["lr"] = self.rate()
         model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = model.csm_loss(x, noise=noise)
+        loss = self._loss(x, noise)
         loss.backward()
         parameters = self.parameters()
         self.group.average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         value, size = self.group.sum([loss.detach(), norm])
+        if not math.isfinite(value) and self.finetuned_from is not None:
+            raise TrainingError(
+                f"at step {self.step} a conditional of the model has no density to fine-tune, expected a model "
+                "trained for longer or a smaller finetune_lr"
+            )
         if not math.isfinite(value) or not math.isfinite(size):
             raise TrainingError(
                 f"at step {self.step} the loss is {value / self.group.size} and the gradient norm "
@@ -199,6 +244,12 @@ class Trainer:
         self.loss_sum += value / self.group.size / self.data.features
         self.norm_sum += size / self.group.size
         self.counted += 1
+
+    def _loss(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """The model's objective, or -log q of x + sigma_L z where it is fine-tuned."""
+        if self.finetuned_from is None:
+            return self.model.csm_loss(x, noise=noise)
+        return -_noisy_log_prob(self.model, x, noise).mean()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -212,8 +263,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, rows: int | None = None) -> float:
-        """Held-out loss per dimension of the averaged weights, with dropout off and always the same noise."""
-        model = self.model if self.average is None else self.average
+        """Held-out loss per dimension of the averaged weights, with dropout off and always the same noise.
+
+        While fine-tuning it is -log q of noisy rows, per dimension.
+        """
+        model = self._averaged()
         was_training = model.training
         model.eval()
         generator = _generator(self.config.seed, _HELD_OUT, 1)
@@ -223,7 +277,11 @@ class Trainer:
             if model.noise is not None:
                 z_hat, z, sigma = (self._to_device(v) for v in model.draw_noise(part.shape, generator))
                 noise = (z_hat, z, sigma)
-            total += float(model.csm_loss(self._to_device(part), noise=noise)) * len(part)
+            part = self._to_device(part)
+            if self.finetuned_from is None:
+                total += float(model.csm_loss(part, noise=noise)) * len(part)
+            else:
+                total -= float(_noisy_log_prob(model, part, noise).sum())
         model.train(was_training)
         return total / x.numel()
 
@@ -233,7 +291,7 @@ class Trainer:
         row = {
             "step": self.step,
             "epoch": round(self.step * config.batch_size / len(self.data.train), 4),
-            "stage": self.model.stage,
+            "stage": self.model.stage + (self.finetuned_from is not None),
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": self.loss_sum / max(self.counted, 1),
             "grad_norm": self.norm_sum / max(self.counted, 1),
@@ -243,11 +301,17 @@ class Trainer:
         self.loss_sum, self.norm_sum, self.counted, self.held_out = 0.0, 0.0, 0, None
         return row
 
+    def watch(self) -> None:
+        """Evaluate on the held-out rows and remember the best."""
+        self.held_out = self.evaluate()
+        self.best.update(self.held_out, self.step, self._averaged(), self.config.keep == "best")
+
     def save(self, run: Path) -> None:
         """Write the run's checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"ema.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
         for number, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
         state = {
@@ -258,6 +322,8 @@ class Trainer:
             "norm_sum": self.norm_sum,
             "counted": self.counted,
             "held_out": self.held_out,
+            "best": self.best.state(),
+            "finetuned_from": self.finetuned_from,
         }
         transform = self.data.transform
         checkpoint.save(run, Checkpoint(self.config, transform, self.fingerprint, state, tensors))
@@ -286,7 +352,8 @@ def train(
         quiet: show no progress.
 
     Returns:
-        Summary: run, steps, seconds, parameters, loss and held_out (per dimension, or None).
+        Summary: run, steps, seconds, parameters, loss, held_out and best_held_out (per dimension, or None),
+        best_step.
 
     Raises:
         TrainingError: the folder exists, is used by another process, or the loss is no longer finite.
@@ -349,14 +416,17 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
     first = trainer.step
     try:
         with _signals() as caught:
-            while trainer.step < trainer.total_steps and trainer.fraction() < 1:
+            while not trainer.done():
+                if trainer.finetuned_from is None and trainer.phase_is_over():
+                    trainer.start_finetuning()
                 trainer.advance()
                 clock, stop = group.sum([time.monotonic() - started, max(caught, default=0)])
                 trainer.elapsed = clock / group.size
-                done = trainer.step >= trainer.total_steps or trainer.fraction() >= 1
-                if trainer.step % config.eval_every == 0 or done:
-                    trainer.held_out = trainer.evaluate()
-                if trainer.step % config.log_every == 0 or done:
+                over = trainer.phase_is_over()
+                if trainer.step % config.eval_every == 0 or over:
+                    trainer.watch()
+                done, over = trainer.done(), trainer.phase_is_over()
+                if trainer.step % config.log_every == 0 or over:
                     row = trainer.log_row()
                     if log:
                         log.add(row)
@@ -382,7 +452,16 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.parameters()),
         "loss": rows[0]["loss"] if rows else None,
         "held_out": rows[0]["held_out"] if rows else None,
+        "best_held_out": trainer.best.state()["loss"],
+        "best_step": trainer.best.step,
     }
+
+
+def _noisy_log_prob(model: ARCSM, x: Tensor, noise: Noise | None) -> Tensor:
+    """log q (B,), by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat."""
+    if model.noise is not None and noise is not None:
+        x = x + model.noise.sigma_min * noise[0]
+    return model.log_prob(x, method="quadrature")
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -76,6 +76,27 @@ def test_npz_of_images(tmp_path):
     assert len(found.held_out("val", 0, limit=2)) == 2
 
 
+def test_rows_set_aside_for_validation():
+    whole, found = data.load("moons"), data.load("moons", validation=0.1)
+    assert not whole.has_validation
+    assert found.has_validation
+    assert [len(s) for s in (found.train, found.val, found.test)] == [45_000, 5_000, 10_000]
+    assert torch.equal(found.test, whole.test)
+    together = torch.cat([found.train, found.val])
+    assert torch.equal(together.sort(0).values, whole.train.sort(0).values)
+    again = data.load("moons", validation=0.1)
+    assert again.fingerprint() == found.fingerprint() != whole.fingerprint()
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"expected a number in \[0, 1\)"):
+            data.load("moons", validation=share)
+
+
+def test_validation_leaves_rows_to_train_on(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"validation is 0\.5 of 1 training rows"):
+        data.load(tmp_path / "a.npy", validation=0.5)
+
+
 def test_grey_levels_of_a_file(tmp_path):
     np.save(tmp_path / "a.npy", np.full((20, 3), 16, dtype=np.uint8))
     found = data.load(tmp_path / "a.npy", grey_levels=17)

@@ -31,7 +31,7 @@ CONFIG = {
 
 def _data():
     found = data.load("eight_gaussians")
-    return type(found)(found.name, found.train[:1000], found.val[:200], found.test[:200], found.transform)
+    return type(found)(found.name, found.train[:1000], found.val[200:400], found.test[:200], found.transform)
 
 
 def _go(run, config):
@@ -59,7 +59,7 @@ def _finish(context, run, config):
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("form", [{"continuous": True}, {"noise": "staged", "levels": 4}])
+@pytest.mark.parametrize("form", [{"continuous": True, "keep": "best"}, {"noise": "staged", "levels": 4}])
 def test_ten_kills_change_nothing(tmp_path, context, form):
     config, kills, steps = CONFIG | form, KILLS if "continuous" in form else 3, []
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 
@@ -27,7 +28,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def moons():
     found = data.load("moons")
-    return type(found)(found.name, found.train[:300], found.val[:100], found.test[:100], found.transform)
+    return type(found)(found.name, found.train[:300], found.val[100:200], found.test[:100], found.transform)
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,7 @@ def test_the_seed_decides_everything(tmp_path, moons):
         {"residual": True, "hidden": (16, 16), "clip": 0.0, "batch_size": 700},
         {"dtype": "float64"},
         {"dtype": "bfloat16", "frequencies": 0},
+        {"keep": "best", "patience": 3, "eval_every": 2},
     ],
 )
 def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, monkeypatch):
@@ -113,6 +115,48 @@ def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, monk
     x = model.sample(3, steps=2, step_size=config.step_size)
     assert x.shape == (3, 2)
     assert x.dtype is getattr(torch, config.dtype)
+
+
+def _scripted(monkeypatch, losses):
+    """Held-out losses from a list instead of the model's."""
+    rest = iter(losses)
+    monkeypatch.setattr(training.Trainer, "evaluate", lambda trainer, rows=None: 0.0 if rows else next(rest))
+
+
+def test_patience_ends_training_and_the_best_weights_are_kept(tmp_path, moons, monkeypatch):
+    _scripted(monkeypatch, [3.0, 1.0, 2.0, 1.0, 1.5])
+    summary = _train(tmp_path / "run", moons, eval_every=2, steps=50, patience=3, keep="best")
+    assert summary["steps"] == 10
+    assert (summary["best_held_out"], summary["best_step"]) == (1.0, 4)
+    monkeypatch.undo()
+    _train(tmp_path / "short", moons, eval_every=2, steps=4)
+    kept, short = checkpoint.load(tmp_path / "run"), checkpoint.load(tmp_path / "short")
+    assert _same(kept.state_dict(), short.state_dict())
+    last = checkpoint.load(tmp_path / "run", ema=False)
+    assert _same(last.state_dict(), checkpoint.read(tmp_path / "run").under("model"))
+    assert not _same(last.state_dict(), kept.state_dict())
+
+
+def test_more_patience_goes_on(tmp_path, moons, monkeypatch):
+    _scripted(monkeypatch, [1.0, 2.0])
+    _train(tmp_path / "run", moons, eval_every=2, steps=20, patience=1)
+    assert checkpoint.read(tmp_path / "run").state["step"] == 4
+    _scripted(monkeypatch, [3.0, 0.5, 0.7, 0.8])
+    config = Config(**(SMALL | {"eval_every": 2, "steps": 20, "patience": 2}))
+    summary = training.train(config, moons, tmp_path / "run", resume=True, quiet=True)
+    assert summary["steps"] == 6
+    summary = training.train(config, moons, tmp_path / "run", resume=True, quiet=True)
+    assert summary["steps"] == 6
+
+
+def test_weights_are_not_chosen_by_test_rows(tmp_path, moons):
+    same = dataclasses.replace(moons, val=moons.test)
+    for changes in ({"patience": 1}, {"keep": "best"}):
+        with pytest.raises(training.TrainingError, match="the held-out rows of 'moons' are its test rows"):
+            _train(tmp_path / "run", same, **changes)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="noise 'staged', whose losses at different levels do not compare"):
+        Config(noise="staged", keep="best")
 
 
 def test_training_approaches_the_data(tmp_path):
