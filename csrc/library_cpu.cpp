@@ -22,6 +22,9 @@ std::vector<std::string> isas() { return fastcsm::available_isas(); }
 #define FASTCSM_STAIRS "Tensor in_degrees, Tensor out_degrees, int activation, bool reduced"
 #define FASTCSM_STAIRS_BACKWARD \
   "Tensor in_degrees, Tensor out_degrees, int activation, bool need_x, bool need_weight, bool need_bias, bool reduced"
+#define FASTCSM_DENSITY                                                                                         \
+  "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, float " \
+  "score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
 #define FASTCSM_GRADIENTS "Tensor, Tensor, Tensor[], Tensor[]"
 
 STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
@@ -40,6 +43,11 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
       "float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, int "
       "first, "
       "int last, float denoise, bool reduced) -> (Tensor, Tensor)");
+  m.def("conditional_density(" FASTCSM_DENSITY
+        ", bool inverse, bool reduced) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("conditional_density_nodes(" FASTCSM_DENSITY ", bool reduced) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("probability_flow(" FASTCSM_HEAD
+        ", float sigma_from, float sigma_to, float tolerance, bool change, bool reduced) -> (Tensor, Tensor, Tensor)");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
   m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
         ") -> (Tensor, Tensor, Tensor)");
@@ -58,6 +66,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
   m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
+  m.impl("conditional_density", TORCH_BOX(&fastcsm::conditional_density));
+  m.impl("conditional_density_nodes", TORCH_BOX(&fastcsm::conditional_density_nodes));
+  m.impl("probability_flow", TORCH_BOX(&fastcsm::probability_flow));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
   m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));

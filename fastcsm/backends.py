@@ -85,7 +85,15 @@ class CPU:
     """Fused C++ kernels for processors, in the library built from ``csrc/``."""
 
     name = "cpu"
-    ops = ("score_head", "csm_loss", "langevin", "masked_linear")
+    ops = (
+        "score_head",
+        "csm_loss",
+        "langevin",
+        "masked_linear",
+        "conditional_density",
+        "probability_flow",
+    )
+    composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     max_hidden = 4
 
@@ -112,7 +120,7 @@ class CPU:
 
     def refuses(self, op: str, request: Request) -> list[str]:
         reasons = []
-        if _module(op) not in self.ops:
+        if _module(op) not in self.ops or op in self.composed:
             return [f"it has no {op}"]
         if request.device != "cpu":
             reasons.append(f"the tensors are on {request.device}")

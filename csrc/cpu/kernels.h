@@ -40,6 +40,27 @@ struct LangevinArgs {
   void* out;
 };
 
+// The densities of rows; or, when nodes is set, the nodes and weights of their gradients.
+struct DensityArgs {
+  HeadArgs head;
+  int64_t rows, panels;
+  const void *context, *point;
+  double score_scale, feature, low, high, tolerance, unit;
+  bool has_feature, inverse;
+  void *out[5], *ends;  // point, log-density, log-normaliser, cdf, error
+  void *nodes, *weights, *scores;
+  int64_t* counts;
+};
+
+struct FlowArgs {
+  HeadArgs head;
+  int64_t rows;
+  const void *context, *x;
+  double sigma_from, sigma_to, tolerance;
+  bool change;
+  void* out[3];  // x, change, error
+};
+
 constexpr int kMaxMadeLayers = 33;  // hidden layers and the output
 constexpr int kMaxModels = 64;      // parameter sets of the staged form
 

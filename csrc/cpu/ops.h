@@ -36,6 +36,25 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
                                          std::vector<double> stage_features, int64_t steps, int64_t seed,
                                          Tensor samples, int64_t first, int64_t last, double denoise, bool reduced);
 
+// The point or quantile, log-density, log-normaliser, cdf, error, and the probabilities beyond both ends.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conditional_density(
+    Tensor context, Tensor point, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
+    double score_scale, std::vector<double> stage_features, double low, double high, double tolerance, int64_t panels,
+    bool inverse, bool reduced);
+
+// Of every row the nodes t, the derivatives of its log-density in the scores there, how many there are, and the score
+// at its point.
+std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor context, Tensor point, Tensors weights,
+                                                                     Tensors biases, Tensor frequencies,
+                                                                     int64_t activation, double score_scale,
+                                                                     std::vector<double> stage_features, double low,
+                                                                     double high, double tolerance, int64_t panels,
+                                                                     bool reduced);
+
+std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
+                                                    Tensor frequencies, int64_t activation, double sigma_from,
+                                                    double sigma_to, double tolerance, bool change, bool reduced);
+
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
                                          int64_t activation, bool reduced);
 

@@ -40,7 +40,8 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
     """The backward pass from a backend's quadrature nodes and its backward pass of the head.
 
     ``conditional_density_nodes`` takes the arguments of ``conditional_density`` up to ``panels`` and returns
-    the nodes t (M,), their rows (M,) int64, the weights d log q / d s(t) (M,), and the score at x (N,).
+    the nodes t (N, M), the weights d log q / d s(t) (N, M), how many of each row's M count (N,) int64, and
+    the score at x (N,).
     """
     nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
 
@@ -53,7 +54,9 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
             part = slice(begin, begin + _PART)
             c, x, g = context[part], point[part], grad[part].to(point.dtype)
             head = (weights, biases, frequencies, activation)
-            t, row, weight, score = nodes(c, x, *head, scale, features, *bounds)
+            t, weight, count, score = nodes(c, x, *head, scale, features, *bounds)
+            used = torch.arange(t.shape[1], device=t.device) < count[:, None]
+            row, t, weight = used.nonzero()[:, 0], t[used], weight[used].to(t.dtype)
             if need_x:
                 grad_x[part] = g * score
             own = c[row]

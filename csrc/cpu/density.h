@@ -1,0 +1,402 @@
+// Normalised densities of a block of rows by panels of Gauss-Legendre nodes, refined row by row; the formulas and their
+// reasons are in fastcsm/reference/conditional_density.py. Scores are evaluated in tiles of points gathered from all
+// rows of the block; the rest is float64 arithmetic on a few numbers a panel. No include guard: included once per
+// instruction set.
+
+constexpr int kMaxPanels = 64, kMaxMoves = 16;
+constexpr double kHeaviest = 0.8, kRounding = 8.0;
+constexpr double kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
+
+struct DensityOptions {
+  double scale, low, high, tolerance, unit;
+  const double* feature;  // null for none
+  int64_t panels;
+  bool inverse;
+};
+
+struct DensityRow {
+  double point, log_density, log_normalizer, cdf, error, ends[2];
+};
+
+struct Panel {
+  double a, h, s[kNodes];
+  double integral, log_mass, error, rounding, mass_error;
+  double left, left_slope, right, right_slope;  // s and s' at the ends
+};
+
+FASTCSM_INLINE double larger(double a, double b) { return a > b ? a : b; }
+FASTCSM_INLINE double smaller(double a, double b) { return a < b ? a : b; }
+
+// out[j] = factor * sum_i s[i] table[i][j].
+template <int m>
+FASTCSM_INLINE void from_nodes(const double* s, const double (*table)[m], double factor, double* out) {
+  using V = Vec<double>;
+  for (int j = 0; j < m; j += V::W) {
+    V sum(0);
+    for (int i = 0; i < kNodes; ++i) sum += V(s[i]) * V::load(table[i] + j);
+    (sum * V(factor)).store(out + j);
+  }
+}
+
+// exp(local - most) in place; returns the sum with weights.
+template <int m>
+FASTCSM_INLINE double weighted_exp(double* local, double most, const double* weights) {
+  using V = Vec<double>;
+  V sum(0);
+  for (int j = 0; j < m; j += V::W) {
+    const V p = exp_(V::load(local + j) - V(most));
+    p.store(local + j);
+    sum += p * V::load(weights + j);
+  }
+  return sum.sum();
+}
+
+// The panel's exp(L) at the fine nodes, relative to the largest, whose logarithm is returned.
+inline double fine_density(const Quadrature& q, const Panel& p, double* density, double& sum) {
+  from_nodes<kFine>(p.s, q.to_fine, p.h / 2, density);
+  double most = density[0];
+  for (int j = 1; j < kFine; ++j) most = larger(most, density[j]);
+  sum = weighted_exp<kFine>(density, most, q.fine_weights);
+  return most;
+}
+
+// All but a, h and s of a panel.
+inline void summarize(const Quadrature& q, Panel& p, double unit) {
+  const double half = p.h / 2;
+  alignas(64) double c[kNodes], fine[kFine], nodes[kNodes];
+  double mass;
+  const double most = fine_density(q, p, fine, mass);
+  from_nodes<kNodes>(p.s, q.coefficients, 1, c);
+  from_nodes<kNodes>(p.s, q.to_nodes, half, nodes);
+  const double rough = weighted_exp<kNodes>(nodes, most, q.weights);
+  double integral = 0, size = 0, low = p.s[0], high = p.s[0];
+  for (int i = 0; i < kNodes; ++i) {
+    const double s = p.s[i];
+    integral += q.weights[i] * s;
+    size += q.weights[i] * __builtin_fabs(s);
+    low = smaller(low, s), high = larger(high, s);
+  }
+  p.integral = half * integral;
+  p.log_mass = most + __builtin_log(half * mass);
+  p.mass_error = __builtin_fabs(rough / mass - 1);
+  const double place = larger(__builtin_fabs(p.a), __builtin_fabs(p.a + p.h));
+  p.rounding = kRounding * unit * (half * size + place * (high - low));
+  double top = 0, sign = 1;
+  p.left = p.left_slope = p.right = p.right_slope = 0;
+  for (int k = 0; k < kNodes; ++k, sign = -sign) {
+    const double slope = k * (k + 1) / 2 / half;
+    p.left += sign * c[k], p.right += c[k];
+    p.left_slope -= sign * slope * c[k], p.right_slope += slope * c[k];
+    if (k >= kNodes - kTop) top += __builtin_fabs(c[k]) * 2 / (2 * k + 1);  // |integral from -1 of P_k| <= 2 / (2k + 1)
+  }
+  p.error = 2 * half * top;
+}
+
+// Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; infinite if there is none.
+inline double log_tail(double inward, double slope) {
+  const double ratio = slope / (inward * inward);
+  return inward > 0 && ratio < kHeaviest ? -__builtin_log(inward * (1 - ratio)) : kInfinity;
+}
+
+// A row's panels in order, and what they are together.
+struct Row {
+  Panel panel[kMaxPanels];
+  int order[kMaxPanels];
+  int count, moves[2];
+  bool open;
+  double start[kMaxPanels], before[kMaxPanels], mass[kMaxPanels];
+  double log_z, tails[2], tail_errors[2];
+
+  const Panel& at(int j) const { return panel[order[j]]; }
+  double begin() const { return at(0).a; }
+  double end() const { return at(count - 1).a + at(count - 1).h; }
+
+  // Makes room for a panel at place j; returns it.
+  Panel& insert(int j) {
+    for (int i = count; i > j; --i) order[i] = order[i - 1];
+    order[j] = count;
+    return panel[count++];
+  }
+
+  void combine() {
+    double total = 0, most = -kInfinity;
+    for (int j = 0; j < count; ++j) {
+      start[j] = total;
+      total += at(j).integral;
+      most = larger(most, start[j] + at(j).log_mass);
+    }
+    const Panel &first = at(0), &last = at(count - 1);
+    const double beyond[2] = {log_tail(first.left, first.left_slope), log_tail(-last.right, last.right_slope) + total};
+    // The same estimate at the inner end of the outermost panels: how far off it was there.
+    const double inside[2] = {log_tail(first.right, first.right_slope) + first.integral,
+                              log_tail(-last.left, last.left_slope) + start[count - 1]};
+    for (const double b : beyond)
+      if (b < kInfinity) most = larger(most, b);
+    double sum = 0;
+    for (const double b : beyond)
+      if (b < kInfinity) sum += __builtin_exp(b - most);
+    for (int j = 0; j < count; ++j) sum += mass[j] = __builtin_exp(start[j] + at(j).log_mass - most);
+    log_z = most + __builtin_log(sum);
+    for (int side = 0; side < 2; ++side) tails[side] = __builtin_exp(beyond[side] - log_z);
+    double below = tails[0] < kInfinity ? tails[0] : 0;
+    for (int j = 0; j < count; ++j) {
+      mass[j] /= sum;
+      before[j] = below;
+      below += mass[j];
+    }
+    for (int side = 0; side < 2; ++side) {
+      const double found = mass[side == 0 ? 0 : count - 1] + tails[side];
+      const double missed = __builtin_fabs(__builtin_exp(inside[side] - log_z) - found);
+      tail_errors[side] = missed < tails[side] ? missed : tails[side];
+    }
+  }
+
+  // How much an error in the integral of s over panel j moves the answer.
+  double influence(int j, double point, bool inverse) const {
+    const double below = before[j] + mass[j], above = 1 - before[j];
+    if (inverse) return below * above;
+    if (point > at(j).a + at(j).h) return below;
+    if (point < at(j).a) return above;
+    return larger(below, above);
+  }
+
+  // Splits panels and adds some where the answer needs it; pending receives the new ones, whose number is returned.
+  int refine(const DensityOptions& o, double point, int* pending) {
+    double share[kMaxPanels], sum = 0;
+    for (int j = 0; j < count; ++j)
+      sum += share[j] = influence(j, point, o.inverse) * at(j).error + at(j).mass_error * mass[j];
+    const double asked[2] = {o.inverse ? (point < tails[0] ? 1. : 0.) : begin() - point,
+                             o.inverse ? (1 - point < tails[1] ? 1. : 0.) : point - end()};
+    bool move[2];
+    for (int side = 0; side < 2; ++side)
+      move[side] = (tail_errors[side] > o.tolerance / 8 || asked[side] > 0) && moves[side] < kMaxMoves;
+    const int wanted = move[0] + move[1], before_count = count;
+    const double least = o.tolerance / (4 * count);
+    bool split[kMaxPanels];
+    int splits = 0, room = kMaxPanels - count - wanted;
+    for (int j = 0; j < count; ++j) split[j] = false;
+    if (sum > o.tolerance / 2) {
+      while (splits < room) {  // the widest needs first
+        int best = -1;
+        for (int j = 0; j < count; ++j)
+          if (!split[j] && share[j] > least && (best < 0 || share[j] > share[best])) best = j;
+        if (best < 0) break;
+        split[best] = true;
+        ++splits;
+      }
+    }
+    int news = 0;
+    for (int j = before_count - 1; j >= 0; --j) {
+      if (!split[j]) continue;
+      Panel& right = insert(j + 1);
+      Panel& left = panel[order[j]];
+      left.h /= 2;
+      right.a = left.a + left.h, right.h = left.h;
+      pending[news++] = order[j];
+      pending[news++] = order[j + 1];
+    }
+    if (before_count + wanted > kMaxPanels) return news;
+    const double width = (o.high - o.low) / 4;
+    for (int side = 0; side < 2; ++side) {
+      if (!move[side]) continue;
+      const double h = width * static_cast<double>(1 << moves[side]++);
+      const double a = side == 0 ? begin() - h : end();
+      Panel& p = insert(side == 0 ? 0 : count);
+      p.a = a, p.h = h;
+      pending[news++] = count - 1;
+    }
+    return news;
+  }
+
+  DensityRow answer(const Quadrature& q, const DensityOptions& o, double point) const {
+    DensityRow r{point, kNaN, kNaN, kNaN, tail_errors[0] + tail_errors[1], {tails[0], tails[1]}};
+    double begins = 0;
+    for (int j = 0; j < count; ++j) {
+      r.error += influence(j, point, o.inverse) * (at(j).error + at(j).rounding) + at(j).mass_error * mass[j];
+      if (at(j).a < o.low) begins += at(j).integral;
+    }
+    if (!(tails[0] < kInfinity && tails[1] < kInfinity && __builtin_fabs(log_z) < kInfinity && r.error < kInfinity)) {
+      r.point = kNaN, r.error = kInfinity;
+      return r;
+    }
+    r.log_normalizer = log_z - begins;
+    const int j = place(point, o.inverse);
+    const Panel& p = at(j);
+    const double half = p.h / 2;
+    alignas(64) double c[kNodes], density[kFine], d[kFine];
+    double sum, value, integral;
+    const double most = fine_density(q, p, density, sum);
+    from_nodes<kNodes>(p.s, q.coefficients, 1, c);
+    for (int k = 0; k < kFine; ++k) d[k] = 0;
+    for (int i = 0; i < kFine; ++i)
+      for (int k = 0; k < kFine; k += Vec<double>::W)
+        (Vec<double>::load(d + k) + Vec<double>(density[i]) * Vec<double>::load(q.fine_coefficients[i] + k))
+            .store(d + k);
+    const double unit_mass = half * __builtin_exp(start[j] + most - log_z);
+    double t = (point - p.a) / half - 1;
+    if (o.inverse) {
+      if (point < tails[0] || 1 - point < tails[1]) return beyond(r, point);
+      t = invert(d, (point - before[j]) / unit_mass);
+      r.point = p.a + half * (t + 1);
+      r.cdf = point;
+    } else {
+      series(d, kFine, t, value, integral);
+      r.cdf = smaller(larger(before[j] + unit_mass * integral, 0), 1);
+    }
+    series(c, kNodes, t, value, integral);
+    r.log_density = start[j] + half * integral - log_z;
+    return r;
+  }
+
+  // The panel that holds the point, or the quantile.
+  int place(double point, bool inverse) const {
+    int j = 0;
+    while (j < count - 1 && (inverse ? before[j] + mass[j] : at(j).a + at(j).h) < point) ++j;
+    return j;
+  }
+
+  // t in [-1, 1] where the integral of the series d reaches the target: Newton steps kept in a bracket.
+  static double invert(const double* d, double target) {
+    double low = -1, high = 1, t = 0;
+    for (int i = 0; i < 50; ++i) {
+      double value, integral;
+      series(d, kFine, t, value, integral);
+      (integral < target ? low : high) = t;
+      const double step = t - (integral - target) / value;
+      const double next = step > low && step < high ? step : (low + high) / 2;
+      if (__builtin_fabs(next - t) < 1e-15) return next;
+      t = next;
+    }
+    return t;
+  }
+
+  // A quantile beyond the ends, of an exponential tail with the score there.
+  DensityRow beyond(DensityRow r, double u) const {
+    const bool left = u < tails[0];
+    const double s = left ? at(0).left : at(count - 1).right;
+    const double away = (left ? __builtin_log(u / tails[0]) : __builtin_log((1 - u) / tails[1])) / s;
+    r.point = (left ? begin() : end()) + away;
+    r.log_density = (left ? 0 : start[count - 1] + at(count - 1).integral) + s * away - log_z;
+    r.cdf = u;
+    r.error += left ? tails[0] : tails[1];
+    return r;
+  }
+
+  // The nodes t and d log q(point) / d s(t); returns their number.
+  int64_t nodes(const Quadrature& q, double point, double* t, double* weight, double& score) const {
+    const int own = place(point, false);
+    double after = tails[1];
+    for (int j = count - 1; j >= 0; --j) {
+      const Panel& p = at(j);
+      const double half = p.h / 2, x = (point - p.a) / half - 1;
+      alignas(64) double density[kFine];
+      double sum, value, integral;
+      fine_density(q, p, density, sum);
+      for (int i = 0; i < kNodes; ++i) {
+        double mean = 0;  // of the integral up to X, over the panel
+        for (int f = 0; f < kFine; ++f) mean += q.fine_weights[f] * density[f] * q.to_fine[i][f];
+        double moved = -mass[j] * mean / sum - after * q.weights[i];
+        if (j < own) moved += q.weights[i];
+        if (j == own) {
+          series(q.coefficients[i], kNodes, x, value, integral);
+          moved += integral;
+        }
+        t[j * kNodes + i] = p.a + half * (q.nodes[i] + 1);
+        weight[j * kNodes + i] = half * moved;
+      }
+      if (j == own) {
+        alignas(64) double c[kNodes];
+        from_nodes<kNodes>(p.s, q.coefficients, 1, c);
+        series(c, kNodes, x, score, integral);
+      }
+      after += mass[j];
+    }
+    return count * kNodes;
+  }
+};
+
+// The rows of a block.
+template <class T>
+struct DensityBlock {
+  Points<T> points;
+  Row* row;
+  int32_t *pending_row, *pending, *point_row;
+  T* feature;
+  const Quadrature* q;
+
+  void layout(const Packed<T>& head, Arena& arena, int64_t rows, int64_t tile) {
+    row = arena.take<Row>(rows);
+    pending_row = arena.take<int32_t>(rows * (kMaxPanels + 2));
+    pending = arena.take<int32_t>(rows * (kMaxPanels + 2));
+    point_row = arena.take<int32_t>(tile);
+    feature = arena.take<T>(tile);
+    points.layout(head, arena, rows, tile);
+    q = &quadrature();
+  }
+
+  // Panels for all rows, whose contexts are set.
+  void solve(int64_t rows, const DensityOptions& o, const double* point) {
+    int64_t waiting = 0;
+    const auto queue = [&](int64_t r, int p) {
+      pending_row[waiting] = static_cast<int32_t>(r);
+      pending[waiting++] = p;
+    };
+    for (int64_t r = 0; r < rows; ++r) {
+      Row& own = row[r];
+      own.open = o.inverse ? point[r] >= 0 && point[r] <= 1 : __builtin_fabs(point[r]) < kInfinity;
+      own.count = 0, own.moves[0] = own.moves[1] = 0;
+      const double width = (o.high - o.low) / static_cast<double>(o.panels);
+      for (int p = 0; own.open && p < o.panels; ++p) {
+        Panel& panel = own.insert(p);
+        panel.a = o.low + width * p, panel.h = width;
+        queue(r, p);
+      }
+    }
+    while (waiting > 0) {
+      evaluate(waiting, o);
+      waiting = 0;
+      for (int64_t r = 0; r < rows; ++r) {
+        Row& own = row[r];
+        if (!own.open) continue;
+        own.combine();
+        int news[kMaxPanels + 2];
+        const int n = own.refine(o, point[r], news);
+        for (int i = 0; i < n; ++i) queue(r, news[i]);
+        own.open = n > 0;
+      }
+    }
+  }
+
+  DensityRow answer(int64_t r, const DensityOptions& o, double point) const {
+    if (row[r].count == 0) return {kNaN, kNaN, kNaN, kNaN, kInfinity, {kNaN, kNaN}};
+    return row[r].answer(*q, o, point);
+  }
+
+  void evaluate(int64_t waiting, const DensityOptions& o) {
+    const int64_t batch = points.capacity / kNodes;
+    for (int64_t first = 0; first < waiting; first += batch) {
+      const int64_t count = waiting - first < batch ? waiting - first : batch;
+      for (int64_t i = 0; i < count; ++i) {
+        const Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
+        for (int k = 0; k < kNodes; ++k) {
+          points.tile.x[i * kNodes + k] = static_cast<T>(p.a + p.h / 2 * (q->nodes[k] + 1));
+          point_row[i * kNodes + k] = pending_row[first + i];
+          if (o.feature != nullptr) feature[i * kNodes + k] = static_cast<T>(*o.feature);
+        }
+      }
+      points.template evaluate<kValue>(count * kNodes, point_row, o.feature == nullptr ? nullptr : feature);
+      for (int64_t i = 0; i < count; ++i) {
+        Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
+        for (int k = 0; k < kNodes; ++k) p.s[k] = o.scale * static_cast<double>(points.tile.s[i * kNodes + k]);
+        summarize(*q, p, o.unit);
+      }
+    }
+  }
+};
+
+// Points a tile may have: whole panels and whole micro-kernels.
+template <class T>
+int64_t point_tile(const Packed<T>& head) {
+  const int64_t rows = tile_rows(head, int64_t(200) << 10) / 48 * 48;
+  return rows < 48 ? 48 : rows;
+}

@@ -1,0 +1,109 @@
+// Rows carried from one noise level to another along the probability flow, block by block.
+#ifndef FASTCSM_FILE
+#define FASTCSM_FILE "cpu/probability_flow.cpp"
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <tuple>
+
+#include "cpu/launch.h"
+#include "cpu/ops.h"
+#include "cpu/foreach_isa.h"
+#endif
+
+#if !FASTCSM_LAUNCHER
+namespace fastcsm::FASTCSM_ISA {
+namespace {
+
+#include "cpu/simd.h"
+#include "cpu/gemm.h"
+#include "cpu/head.h"
+#include "cpu/points.h"
+#include "cpu/flow.h"
+
+template <class S, class T>
+struct FlowRows {
+  const FlowArgs& a;
+  Packed<T> head;
+  int64_t capacity, scratch_bytes;
+  char* scratch;
+
+  static void task(void* self, int64_t task, int64_t worker) {
+    const auto& f = *static_cast<const FlowRows*>(self);
+    const FlowArgs& a = f.a;
+    Arena arena(f.scratch + worker * f.scratch_bytes);
+    FlowBlock<T> block;
+    block.layout(f.head, arena, f.capacity);
+    const int64_t begin = task * f.capacity, rows = a.rows - begin < f.capacity ? a.rows - begin : f.capacity;
+    const int64_t given = f.head.C - 1;
+    const S* context = static_cast<const S*>(a.context) + begin * given;
+    block.points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
+    for (int64_t r = 0; r < rows; ++r)
+      block.row[r].x = static_cast<double>(from_storage(static_cast<const S*>(a.x)[begin + r]));
+    if (a.change) {
+      block.template solve<kTangent>(rows, a.sigma_from, a.sigma_to, a.tolerance);
+    } else {
+      block.template solve<kValue>(rows, a.sigma_from, a.sigma_to, a.tolerance);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const double values[3] = {block.row[r].x, block.row[r].change, block.row[r].error};
+      for (int i = 0; i < 3; ++i) static_cast<T*>(a.out[i])[begin + r] = static_cast<T>(values[i]);
+    }
+  }
+
+  void run() {
+    const PackedMemory<S, T> weights(head, a.head, false);
+    const int64_t share = (a.rows + workers() - 1) / workers(), fits = tile_rows(head, int64_t(200) << 10);
+    capacity = share < fits ? share : fits;
+    Arena measure(nullptr);
+    FlowBlock<T>().layout(head, measure, capacity);
+    scratch_bytes = measure.bytes();
+    Scratch memory(scratch_bytes * workers());
+    scratch = static_cast<char*>(memory.p);
+    run_tasks((a.rows + capacity - 1) / capacity, task, this);
+  }
+};
+
+template <class S, class T>
+void flow_typed(const FlowArgs& a) {
+  if (a.rows > 0) FlowRows<S, T>{a, {}, 0, 0, nullptr}.run();
+}
+
+void probability_flow_kernel(const FlowArgs& a) {
+  if (a.head.storage == Storage::f32) return flow_typed<float, float>(a);
+  if (a.head.storage == Storage::bf16) return flow_typed<Bf16, float>(a);
+#if !FASTCSM_REDUCED
+  flow_typed<double, double>(a);
+#endif
+}
+
+}  // namespace
+}  // namespace fastcsm::FASTCSM_ISA
+
+#else
+namespace fastcsm {
+
+std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
+                                                    Tensor frequencies, int64_t activation, double sigma_from,
+                                                    double sigma_to, double tolerance, bool change, bool reduced) {
+  FlowArgs a{};
+  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
+  a.rows = x.numel();
+  if (a.head.context < 1 || !(sigma_from > 0) || !(sigma_to > 0) || !(tolerance > 0))
+    throw std::invalid_argument(
+        "fastcsm: the head must read log sigma, and sigma_from, sigma_to and tolerance must be positive");
+  a.context = checked(context, "context", x.scalar_type(), a.rows * (a.head.context - 1));
+  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  a.sigma_from = sigma_from, a.sigma_to = sigma_to, a.tolerance = tolerance, a.change = change;
+  const std::vector<int64_t> shape{a.rows};
+  Tensors out;
+  for (int i = 0; i < 3; ++i) {
+    out.push_back(torch::stable::new_empty(x, {shape.data(), shape.size()}, compute_type(x)));
+    a.out[i] = out[i].mutable_data_ptr();
+  }
+  FASTCSM_DISPATCH(probability_flow_kernel, uses_pairs(a.head), a);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace fastcsm
+#endif

@@ -1,0 +1,33 @@
+// Gauss-Legendre rules of 16 and 32 nodes, and the integrals of the polynomials through their nodes
+// (fastcsm/reference/conditional_density.py).
+#pragma once
+
+#include <cstdint>
+
+namespace fastcsm {
+
+constexpr int kNodes = 16, kFine = 32, kTop = 4;
+
+// Tables are stored so that the index of the result runs fastest.
+struct alignas(64) Quadrature {
+  double nodes[kNodes], weights[kNodes], fine_weights[kFine];
+  double coefficients[kNodes][kNodes];     // [node][k] Legendre coefficients from values at the nodes
+  double to_fine[kNodes][kFine];           // [node][fine node] integral from -1
+  double to_nodes[kNodes][kNodes];         // [node][node] integral from -1
+  double fine_coefficients[kFine][kFine];  // [fine node][k]
+};
+const Quadrature& quadrature();
+
+// Sum of c_k P_k(t), k < n, and its integral from -1 to t.
+inline void series(const double* c, int n, double t, double& value, double& integral) {
+  double before = 1, p = t;
+  value = c[0], integral = c[0] * (t + 1);
+  for (int k = 1; k < n; ++k) {
+    const double after = ((2 * k + 1) * t * p - k * before) / (k + 1);
+    value += c[k] * p;
+    integral += c[k] * (after - before) / (2 * k + 1);
+    before = p, p = after;
+  }
+}
+
+}  // namespace fastcsm
