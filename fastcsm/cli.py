@@ -12,12 +12,18 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import backends
-from .config import PRESETS, Config, kind_of
+from .config import PRESETS, Config
+from .parser import parser, text_of
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .data import Transform
+    from .nn import ARCSM
 
 _RESUMABLE = (
     "epochs",
@@ -29,189 +35,13 @@ _RESUMABLE = (
     "eval_every",
     "checkpoint_seconds",
 )
-_EXAMPLES = """examples:
-  fastcsm train --data digits --preset digits --out runs/digits
-  fastcsm sample runs/digits --n 100 --denoise --out digits.png
-  fastcsm evaluate runs/digits
-  fastcsm train --data checkerboard --preset toy --out runs/checkerboard
-  torchrun --nproc-per-node 2 -m fastcsm train --data ../data/mnist.npz --out runs/mnist
-"""
+
+
+_PICTURE_POINTS = 5000
 
 
 class UsageError(ValueError):
     """A request that cannot be carried out, in one sentence."""
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=30, width=min(110, _columns()))
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((100, 24)).columns - 2
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of every command."""
-    top = argparse.ArgumentParser(
-        prog="fastcsm",
-        description="Train and use autoregressive score models with composite score matching.",
-        epilog=_EXAMPLES,
-        formatter_class=_Help,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands)
-    _add_sample(commands)
-    _add_evaluate(commands)
-    commands.add_parser("bench", help="time an op against plain PyTorch on this machine", add_help=False)
-    info = commands.add_parser(
-        "info", help="what was found on this machine, or in a run", formatter_class=_Help
-    )
-    info.add_argument("run", nargs="?", metavar="RUN", help="run folder to describe")
-    demo = commands.add_parser(
-        "demo",
-        help="train on the digits for up to three minutes, draw samples, time a step",
-        description="Train on scikit-learn's 8x8 digits for up to three minutes, draw samples, "
-        "and time a training step by four ways to the derivative. A second call reuses the trained model.",
-        formatter_class=_Help,
-    )
-    demo.add_argument(
-        "--out", default="runs/demo", metavar="DIR", help="folder of the demo (default: %(default)s)"
-    )
-    _add_device(demo)
-    return top
-
-
-def _add_device(command: argparse._ActionsContainer) -> None:
-    command.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda where there is one)"
-    )
-    command.add_argument(
-        "--backend",
-        default="auto",
-        metavar="NAME",
-        help="implementation of the ops: auto, reference, cpu, triton or cuda (default: auto)",
-    )
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train a model into a run folder",
-        usage="fastcsm train --data NAME --out DIR [options]",
-        description="Train an AR-CSM into a run folder: checkpoint.safetensors, config.json, log.csv, "
-        "loss.png.\n"
-        "Defaults marked [paper] are the paper's values for MNIST (appendix C).",
-        formatter_class=_Help,
-    )
-    run = train.add_argument_group("run")
-    run.add_argument("--out", "--run", dest="out", metavar="DIR", required=True, help="run folder to create")
-    run.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, bit-identically; with --data, start it if it is new",
-    )
-    run.add_argument("--preset", choices=list(PRESETS), default="paper", help=_preset_help())
-    run.add_argument("--quiet", action="store_true", help="no progress")
-    _add_device(run)
-    groups: dict[str, Any] = {"run": run}
-    for item in dataclasses.fields(Config):
-        name = item.metadata["group"]
-        if name not in groups:
-            groups[name] = train.add_argument_group(name)
-        _add_option(groups[name], item)
-
-
-def _preset_help() -> str:
-    parts = []
-    for name, values in PRESETS.items():
-        settings = ", ".join(f"{k} {_text(v)}" for k, v in values.items())
-        parts.append(f"{name}: {settings or 'the defaults'}")
-    return f"settings to start from, which options override; {'; '.join(parts)} (default: paper)"
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _add_option(group: Any, item: dataclasses.Field) -> None:
-    kind, _ = kind_of(item)
-    flag, meta = "--" + item.name.replace("_", "-"), item.metadata
-    text = meta["help"].replace("%", "%%")
-    if item.default is not None and kind is not bool and item.name != "data":
-        text += f" (default: {_text(item.default)})"
-    text += " [paper]" if meta["paper"] else ""
-    options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
-    if kind is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    else:
-        options["type"] = kind
-        options["metavar"] = {"int": "N", "float": "X", "str": "NAME"}[kind.__name__]
-        if meta["choices"]:
-            options["choices"], options["metavar"] = meta["choices"], None
-        if str(item.type).startswith("tuple"):
-            options["nargs"] = "+"
-    group.add_argument(flag, **options)
-
-
-def _add_sample(commands: Any) -> None:
-    sample = commands.add_parser(
-        "sample",
-        help="draw samples from a run",
-        formatter_class=_Help,
-        description="Draw samples by annealed autoregressive Langevin dynamics. A seed means the same "
-        "samples for any --batch-size.",
-    )
-    sample.add_argument("run", metavar="RUN", help="run folder")
-    sample.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help=".png picture, or .npz with x (model space) and samples (raw values)",
-    )
-    sample.add_argument("--n", type=int, default=64, metavar="N", help="number of samples (default: 64)")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    sample.add_argument(
-        "--steps", type=int, metavar="T", help="Langevin steps per noise level (default: the run's)"
-    )
-    sample.add_argument(
-        "--step-size",
-        type=float,
-        metavar="X",
-        help="step size e_0 at the smallest level (default: the run's)",
-    )
-    sample.add_argument(
-        "--denoise", action="store_true", help="return the mean of the noise-free value (Tweedie)"
-    )
-    sample.add_argument("--batch-size", type=int, metavar="N", help="samples drawn together (default: all)")
-    sample.add_argument("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
-    sample.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
-    _add_device(sample)
-
-
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="held-out losses of a run at its noise levels",
-        formatter_class=_Help,
-        description="Held-out composite score matching and denoising losses per dimension, both weighted by "
-        "sigma^2 (they then differ by 1/2 in expectation), as mean and standard error over samples.",
-    )
-    evaluate.add_argument("run", metavar="RUN", help="run folder")
-    evaluate.add_argument("--data", metavar="NAME", help="data set or file (default: the run's)")
-    evaluate.add_argument("--split", choices=("test", "val"), default="test", help="(default: test)")
-    evaluate.add_argument(
-        "--sigmas", type=float, nargs="+", metavar="X", help="noise levels (default: the run's)"
-    )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="rows to read at most (default: all)")
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    evaluate.add_argument("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
-    evaluate.add_argument("--out", metavar="FILE", help="write the result there as JSON too")
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    evaluate.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
-    _add_device(evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -313,7 +143,7 @@ def _resumed(config: Config, explicit: dict[str, Any]) -> Config:
         value = tuple(value) if isinstance(value, list) else value
         if name not in _RESUMABLE and value != getattr(config, name):
             raise UsageError(
-                f"{name} is {_text(value)} but the run was started with {_text(getattr(config, name))}: "
+                f"{name} is {text_of(value)} but the run was started with {text_of(getattr(config, name))}: "
                 f"expected only {', '.join(_RESUMABLE)} to differ when resuming"
             )
     return dataclasses.replace(config, **{k: v for k, v in explicit.items() if k in _RESUMABLE})
@@ -338,6 +168,11 @@ def _sample(given: argparse.Namespace) -> int:
     from . import checkpoint, plotting
     from .progress import Bar
 
+    method = given.method
+    if given.steps is not None or given.step_size is not None:
+        if method not in (None, "langevin"):
+            raise UsageError(f"steps and step-size belong to Langevin dynamics, got method '{method}'")
+        method = "langevin"
     path, device = _output(given.out, given.overwrite, (".png", ".npz")), _device(given.device)
     if given.n < 1:
         raise UsageError(f"n is {given.n}, expected at least 1")
@@ -345,28 +180,40 @@ def _sample(given: argparse.Namespace) -> int:
         raise UsageError(f"seed is {given.seed}, expected a number in 0..2^63-1")
     saved = checkpoint.read(given.run, tensors=())
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
+    method = method or ("flow" if model.conditional else "langevin")
+    options: dict[str, Any] = {}
+    if method == "langevin":
+        options["steps"] = saved.config.langevin_steps if given.steps is None else given.steps
+        options["step_size"] = saved.config.step_size if given.step_size is None else given.step_size
     started, bar = time.monotonic(), Bar("sampling", unit="dimension")
     x = model.sample(
         given.n,
+        method,
         seed=given.seed,
-        steps=saved.config.langevin_steps if given.steps is None else given.steps,
-        step_size=saved.config.step_size if given.step_size is None else given.step_size,
+        **options,
         batch_size=given.batch_size,
         denoise=given.denoise,
         progress=bar.to,
     )
+    exists = x.isfinite().all(1)
+    if not exists.all():
+        missing = f"{int((~exists).sum())} of {given.n} samples have a conditional without a density"
+        if not exists.any():
+            raise UsageError(f"{missing}: train for longer, or use --method langevin")
+        print(f"fastcsm: warning: {missing} and are left out", file=sys.stderr)
+        x = x[exists]
     raw = saved.transform.decode(x)
     if path.suffix.lower() == ".png":
         plotting.samples(raw, saved.transform, path)
     else:
         with checkpoint.atomic_file(path) as file:
             np.savez_compressed(file, x=x.float().cpu().numpy(), samples=raw)
-    print(f"{path}: {given.n} samples in {time.monotonic() - started:.1f} s")
+    print(f"{path}: {len(x)} samples in {time.monotonic() - started:.1f} s")
     return 0
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    from . import checkpoint, data
+    from . import checkpoint, report
     from .evaluation import evaluate
 
     path = _output(given.out, given.overwrite, (".json",)) if given.out else None
@@ -375,47 +222,123 @@ def _evaluate(given: argparse.Namespace) -> int:
         raise UsageError(f"limit is {given.limit}, expected at least 1")
     saved = checkpoint.read(given.run, tensors=())
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
+    methods = _methods(given.method, model)
     source = given.data or saved.config.data
-    loaded = data.load(source, grey_levels=saved.config.grey_levels, validation=saved.config.validation)
-    if loaded.features != saved.transform.features:
-        raise UsageError(
-            f"data '{source}' has {loaded.features} features, expected {saved.transform.features} "
-            "as in the run"
-        )
-    loaded = dataclasses.replace(loaded, transform=saved.transform)
-    x = loaded.held_out(given.split, given.seed, given.limit).to(next(model.parameters()))
-    rows = evaluate(model, x, sigmas=given.sigmas, seed=given.seed)
-    result = {
+    x = _held_out(source, given, saved).to(next(model.parameters()))
+    strange = _held_out(given.ood, given, saved).to(x) if given.ood else None
+    result: dict[str, Any] = {
         "run": str(given.run),
         "data": source,
         "split": given.split,
         "samples": len(x),
         "dimensions": x.shape[1],
         "step": saved.state["step"],
-        "levels": rows,
+        "levels": evaluate(model, x, sigmas=given.sigmas, seed=given.seed),
+        "likelihood": _likelihoods(model, x, methods, saved.transform.grey_levels, given.seed),
+        "ood": None,
     }
+    if strange is not None:
+        found = _ood(model, x, strange, methods[0] if methods else None)
+        result["ood"] = {"data": given.ood, "samples": len(strange)} | found
+    if x.shape[1] == 2 and methods:
+        result["picture"] = _density_picture(given, model, saved.transform, x, methods[0])
     text = json.dumps(result, indent=1)
     if path:
         with checkpoint.atomic_file(path) as file:
             file.write((text + "\n").encode())
-    print(text if given.json else _table(result))
+    print(text if given.json else report.evaluation(result))
     return 0
 
 
-def _table(result: dict[str, Any]) -> str:
-    lines = [
-        f"{result['run']} at step {result['step']}: {result['samples']} {result['split']} rows of "
-        f"{result['data']}, {result['dimensions']} dimensions",
-        "sigma^2-weighted loss per dimension, mean +- standard error over samples",
-        f"{'sigma':>8}  {'csm':>20}  {'denoising':>20}",
-    ]
-    for row in result["levels"]:
-        cells = [
-            f"{v['mean']:.4f} +- {v['standard_error']:.4f}" if v else "-"
-            for v in (row["csm"], row["denoising"])
-        ]
-        lines.append(f"{row['sigma']:8.4f}  {cells[0]:>20}  {cells[1]:>20}")
-    return "\n".join(lines)
+def _methods(name: str | None, model: ARCSM) -> list[str]:
+    """The densities to evaluate, the best first."""
+    if name == "none":
+        return []
+    if name in (None, "both"):
+        return ["flow", "quadrature"] if model.conditional else ["quadrature"]
+    if name == "flow" and not model.conditional:
+        raise UsageError(
+            "method is 'flow', expected 'quadrature': the flow needs a conditional noise schedule"
+        )
+    return [name]
+
+
+def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torch.Tensor:
+    """Rows of a data set in the run's model space."""
+    from . import data
+
+    config, transform = saved.config, saved.transform
+    loaded = data.load(source, grey_levels=config.grey_levels, validation=config.validation)
+    if loaded.features != transform.features:
+        raise UsageError(
+            f"data '{source}' has {loaded.features} features, expected {transform.features} as in the run"
+        )
+    if bool(loaded.transform.grey_levels) != bool(transform.grey_levels):
+        kinds = ["grey values" if t.grey_levels else "real numbers" for t in (loaded.transform, transform)]
+        raise UsageError(f"data '{source}' holds {kinds[0]}, expected {kinds[1]} as in the run")
+    loaded = dataclasses.replace(loaded, transform=transform)
+    return loaded.held_out(given.split, given.seed, given.limit)
+
+
+def _likelihoods(
+    model: ARCSM, x: torch.Tensor, methods: list[str], grey_levels: int, seed: int
+) -> list[dict[str, Any]]:
+    """Likelihoods of the rows with noise sigma_L, as the model is trained, and of grey values without it."""
+    from .evaluation import likelihood
+    from .progress import Bar
+
+    sigma = model.noise.sigma_min if model.noise else 0.0
+    noises = [sigma, 0.0] if grey_levels and sigma else [sigma]
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    found = []
+    for method in methods:
+        for noise in noises:
+            bar = Bar(f"likelihood by {method}", unit="sample")
+            levels = 0 if noise else grey_levels
+            row = likelihood(model, x + noise * z, method, grey_levels=levels, progress=bar.to)
+            bar.close()
+            found.append({"method": method, "noise": noise} | row)
+    return found
+
+
+def _ood(model: ARCSM, x: torch.Tensor, strange: torch.Tensor, method: str | None) -> dict[str, Any]:
+    from .evaluation import anomaly_scores, auroc
+
+    usual, other = (anomaly_scores(model, rows, method) for rows in (x, strange))
+    missing = sum(int(scores["log_likelihood"].isnan().sum()) for scores in (usual, other))
+    areas = {
+        name: auroc(
+            *(scores[name].nan_to_num(nan=-torch.inf, neginf=-torch.inf) for scores in (usual, other))
+        )
+        for name in usual
+    }
+    if method is None:
+        method = "flow" if model.conditional else "quadrature"
+    return {"method": method, "diverged": missing, "auroc": areas}
+
+
+def _density_picture(
+    given: argparse.Namespace, model: ARCSM, transform: Transform, x: torch.Tensor, method: str
+) -> str | None:
+    """Draw density.png into the run's folder, unless it is there or the run is a bare checkpoint file."""
+    from . import plotting
+    from .evaluation import density_grid
+
+    path = Path(given.run) / "density.png"
+    if not path.parent.is_dir():
+        return None
+    if path.exists() and not given.overwrite:
+        print(f"fastcsm: '{path}' exists and is kept, --overwrite replaces it", file=sys.stderr)
+        return None
+    if not plotting.available():
+        print("fastcsm: no density.png without matplotlib: pip install matplotlib", file=sys.stderr)
+        return None
+    drawn = model.sample(min(len(x), _PICTURE_POINTS), "flow" if method == "flow" else None, seed=given.seed)
+    grid = density_grid(model, x, method)
+    points = [transform.decode(rows[:_PICTURE_POINTS]) for rows in (x, drawn[drawn.isfinite().all(1)])]
+    corners = transform.decode(torch.stack([grid.low, grid.high]))
+    plotting.density(grid.density.cpu().numpy(), corners, points[0], points[1], path)
+    return str(path)
 
 
 def _info(given: argparse.Namespace) -> int:
@@ -429,7 +352,7 @@ def _info(given: argparse.Namespace) -> int:
     print(f"{given.run}: step {state['step']}, stage {state['stage']}, {state['elapsed']:.1f} s of training")
     print(f"data {saved.config.data}, shape {saved.transform.shape}")
     for name, value in saved.config.to_dict().items():
-        print(f"  {name.replace('_', '-'):20} {_text(value)}")
+        print(f"  {name.replace('_', '-'):20} {text_of(value)}")
     return 0
 
 

@@ -1,16 +1,23 @@
-"""Held-out losses of a trained model at given noise levels."""
+"""Held-out losses of a trained model at given noise levels, its likelihood, and its anomaly scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import losses
+from .density import LogDensity
 from .nn import ARCSM
+
+Progress = Callable[[int, int], None]
+#: Rows (sample, dimension) of a density evaluated together.
+_DENSITY_ROWS = 4096
+#: Points a side of the grid of a two-dimensional density.
+GRID_POINTS = 120
 
 
 @torch.no_grad()
@@ -106,3 +113,116 @@ def _summary(values: list[Tensor], features: int) -> dict[str, float] | None:
     samples = torch.cat(values).double() / features
     error = samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return {"mean": samples.mean().item(), "standard_error": error}
+
+
+@torch.no_grad()
+def log_densities(
+    model: ARCSM, x: Tensor, method: str | None = None, *, progress: Progress | None = None
+) -> LogDensity:
+    """``model.log_density(x, method)`` of x (N, D), a part of the samples at a time.
+
+    Args:
+        model: in evaluation mode.
+        x: in model space, on the model's device and in its dtype.
+        method: as for :meth:`fastcsm.nn.ARCSM.log_density`.
+        progress: called with (samples done, samples in all).
+    """
+    size = max(1, _DENSITY_ROWS // x.shape[1])
+    parts = []
+    for part in x.split(size):
+        parts.append(model.log_density(part, method))
+        if progress:
+            progress(min(size * len(parts), len(x)), len(x))
+    return LogDensity(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def likelihood(
+    model: ARCSM,
+    x: Tensor,
+    method: str | None = None,
+    *,
+    grey_levels: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Negative log-likelihood of held-out samples x (N, D), in nats and, of grey values, in bits.
+
+    Args:
+        model: in evaluation mode.
+        x: in model space, on the model's device and in its dtype.
+        method: "flow" or "quadrature", as for :meth:`fastcsm.nn.ARCSM.log_density`.
+        grey_levels: number of levels of dequantised images, for bits per dimension; 0 for other data.
+        progress: called with (samples done, samples in all).
+
+    Returns:
+        Dictionary: ``nats`` and ``nats_per_dimension`` (and ``bits_per_dimension`` where there are grey
+        levels), each the mean and standard_error over samples whose density exists, or None where it exists
+        for none; ``error``, the mean and the largest estimated error of a sample's log-likelihood in nats;
+        ``ends``, the largest probability outside an interval of integration; ``samples``; ``diverged``, the
+        number of samples of which a conditional has no density, which the means leave out.
+    """
+    found = log_densities(model, x, method, progress=progress)
+    nats, features = -found.log_density.double().sum(1), x.shape[1]
+    exists = nats.isfinite()
+    nats, error = nats[exists], found.error[exists].double().sum(1)
+    result: dict[str, Any] = {"nats": None, "nats_per_dimension": None, "error": None, "ends": None}
+    if len(nats):
+        result["nats"] = _summary([nats], 1)
+        result["nats_per_dimension"] = _summary([nats], features)
+        if grey_levels:
+            bits = (nats / features + math.log(grey_levels / 2)) / math.log(2)
+            result["bits_per_dimension"] = _summary([bits], 1)
+        result["error"] = {"mean": error.mean().item(), "largest": error.max().item()}
+        result["ends"] = found.ends[exists].max().item()
+    return result | {"samples": len(x), "diverged": int((~exists).sum())}
+
+
+class Grid(NamedTuple):
+    """A density (rows of y, columns of x) at the points of a regular grid, and its corner points (2,)."""
+
+    density: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def density_grid(model: ARCSM, x: Tensor, method: str | None = None) -> Grid:
+    """The density of a two-dimensional model around samples x (N, 2); 0 where it does not exist.
+
+    Arguments as for :func:`likelihood`.
+    """
+    points = GRID_POINTS
+    low, high = (x.quantile(q, dim=0) for q in (0.002, 0.998))
+    margin = 0.15 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
+    lines = [torch.linspace(float(a), float(b), points).to(x) for a, b in zip(low, high, strict=True)]
+    grid = torch.cartesian_prod(lines[1], lines[0]).flip(1)
+    found = log_densities(model, grid, method).log_density.sum(1).exp().nan_to_num(nan=0.0)
+    return Grid(found.reshape(points, points), low, high)
+
+
+@torch.no_grad()
+def anomaly_scores(
+    model: ARCSM, x: Tensor, method: str | None = None, *, progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """Two statistics of samples x (N, D), lower for stranger samples: h = sum_d s_d (paper, section 5.5) and
+    log q, each (N,), under the keys "score_sum" and "log_likelihood". Arguments as for :func:`likelihood`.
+
+    log q is NaN where it does not exist.
+    """
+    sums = torch.cat([model.score(part).sum(1) for part in x.split(256)])
+    return {
+        "score_sum": sums,
+        "log_likelihood": log_densities(model, x, method, progress=progress).log_density.sum(1),
+    }
+
+
+def auroc(usual: Tensor, strange: Tensor) -> float:
+    """Area under the receiver operating curve: P(usual > strange) + P(usual = strange) / 2.
+
+    Args:
+        usual, strange: a statistic of the two kinds of samples, (N,) and (M,), without NaN.
+    """
+    values = torch.cat([usual, strange]).double()
+    _, inverse, count = values.unique(return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0).double() - (count - 1) / 2)[inverse]
+    n, m = len(usual), len(strange)
+    return ((rank[:n].sum() - n * (n + 1) / 2) / (n * m)).item() if n and m else math.nan

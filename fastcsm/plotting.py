@@ -116,6 +116,29 @@ def _scatters(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
     _write(figure, path)
 
 
+def density(
+    values: np.ndarray, corners: np.ndarray, data: np.ndarray, drawn: np.ndarray, path: str | Path
+) -> None:
+    """A two-dimensional density, data and samples side by side.
+
+    Args:
+        values: (rows of y, columns of x), at the points of a regular grid.
+        corners: (2, 2), the grid's first and last point.
+        data, drawn: (n, 2).
+        path: PNG file.
+    """
+    figure = _figure(12.6, 4.4)
+    extent = (corners[0, 0], corners[1, 0], corners[0, 1], corners[1, 1])
+    axes = figure.add_subplot(1, 3, 1)
+    axes.imshow(values, origin="lower", extent=extent, cmap="magma", vmin=0, interpolation="bilinear")
+    axes.set(title="density", aspect="equal")
+    for number, (title, points) in enumerate((("data", data), ("samples", drawn)), start=2):
+        axes = figure.add_subplot(1, 3, number)
+        axes.scatter(points[:, 0], points[:, 1], s=2, lw=0, alpha=0.5, color="#146")
+        axes.set(title=title, aspect="equal", xlim=extent[:2], ylim=extent[2:])
+    _write(figure, path)
+
+
 def _histograms(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
     flat = [(title, values.reshape(len(values), -1)[:, :12]) for title, values in panels]
     count = flat[0][1].shape[1]

@@ -230,7 +230,7 @@ class Trainer:
         value, size = self.group.sum([loss.detach(), norm])
         if not math.isfinite(value) and self.finetuned_from is not None:
             raise TrainingError(
-                f"at step {self.step} a conditional of the model has no density to fine-tune, expected a model "
+                f"at step {self.step} a conditional of the model has no density to fine-tune, expected one "
                 "trained for longer or a smaller finetune_lr"
             )
         if not math.isfinite(value) or not math.isfinite(size):

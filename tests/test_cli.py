@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcsm import checkpoint, cli, demo, training
+from fastcsm import checkpoint, cli, data, demo, evaluation, training
 from fastcsm.config import PRESETS, Config
 
 pytest.importorskip("safetensors")
@@ -29,6 +29,12 @@ SMALL = [
     "--device",
     "cpu",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch):
+    monkeypatch.setattr(cli, "_PICTURE_POINTS", 20)
+    monkeypatch.setattr(evaluation, "GRID_POINTS", 8)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +128,116 @@ def test_evaluate_prints_a_table_and_json(run, tmp_path, capsys):
     assert cli.main(["evaluate", str(run), "--limit", "200", "--sigmas", "0.5", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["levels"][0] == result["levels"][0]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A run trained long enough for every conditional to have a density."""
+    folder = tmp_path_factory.mktemp("cli") / "dense"
+    options = ["--sigma-min", "0.1", "--lr", "0.01", "--steps", "150", "--ema", "0", "--quiet"]
+    assert cli.main(["train", "--data", "moons", "--out", str(folder), *SMALL, *options]) == 0
+    return folder
+
+
+def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
+    out = tmp_path / "e.json"
+    assert cli.main(["evaluate", str(dense), "--limit", "60", "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "0 of 60" in table
+    result = json.loads(out.read_text())
+    model, x = checkpoint.load(dense), data.load("moons").held_out("test", 0, 60)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for row, method in zip(result["likelihood"], ("flow", "quadrature"), strict=True):
+        with torch.no_grad():
+            nats = -model.log_prob(x + 0.1 * z, method).double()
+        assert row["method"] == method
+        assert row["noise"] == 0.1
+        assert row["nats"]["mean"] == pytest.approx(nats.mean().item(), rel=1e-4)
+        assert row["nats"]["standard_error"] == pytest.approx(nats.std().item() / 60**0.5, rel=1e-4)
+        assert row["nats_per_dimension"]["mean"] == pytest.approx(nats.mean().item() / 2, rel=1e-4)
+        assert f"{row['nats']['mean']:.3f} +- " in table
+        assert row["diverged"] == 0
+        assert 0 < row["error"]["mean"] <= row["error"]["largest"] < 1e-2
+    picture = dense / "density.png"
+    assert result["picture"] == str(picture)
+    before = picture.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    few = ["evaluate", str(dense), "--limit", "30", "--method", "quadrature"]
+    assert cli.main([*few, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "density.png' exists and is kept" in said.err
+    assert json.loads(said.out)["picture"] is None
+    assert picture.read_bytes() == before
+    assert cli.main([*few, "--overwrite"]) == 0
+    assert picture.read_bytes() != before
+    assert "likelihood" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(dense), "--limit", "30", "--method", "none"]) == 0
+    assert "likelihood" not in capsys.readouterr().out
+
+
+def test_evaluate_tells_strange_rows(dense, tmp_path, capsys):
+    far = np.random.default_rng(0).normal([2.0, -2.0], 0.05, size=(40, 2))
+    np.savez(tmp_path / "far.npz", train_x=far, test_x=far)
+    options = ["--limit", "40", "--method", "quadrature", "--json", "--ood", str(tmp_path / "far.npz")]
+    assert cli.main(["evaluate", str(dense), *options]) == 0
+    ood = json.loads(capsys.readouterr().out)["ood"]
+    assert ood["samples"] == 40
+    assert ood["auroc"]["log_likelihood"] > 0.99
+    assert cli.main(["evaluate", str(dense), *options[:4], "--ood", "moons"]) == 0
+    assert "log q(x), quadrature: 0.5000" in capsys.readouterr().out
+
+
+def test_evaluate_reports_rows_without_a_density(run, capsys):
+    assert cli.main(["evaluate", str(run), "--limit", "20", "--method", "quadrature", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["likelihood"]
+    model, x = checkpoint.load(run), data.load("moons").held_out("test", 0, 20)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        missing = model.log_prob(x + model.noise.sigma_min * z, "quadrature").isnan().sum().item()
+    assert row["diverged"] == missing > 0
+    if missing == 20:
+        assert row["nats"] is None
+
+
+def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 256, (400, 3), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", train_x=values)
+    out = tmp_path / "run"
+    options = ["--sigma-min", "0.2", "--lr", "0.01", "--steps", "300", "--ema", "0", "--quiet"]
+    assert cli.main(["train", "--data", str(tmp_path / "grey.npz"), "--out", str(out), *SMALL, *options]) == 0
+    assert cli.main(["evaluate", str(out), "--json", "--method", "flow"]) == 0
+    noisy, clean = json.loads(capsys.readouterr().out)["likelihood"]
+    assert (noisy["noise"], clean["noise"]) == (0.2, 0.0)
+    assert "bits_per_dimension" not in noisy
+    bits = clean["bits_per_dimension"]["mean"]
+    assert 7.9 < bits < 8.6  # 8 is the entropy of uniform grey values
+    nats = clean["nats_per_dimension"]["mean"]
+    assert bits == pytest.approx((nats + np.log(128)) / np.log(2), rel=1e-6)
+    picture = tmp_path / "x.png"
+    assert cli.main(["evaluate", str(out), "--ood", "moons"]) == 2
+    assert "expected 3 as in the run" in capsys.readouterr().err
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize("method", ["flow", "inverse_cdf", "langevin"])
+def test_sample_by_every_method(dense, tmp_path, method):
+    arrays = tmp_path / "x.npz"
+    assert (
+        cli.main(["sample", str(dense), "--n", "6", "--seed", "2", "--method", method, "--out", str(arrays)])
+        == 0
+    )
+    with np.load(arrays, allow_pickle=False) as found:
+        again = checkpoint.load(dense).sample(6, method, seed=2)
+        np.testing.assert_array_equal(found["x"], again.numpy())
+
+
+def test_samples_without_a_density(run, dense, tmp_path, capsys):
+    out = str(tmp_path / "x.npz")
+    assert cli.main(["sample", str(run), "--n", "3", "--method", "inverse_cdf", "--out", out]) == 2
+    assert "3 of 3 samples have a conditional without a density" in capsys.readouterr().err
+    given = ["sample", str(dense), "--out", out, "--method", "flow", "--steps", "3"]
+    assert cli.main(given) == 2
+    assert "belong to Langevin dynamics, got method 'flow'" in capsys.readouterr().err
 
 
 def test_evaluate_other_data(run, tmp_path, capsys):
