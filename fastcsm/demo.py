@@ -47,6 +47,7 @@ def run_demo(run: Path, device: torch.device) -> dict[str, Any]:
     model, started = checkpoint.load(run, device=device), time.monotonic()
     x = model.sample(
         _PICTURE,
+        "langevin",
         seed=_SEED,
         steps=config.langevin_steps,
         step_size=config.step_size,
