@@ -6,6 +6,7 @@ knows that backends exist but ``ops/``, which calls :func:`select` when an op ru
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -145,6 +146,59 @@ class CPU:
 
 def _code(activation: str) -> int:
     return -1 if activation == "identity" else ACTIVATIONS[activation].code
+
+
+class Triton:
+    """Fused Triton kernels for CUDA devices, in ``kernels/``.
+
+    With TRITON_INTERPRET=1 they run in Triton's interpreter on CPU tensors, for tests: slowly, and only where
+    the backend is chosen by name.
+    """
+
+    name = "triton"
+    ops = ("score_head", "csm_loss", "langevin", "masked_linear")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    interpreted_dtypes = (torch.float32, torch.float64)
+    max_hidden = 4
+    max_width = 512
+    least_major = 8
+
+    @staticmethod
+    def interpreted() -> bool:
+        return os.environ.get("TRITON_INTERPRET") == "1"
+
+    def missing(self) -> list[str]:
+        if importlib.util.find_spec("triton") is None:
+            return ["the package triton is not installed: pip install 'fastcsm[triton]'"]
+        if self.interpreted():
+            return []
+        if not torch.cuda.is_available():
+            return ["no CUDA device is available"]
+        major, minor = torch.cuda.get_device_capability()
+        if major < self.least_major:
+            return [f"the CUDA device has compute capability {major}.{minor}, {self.least_major}.0 is needed"]
+        return []
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        if op.endswith("_draw") or _module(op) not in self.ops:
+            return [f"it has no {op}"]
+        reasons = []
+        interpreted = self.interpreted()
+        if interpreted and chosen() != self.name:
+            reasons.append("Triton's interpreter is on (TRITON_INTERPRET=1), which is for tests")
+        if request.device != ("cpu" if interpreted else "cuda"):
+            reasons.append(f"the tensors are on {request.device}")
+        dtypes = self.interpreted_dtypes if interpreted else self.dtypes
+        if request.dtype not in dtypes:
+            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, dtypes))}")
+        if len(request.widths) > self.max_hidden + 1:
+            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
+        if max(request.widths, default=0) > self.max_width:
+            reasons.append(f"a hidden layer of {max(request.widths)} units is wider than {self.max_width}")
+        return reasons
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        return getattr(importlib.import_module(f".kernels.{_module(op)}", __package__), op)
 
 
 class Absent:
@@ -335,5 +389,5 @@ def _describe(backend: Backend) -> str:
 
 register(Reference())
 register(CPU())
-register(Absent("triton", "not in this version"))
+register(Triton())
 register(Absent("cuda", "not in this version"))

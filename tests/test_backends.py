@@ -80,7 +80,7 @@ def test_the_choice_belongs_to_the_thread():
     assert seen == ["auto"]
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize("name", ["cuda"])
 def test_an_explicit_choice_that_cannot_run_raises(name):
     with (
         fastcsm.backend(name),
@@ -222,7 +222,7 @@ def test_info():
         assert op in text
         for entry in devices.values():
             assert entry["backend"] not in entry["not"]
-            assert entry["not"]["triton"] == ["not in this version"]
+            assert len(entry["not"]["triton"]) >= 1
     built = not backends.CPU().missing()
     assert {entry["cpu"]["backend"] for entry in info["ops"].values()} == {"cpu" if built else "reference"}
     assert set(info["environment"]) == {"FASTCSM_BUILD"}

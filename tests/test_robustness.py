@@ -106,8 +106,8 @@ CASES = {
         "fast",
     ),
     "train with a missing backend": (
-        ["train", "--data", "moons", "--out", "@/x", *SMALL, "--backend", "triton"],
-        "triton",
+        ["train", "--data", "moons", "--out", "@/x", *SMALL, "--backend", "cuda"],
+        "cuda",
     ),
     "resume nothing": (["train", "--out", "@/x", "--resume"], "no checkpoint"),
     "resume a folder of another kind": (

@@ -22,15 +22,33 @@ ISAS = (
 )
 
 
-def backend_params(op):
-    """The reference, and the compiled backends that exist here; the others skip and say why."""
+def backend_params(op, *names):
+    """The reference, and compiled backends by name, "cpu" by default; missing ones skip and say why."""
     params = ["reference"]
-    for name in ("cpu",):
+    for name in names or ("cpu",):
         request = backends.Request("cpu", torch.float32, (8, 1))
-        reasons = backends._reasons(backends._backends[name], op, request)
+        with backends.backend(name):
+            reasons = backends._reasons(backends._backends[name], op, request)
         marks = [pytest.mark.skip(reason="; ".join(reasons))] if reasons else []
         params.append(pytest.param(name, marks=marks))
     return params
+
+
+def triton_cases():
+    """Settings of Case for every activation, at the edges of tiles; few, as the interpreter is slow."""
+    rows = (130, 63, 64, 65, 1, 17, 0)
+    contexts = (16, 70, 0, 1, 15, 17, 33)
+    frequencies = (3, 0, 17, 1, 16, 0, 2)
+    hidden = (*HIDDEN, (70, 130), (64, 64), (16,))
+    for n, name in enumerate(NAMES):
+        yield {
+            "rows": rows[n],
+            "context": contexts[n],
+            "hidden": hidden[n],
+            "frequencies": frequencies[n],
+            "activation": name,
+            "seed": n,
+        }
 
 
 class Case:

@@ -16,6 +16,7 @@ from support import (
     plain_loss,
     plain_score_head,
     split,
+    triton_cases,
     with_gradients,
 )
 
@@ -24,6 +25,8 @@ from fastcsm import functional
 
 BACKENDS = backend_params("csm_loss")
 COMPILED = BACKENDS[1:]
+WITH_TRITON = backend_params("csm_loss", "cpu", "triton")
+TRITON = WITH_TRITON[2:]
 
 
 def fused_loss(case, leaves):
@@ -48,6 +51,11 @@ def plain(case, upstream=1.0):
     return with_gradients(plain_loss(case, leaves), leaves, upstream)
 
 
+def named(results):
+    """The loss and the gradients that heads of any depth have."""
+    return {name: results[name] for name in ("loss", "context", "x", "weights[0]", "weights[1]", "biases[0]")}
+
+
 def check(backend, dtype, **settings):
     cases = []
     for seed in SEEDS:
@@ -63,6 +71,28 @@ def check(backend, dtype, **settings):
 def test_every_activation_and_depth(backend, activation, hidden, dtype):
     for frequencies in (0, 3):
         check(backend, dtype, hidden=hidden, activation=activation, frequencies=frequencies)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_at_every_edge(backend, dtype):
+    cases = []
+    for settings in triton_cases():
+        case = Case(**settings).to(dtype)
+        cases.append((named(fused(case, backend)), named(plain(case)), named(plain(case.to(torch.float64)))))
+    assert_as_accurate(*cases, relative=True)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_sums_of_gradients(backend, resident, monkeypatch):
+    from fastcsm.kernels import launch
+
+    monkeypatch.setattr(launch, "RESIDENT_ELEMENTS", 1 << 30 if resident else 0)
+    case = Case(rows=200, hidden=(9, 6)).to(torch.float32)
+    results = fused(case, backend)
+    assert_as_accurate((results, plain(case), plain(case.to(torch.float64))))
+    assert bitwise_equal(results, fused(case, backend))
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -105,7 +135,7 @@ def test_saturated_rows_stay_finite(backend, activation):
     assert all(value.isfinite().all() for value in fused(case.to(torch.float32), backend).values())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_nan_stays_in_its_row(backend):
     case = Case(rows=40).to(torch.float32)
     clean = fused(case, backend)
@@ -118,7 +148,7 @@ def test_nan_stays_in_its_row(backend):
         assert torch.equal(dirty[name][others], clean[name][others])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_integers_are_exact(backend):
     case = Case(rows=33, hidden=(20, 12), frequencies=0, activation="relu")
     case.context, case.x = (2 * case.context).round(), (2 * case.x).round()
@@ -130,7 +160,7 @@ def test_integers_are_exact(backend):
         assert torch.equal(value.double(), exact[name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_coefficients_may_be_omitted_numbers_or_broadcast(backend):
     case = Case(rows=12)
     score, derivative = plain_score_head(case, case.leaves())
@@ -253,7 +283,7 @@ def test_second_derivatives_raise(backend):
 
 
 @pytest.mark.parametrize("needed", ["context", "x", "weights[1]", "biases[0]"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_gradient_of_one_input_only(backend, needed):
     case = Case()
     leaves = case.leaves()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import DTYPES, ISAS, NAMES, SEEDS, Case, assert_as_accurate, backend_params
+from support import DTYPES, ISAS, NAMES, SEEDS, Case, assert_as_accurate, backend_params, triton_cases
 
 import fastcsm
 from fastcsm import functional, random
@@ -10,6 +10,8 @@ from fastcsm.reference.score_head import score_head as reference_score_head
 
 BACKENDS = backend_params("langevin")
 COMPILED = BACKENDS[1:]
+WITH_TRITON = backend_params("langevin", "cpu", "triton")
+TRITON = WITH_TRITON[2:]
 SETTINGS = {"step_sizes": [0.3, 0.02], "score_scales": [1.0, 1.7], "steps": 5, "seed": 7}
 
 
@@ -82,6 +84,15 @@ def test_medium_precision_is_as_accurate_as_bfloat16(precision):
         assert_as_accurate(*cases)
 
 
+@pytest.mark.parametrize("stage_features", [[], [0.4, -1.0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_at_every_edge(backend, dtype, stage_features):
+    for settings in triton_cases():
+        if settings["context"] > 0:
+            check(Case(**settings), backend, dtype, steps=2, stage_features=stage_features or None)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_stage_feature_is_the_last_context_feature(backend):
     case = Case()
@@ -114,7 +125,7 @@ def test_a_seed_means_the_same_draw_for_any_split(backend, rows, cut, seed, step
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_noise_depends_on_seed_sample_dimension_and_step(backend):
     case = Case(rows=4)
     ones = torch.ones(4, dtype=torch.int64)
@@ -127,7 +138,7 @@ def test_noise_depends_on_seed_sample_dimension_and_step(backend):
     assert not torch.equal(base, run(case, backend, samples=ones, dimensions=ones, first_step=2))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_noise_alone_is_the_noise_rule(backend):
     case = Case(rows=50)
     case.weights[-1].zero_()
@@ -138,7 +149,7 @@ def test_noise_alone_is_the_noise_rule(backend):
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_no_step_returns_a_copy(backend):
     case = Case()
     for settings in ({"steps": 0}, {"step_sizes": [], "score_scales": []}):
@@ -147,7 +158,7 @@ def test_no_step_returns_a_copy(backend):
         assert got.data_ptr() != case.x.data_ptr()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_shapes_and_layouts(backend):
     case = Case(rows=12)
     expected = run(case, backend)

@@ -10,6 +10,8 @@ from fastcsm.activations import ACTIVATIONS
 
 BACKENDS = backend_params("masked_linear")
 COMPILED = BACKENDS[1:]
+WITH_TRITON = backend_params("masked_linear", "cpu", "triton")
+TRITON = WITH_TRITON[2:]
 SHAPES = [(0, 3, 4), (1, 1, 1), (5, 7, 3), (33, 16, 17), (64, 65, 48), (129, 31, 128)]
 
 ROWS = (1, 11, 12, 13, 31, 33, 256, 257, 300)
@@ -107,6 +109,17 @@ def test_accuracy(backend, activation, dtype):
             assert_as_accurate(*(layer.case(dtype, activation, backend) for layer in layers))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_at_every_edge(backend, dtype):
+    shapes = ((1, 1, 1), (63, 65, 64), (65, 16, 15), (64, 130, 17), (300, 33, 65))
+    cases = []
+    for n, degrees in enumerate(DEGREES):
+        layer = Layer(*shapes[n % len(shapes)], degrees, seed=n)
+        cases.append(layer.case(dtype, [None, *NAMES][n % 8], backend))
+    assert_as_accurate(*cases, relative=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.usefixtures("isa")
@@ -158,7 +171,7 @@ def test_same_bits_for_any_number_of_threads(dtype, medium, threads, precision):
         assert bitwise_equal(*results)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_integers_are_exact(backend):
     layer = Layer(33, 129, 70, "unsorted")
     layer.tensors = {name: (4 * value).round() for name, value in layer.tensors.items()}
@@ -168,7 +181,7 @@ def test_integers_are_exact(backend):
         assert torch.equal(value.double(), exact[name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 @given(
     st.integers(1, 12),
     st.integers(1, 12),
@@ -183,7 +196,7 @@ def test_any_small_layer(backend, features, outputs, seed, activation, degrees):
         torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_an_infinite_input_stays_within_its_edges(backend):
     layer = Layer(4, 6, 5, "unsorted")
     clean = layer.fused("tanh", backend)
@@ -205,7 +218,7 @@ def test_gradcheck(backend, activation):
 
 
 @pytest.mark.parametrize("needed", ["x", "weight", "bias"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_gradient_of_one_input_only(backend, needed):
     layer = Layer(5, 7, 3)
     leaf = layer.tensors[needed].requires_grad_()

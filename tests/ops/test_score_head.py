@@ -15,6 +15,7 @@ from support import (
     bitwise_equal,
     plain_score_head,
     split,
+    triton_cases,
 )
 
 import fastcsm
@@ -23,6 +24,8 @@ from fastcsm.reference import score_head as reference
 
 BACKENDS = backend_params("score_head")
 COMPILED = BACKENDS[1:]
+WITH_TRITON = backend_params("score_head", "cpu", "triton")
+TRITON = WITH_TRITON[2:]
 
 
 def outputs(case, scores, leaves):
@@ -60,6 +63,18 @@ def check(backend, dtype, **settings):
 def test_every_activation_and_depth(backend, activation, hidden, dtype):
     for frequencies in (0, 3):
         check(backend, dtype, hidden=hidden, activation=activation, frequencies=frequencies)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_at_every_edge(backend, dtype):
+    names = ("score", "derivative", "context", "x", "weights[0]", "weights[1]", "biases[0]", "biases[1]")
+    cases = []
+    for settings in triton_cases():
+        case = Case(**settings).to(dtype)
+        results = fused(case, backend), plain(case), plain(case.to(torch.float64))
+        cases.append([{name: result[name] for name in names} for result in results])
+    assert_as_accurate(*cases, relative=True)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -144,7 +159,7 @@ def test_gradcheck(backend, activation, frequencies):
         assert torch.autograd.gradcheck(head, tuple(leaves.values()))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 @pytest.mark.parametrize("activation", NAMES)
 def test_saturated_rows_stay_finite(backend, activation):
     case = Case(activation=activation, frequencies=0)
@@ -155,7 +170,7 @@ def test_saturated_rows_stay_finite(backend, activation):
     assert all(value.isfinite().all() for value in result.values())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_nan_stays_in_its_row(backend):
     case = Case(rows=40).to(torch.float32)
     clean = fused(case, backend)
@@ -181,7 +196,7 @@ def test_integers_are_exact(backend):
         assert torch.equal(value.double(), exact[name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_layouts(backend):
     case = Case(rows=30).to(torch.float32)
     expected = fused(case, backend)

@@ -1,0 +1,141 @@
+"""What the Triton kernels share: activations, noise, and how launches are laid out."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from fastcsm.kernels import csm_loss, launch, masked_linear, philox
+from fastcsm.kernels.activations import activate
+
+from fastcsm import random
+from fastcsm.activations import ACTIVATIONS
+from fastcsm.backends import Triton
+
+pytestmark = pytest.mark.skipif(not Triton().interpreted(), reason="needs TRITON_INTERPRET=1")
+
+EDGES = [0.0, 1e-30, 1e-6, 0.59, 0.61, 1.0, 12.0, 20.0, 21.0, 88.0, 100.0, 710.0, 1e18]
+
+
+@triton.jit
+def _activate(x, f, d, e, N: tl.constexpr, NAME: tl.constexpr):
+    i = tl.arange(0, N)
+    values = activate(tl.load(x + i), NAME)
+    tl.store(f + i, values[0])
+    tl.store(d + i, values[1])
+    tl.store(e + i, values[2])
+
+
+def activated(x, name):
+    results = [torch.empty_like(x) for _ in range(3)]
+    _activate[(1,)](x, *results, len(x), name)
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name, dtype):
+    edges = torch.tensor(EDGES, dtype=torch.float64)
+    x = torch.cat([torch.linspace(-30, 30, 1024 - 2 * len(EDGES), dtype=torch.float64), edges, -edges]).to(
+        dtype
+    )
+    entry = ACTIVATIONS[name]
+    for got, function in zip(activated(x, name), (entry.f, entry.df, entry.d2f)):
+        exact = function(x.double())
+        error = (got.double() - exact).abs()
+        assert got.isfinite().all()
+        assert (error <= 4 * torch.finfo(dtype).eps * exact.abs().clamp(min=1)).all()
+        tail = (x < -8) & (exact.abs() > 1e-30)
+        assert (error[tail] <= 100 * torch.finfo(dtype).eps * exact[tail].abs()).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_nan_is_kept(name):
+    assert activated(torch.full((16,), float("nan")), name)[0].isnan().all()
+
+
+@triton.jit(do_not_specialize=["seed", "step"])
+def _noise(
+    samples, dimensions, w0, w1, z, seed: tl.int64, step: tl.int64, N: tl.constexpr, STREAM: tl.constexpr
+):
+    i = tl.arange(0, N)
+    sample, dimension = tl.load(samples + i), tl.load(dimensions + i)
+    a, b = philox.noise_words(seed.to(tl.int64), sample, dimension, step.to(tl.int64), STREAM)
+    tl.store(w0 + i, a.to(tl.int64))
+    tl.store(w1 + i, b.to(tl.int64))
+    tl.store(
+        z + i, philox.normal(seed.to(tl.int64), sample, dimension, step.to(tl.int64), z.dtype.element_ty)
+    )
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("step", [0, 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**32 + 5, 2**63 - 1, -(2**63)])
+def test_noise_is_that_of_the_reference(seed, step, stream):
+    samples, dimensions = torch.randint(0, 2**48, (128,)), torch.randint(0, 2**32, (128,))
+    samples[:2], dimensions[:2] = torch.tensor([0, 2**48 - 1]), torch.tensor([0, 2**32 - 1])
+    w0, w1 = torch.empty_like(samples), torch.empty_like(samples)
+    for dtype in (torch.float32, torch.float64):
+        z = torch.empty(128, dtype=dtype)
+        _noise[(1,)](samples, dimensions, w0, w1, z, seed, step, 128, stream)
+        words = random._words(seed, samples, dimensions, step, stream)
+        assert torch.equal(w0, words[0])
+        assert torch.equal(w1, words[1])
+        expected = random.normal(seed, samples, dimensions, step, dtype)
+        torch.testing.assert_close(
+            z, expected, rtol=8 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps
+        )
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def head(rows, hidden, context=32, frequencies=0):
+    widths = [context + 1 + 2 * frequencies, *hidden, 1]
+    weights = [meta(o, i) for i, o in pairwise(widths)]
+    biases = [meta(o) for o in widths[1:]]
+    return meta(rows, context), meta(rows), weights, biases, meta(frequencies), "silu"
+
+
+def test_launches_can_be_recorded():
+    one = meta(1)
+    with launch.recorded() as launches:
+        loss, *_ = csm_loss.csm_loss(*head(2**31 + 1, (128, 128)), one, one, one, True, True, True)
+    assert [entry.kernel.__name__ for entry in launches] == ["csm_loss_kernel", "reduce_partials_kernel"]
+    assert loss.device.type == "meta"
+    assert 2**31 + 1 in [arg for arg in launches[0].args if isinstance(arg, int)]
+
+
+@pytest.mark.parametrize("hidden", [(1,), (128, 128), (512, 512), (512, 512, 512, 512)])
+def test_partial_sums_stay_small(hidden, monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED_PROGRAMS", 1000)
+    for rows in (0, 1, 1 << 20):
+        entry = launch.HeadLaunch("csm_loss", *head(rows, hidden))
+        assert 1 <= entry.programs <= max(rows, 1)
+        slices = entry.partials(True, 1).numel() * 4
+        assert slices <= max(launch.PARTIAL_BYTES, 4 * (entry.offsets[-1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("widths", "block"), [((1,), 16), ((128, 5), 128), ((130, 257), 64), ((256, 256), 128)]
+)
+def test_chunks(widths, block):
+    assert launch.chunk(widths) == block
+
+
+def reach(in_degrees, out_degrees, forward):
+    tile = 4
+    tiles = -(-(len(out_degrees) if forward else len(in_degrees)) // tile)
+    return masked_linear._reach(in_degrees, out_degrees, tiles, tile, forward).tolist()
+
+
+def test_loops_cover_the_staircase_only():
+    ins, outs = torch.arange(1, 11), torch.tensor([0, 0, 1, 2, 3, 5, 5, 6, 9])
+    assert reach(ins, outs, True) == [[2, 0], [6, 3], [9, 9]]
+    assert reach(ins, outs, False) == [[2, 5], [5, 8], [8, 9]]
+    shuffled = ins.flip(0)
+    assert reach(shuffled, outs, True) == [[10, 0], [10, 0], [10, 0]]
+    assert reach(torch.zeros(3).long(), torch.ones(2).long(), True) == [[3, 3]]
+    assert reach(torch.ones(3).long(), torch.zeros(2).long(), True) == [[0, 0]]
