@@ -38,6 +38,8 @@ _RESUMABLE = (
 
 
 _PICTURE_POINTS = 5000
+#: Stream of the noise on held-out rows.
+_NOISE = 4
 
 
 class UsageError(ValueError):
@@ -233,7 +235,7 @@ def _evaluate(given: argparse.Namespace) -> int:
         "samples": len(x),
         "dimensions": x.shape[1],
         "step": saved.state["step"],
-        "levels": evaluate(model, x, sigmas=given.sigmas, seed=given.seed),
+        "levels": evaluate(model, x, sigmas=given.sigmas, seed=_noise_seed(given.seed)),
         "likelihood": _likelihoods(model, x, methods, saved.transform.grey_levels, given.seed),
         "ood": None,
     }
@@ -280,6 +282,17 @@ def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torc
     return loaded.held_out(given.split, given.seed, given.limit)
 
 
+def _noise_seed(seed: int) -> int:
+    """Of noise on rows that were dequantised under ``seed``: the same random numbers must not serve twice."""
+    from .training import seed_of
+
+    return seed_of(seed, _NOISE, 0)
+
+
+def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(_noise_seed(seed))).to(x)
+
+
 def _likelihoods(
     model: ARCSM, x: torch.Tensor, methods: list[str], grey_levels: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -289,7 +302,7 @@ def _likelihoods(
 
     sigma = model.noise.sigma_min if model.noise else 0.0
     noises = [sigma, 0.0] if grey_levels and sigma else [sigma]
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    z = _noise(x, seed)
     found = []
     for method in methods:
         for noise in noises:

@@ -20,7 +20,8 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that size in inches, drawn without a display."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def _write(figure: Any, path: str | Path) -> None:
 
 def loss_curve(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Training and held-out loss per dimension against steps, from the rows of a log.csv."""
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], lw=0.9, color="#9ab", label="training")
     held_out = [(r["step"], r["held_out"]) for r in rows if r["held_out"] is not None]
@@ -87,7 +88,7 @@ def _grids(panels: list[tuple[str, np.ndarray]], transform: Transform, path: str
     height, width = transform.shape[:2]
     columns = int(np.ceil(np.sqrt(len(panels[0][1]))))
     size = 4.2
-    figure = _figure(size * len(panels), size * 1.06)
+    figure = new_figure(size * len(panels), size * 1.06)
     top = transform.grey_levels - 1 if transform.grey_levels else max(float(p.max()) for _, p in panels)
     for number, (title, images) in enumerate(panels, start=1):
         rows = -(-len(images) // columns)
@@ -104,7 +105,7 @@ def _grids(panels: list[tuple[str, np.ndarray]], transform: Transform, path: str
 
 
 def _scatters(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
-    figure = _figure(4.2 * len(panels), 4.4)
+    figure = new_figure(4.2 * len(panels), 4.4)
     reference = panels[0][1]
     low, high = np.quantile(reference, 0.002, axis=0), np.quantile(reference, 0.998, axis=0)
     margin = 0.15 * (high - low) + 1e-6
@@ -127,7 +128,7 @@ def density(
         data, drawn: (n, 2).
         path: PNG file.
     """
-    figure = _figure(12.6, 4.4)
+    figure = new_figure(12.6, 4.4)
     extent = (corners[0, 0], corners[1, 0], corners[0, 1], corners[1, 1])
     axes = figure.add_subplot(1, 3, 1)
     axes.imshow(values, origin="lower", extent=extent, cmap="magma", vmin=0, interpolation="bilinear")
@@ -143,7 +144,7 @@ def _histograms(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
     flat = [(title, values.reshape(len(values), -1)[:, :12]) for title, values in panels]
     count = flat[0][1].shape[1]
     columns = min(4, count)
-    figure = _figure(2.6 * columns, 2.1 * -(-count // columns))
+    figure = new_figure(2.6 * columns, 2.1 * -(-count // columns))
     for feature in range(count):
         axes = figure.add_subplot(-(-count // columns), columns, feature + 1)
         low, high = np.quantile(flat[0][1][:, feature], [0.005, 0.995])

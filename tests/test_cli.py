@@ -146,7 +146,7 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
     assert "0 of 60" in table
     result = json.loads(out.read_text())
     model, x = checkpoint.load(dense), data.load("moons").held_out("test", 0, 60)
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    z = cli._noise(x, 0)
     for row, method in zip(result["likelihood"], ("flow", "quadrature"), strict=True):
         with torch.no_grad():
             nats = -model.log_prob(x + 0.1 * z, method).double()
@@ -191,7 +191,7 @@ def test_evaluate_reports_rows_without_a_density(run, capsys):
     assert cli.main(["evaluate", str(run), "--limit", "20", "--method", "quadrature", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["likelihood"]
     model, x = checkpoint.load(run), data.load("moons").held_out("test", 0, 20)
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    z = cli._noise(x, 0)
     with torch.no_grad():
         missing = model.log_prob(x + model.noise.sigma_min * z, "quadrature").isnan().sum().item()
     assert row["diverged"] == missing > 0
@@ -217,6 +217,14 @@ def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys):
     assert cli.main(["evaluate", str(out), "--ood", "moons"]) == 2
     assert "expected 3 as in the run" in capsys.readouterr().err
     assert not picture.exists()
+
+
+def test_noise_does_not_repeat_the_random_numbers_of_dequantisation():
+    rows = torch.zeros(2000, 2, dtype=torch.uint8)
+    grey = data.Dataset("grey", rows, rows, rows, data.Transform((2,), 256))
+    x = grey.held_out("test", 3)
+    share, z = ((x + 1) * 128).flatten(), cli._noise(x, 3).flatten()
+    assert abs(torch.corrcoef(torch.stack([share, z]))[0, 1]) < 4 / len(z) ** 0.5
 
 
 @pytest.mark.parametrize("method", ["flow", "inverse_cdf", "langevin"])
