@@ -1,0 +1,146 @@
+"""Densities of the 2-D toys beside the truth: ``python bench/paper/toys.py``.
+
+Each toy's density with noise sigma_L is known (``fastcsm.toys.log_density``), so that the divergence of the
+model's density from it is too: KL = E[log p(x) - log q(x)] over held-out points with that noise, in nats. A
+MADE with 10 logistics of more parameters, trained by likelihood on the same noisy points for as many steps,
+stands beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import common
+import numpy as np
+import torch
+
+from fastcsm import data, plotting, toys
+from fastcsm.baselines import MixtureMADE
+from fastcsm.checkpoint import atomic_file
+from fastcsm.config import Config
+from fastcsm.evaluation import log_densities
+
+SETTINGS: dict[str, Any] = {
+    "hidden": (128, 128, 128),
+    "frequencies": 32,
+    "frequency_scale": 8.0,
+    "sigma_max": 2.0,
+    "sigma_min": 0.05,
+    "continuous": True,
+    "lr": 2e-3,
+    "schedule": "cosine",
+    "batch_size": 512,
+    "eval_every": 2000,
+}
+WIDTH, COMPONENTS = 176, 10
+#: Held-out points.
+POINTS = 4000
+#: Side of the square that holds all mass, and spacing of the grid on which densities are summed.
+SIDE, SPACING = 2.0, 0.05
+
+
+def grid() -> torch.Tensor:
+    line = torch.arange(-SIDE, SIDE + SPACING / 2, SPACING)
+    return torch.cartesian_prod(line, line)
+
+
+def divergence(truth: torch.Tensor, log_q: torch.Tensor) -> dict[str, float]:
+    return common.mean_and_error(truth - log_q.double())
+
+
+def measure(name: str, settings: dict[str, Any], runs: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    config = Config(data=name, **settings)
+    toy, sigma = data.load(name), config.sigma_min
+    x, points = common.noisy(toy, sigma, limit=POINTS), grid()
+    truth = toys.log_density(name, x, sigma)
+    model, done = common.trained(config, toy, runs / f"{name}-{config.objective}")
+    row: dict[str, Any] = {"training": done | {"parameters": common.parameters(model)}}
+    pictures = {"truth": toys.log_density(name, points, sigma)}
+    for method in ("flow", "quadrature"):
+        found = log_densities(model, x, method, progress=common.report(method))
+        on_grid = log_densities(model, points, method, progress=common.report(method)).log_density.sum(1)
+        row[method] = {
+            "divergence": divergence(truth, found.log_density.sum(1)),
+            "largest_error": found.error.sum(1).max().item(),
+            "diverged": int(found.log_density.isnan().any(1).sum()),
+            "mass": (on_grid.double().exp().sum() * SPACING**2).item(),
+        }
+        pictures[method] = on_grid
+    torch.manual_seed(0)
+    mixture = MixtureMADE(2, (WIDTH,) * 3, COMPONENTS)
+    mixture, done = common.fit_mixture(mixture, toy, config, noise=sigma, run=runs / f"{name}-mixture")
+    with torch.no_grad():
+        row["mixture"] = {"training": done, "divergence": divergence(truth, mixture.log_prob(x))}
+        pictures["mixture"] = mixture.log_prob(points)
+    side = len(torch.arange(-SIDE, SIDE + SPACING / 2, SPACING))
+    images = {key: value.double().exp().reshape(side, side).T.numpy() for key, value in pictures.items()}
+    images["samples"] = model.sample(4000, "flow", seed=0).numpy()
+    return row, images
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], path: Any) -> None:
+    """One row a toy: the true density, the model's, the mixture's, and samples."""
+    figure = plotting.new_figure(2.6 * 5, 2.6 * len(found))
+    titles = {
+        "truth": "true density",
+        "flow": "AR-CSM, flow",
+        "quadrature": "AR-CSM, quadrature",
+        "mixture": "MADE, 10 logistics",
+    }
+    shown = 1.4
+    for row, (name, images) in enumerate(found.items()):
+        for column, (key, title) in enumerate(titles.items()):
+            axes = figure.add_subplot(len(found), 5, 5 * row + column + 1)
+            top = images["truth"].max()
+            axes.imshow(images[key], origin="lower", extent=(-SIDE, SIDE) * 2, cmap="magma", vmin=0, vmax=top)
+            axes.set(xlim=(-shown, shown), ylim=(-shown, shown), xticks=[], yticks=[])
+            axes.set_title(title if row == 0 else "", fontsize=9)
+            axes.set_ylabel(name if column == 0 else "", fontsize=9)
+        axes = figure.add_subplot(len(found), 5, 5 * row + 5)
+        axes.scatter(*images["samples"].T, s=1, lw=0, color="#146")
+        axes.set(xlim=(-shown, shown), ylim=(-shown, shown), xticks=[], yticks=[], aspect="equal")
+        axes.set_title("AR-CSM, samples" if row == 0 else "", fontsize=9)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=80, metadata={"Software": None})
+
+
+def main() -> int:
+    parser = common.arguments(__doc__, "toys")
+    parser.add_argument("--toys", nargs="+", choices=toys.names(), default=toys.names())
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--objective", choices=("csm", "denoising"), default="denoising")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    settings = SETTINGS | {"steps": given.steps, "objective": given.objective}
+    rows, pictures = {}, {}
+    for name in given.toys:
+        rows[name], pictures[name] = measure(name, settings, given.runs)
+        print(name, rows[name], flush=True)
+    header = ["toy", "flow", "quadrature", "MADE, 10 logistics", "mass, flow", "mass, quadrature", "diverged"]
+    lines = [
+        [
+            name,
+            common.cell(row["flow"]["divergence"]),
+            common.cell(row["quadrature"]["divergence"]),
+            common.cell(row["mixture"]["divergence"]),
+            f"{row['flow']['mass']:.5f}",
+            f"{row['quadrature']['mass']:.5f}",
+            str(row["flow"]["diverged"] + row["quadrature"]["diverged"]),
+        ]
+        for name, row in rows.items()
+    ]
+    first = next(iter(rows.values()))
+    text = (
+        f"KL(data || model) in nats, of densities with noise {settings['sigma_min']}, mean ± standard error "
+        f"over {POINTS:,} held-out points; {given.steps} steps of {settings['batch_size']} points, objective "
+        f"{given.objective}, {first['training']['parameters']:,} parameters; the mixture has "
+        f"{first['mixture']['training']['parameters']:,}.\n\n" + common.table(header, lines)
+    )
+    common.write(given.out, {"settings": settings, "rows": rows}, text)
+    draw(pictures, given.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
