@@ -22,9 +22,13 @@ std::vector<std::string> isas() { return fastcsm::available_isas(); }
 #define FASTCSM_STAIRS "Tensor in_degrees, Tensor out_degrees, int activation, bool reduced"
 #define FASTCSM_STAIRS_BACKWARD \
   "Tensor in_degrees, Tensor out_degrees, int activation, bool need_x, bool need_weight, bool need_bias, bool reduced"
-#define FASTCSM_DENSITY                                                                                         \
-  "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, float " \
-  "score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
+#define FASTCSM_DENSITY                                                                                   \
+  "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, " \
+  "float score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
+#define FASTCSM_DRAW                                                                                         \
+  "Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, Tensor[] made_weights, " \
+  "Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool residual"
+#define FASTCSM_DRAWN "int seed, Tensor samples, int first, int last, float denoise, bool reduced) -> (Tensor, Tensor"
 #define FASTCSM_GRADIENTS "Tensor, Tensor, Tensor[], Tensor[]"
 
 STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
@@ -36,13 +40,11 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("langevin(" FASTCSM_HEAD
         ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
         "Tensor dimensions, int first_step, bool reduced) -> Tensor");
-  m.def(
-      "langevin_draw(Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, "
-      "Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool "
-      "residual, "
-      "float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, int "
-      "first, "
-      "int last, float denoise, bool reduced) -> (Tensor, Tensor)");
+  m.def("langevin_draw(" FASTCSM_DRAW
+        ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, " FASTCSM_DRAWN ")");
+  m.def("conditional_density_draw(" FASTCSM_DRAW
+        ", float[] sigmas, float low, float high, float tolerance, float flow_tolerance, int panels, " FASTCSM_DRAWN
+        ")");
   m.def("conditional_density(" FASTCSM_DENSITY
         ", bool inverse, bool reduced) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("conditional_density_nodes(" FASTCSM_DENSITY ", bool reduced) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -67,6 +69,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
   m.impl("conditional_density", TORCH_BOX(&fastcsm::conditional_density));
+  m.impl("conditional_density_draw", TORCH_BOX(&fastcsm::conditional_density_draw));
   m.impl("conditional_density_nodes", TORCH_BOX(&fastcsm::conditional_density_nodes));
   m.impl("probability_flow", TORCH_BOX(&fastcsm::probability_flow));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class Masked(NamedTuple):
     bias: Tensor
     in_degrees: Tensor
     out_degrees: Tensor
+
+
+class Draw(NamedTuple):
+    """Checked arguments of a draw, in the order the ops take them: before and after those of its kind."""
+
+    model: tuple[Any, ...]
+    range: tuple[Tensor, int, int]
 
 
 class Stages(NamedTuple):
@@ -210,7 +217,7 @@ def stages(
     steps: int,
     seed: int,
 ) -> Stages:
-    """The stages of Langevin dynamics; the seed as a signed integer of the same bits."""
+    """The stages of Langevin dynamics."""
     sizes = floats("step_sizes", step_sizes, None)
     if any(size < 0 for size in sizes):
         raise ValueError(f"step_sizes must not be negative, got {min(sizes)}")
@@ -218,9 +225,14 @@ def stages(
     features = [] if stage_features is None else floats("stage_features", stage_features, len(sizes))
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
+    return Stages(sizes, scales, features, steps, signed_seed(seed))
+
+
+def signed_seed(seed: int) -> int:
+    """The seed as a signed integer of the same bits."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
-    return Stages(sizes, scales, features, steps, seed - 2**64 if seed >= 2**63 else seed)
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def floats(name: str, values: Sequence[float], length: int | None) -> list[float]:
@@ -246,3 +258,71 @@ def tolerance(value: float | None, x: Tensor) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"tolerance must be a positive number, got {value}")
     return float(value)
+
+
+def interval(low: float, high: float, panels: int) -> tuple[float, float, int]:
+    """Where the panels of a quadrature begin, and their number."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+    if not 1 <= panels <= 16:
+        raise ValueError(f"panels must be in [1, 16], got {panels}")
+    return float(low), float(high), panels
+
+
+def draw(
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    biases: Sequence[Sequence[Tensor | None]],
+    frequencies: Tensor | None,
+    activation: str,
+    made_weights: Sequence[Sequence[Tensor]],
+    made_biases: Sequence[Sequence[Tensor | None]],
+    degrees: Sequence[Tensor],
+    order: Sequence[int] | None,
+    made_activation: str,
+    residual: bool,
+    stages: int,
+    stage_feature: bool,
+    samples: Tensor | None,
+    first: int,
+    last: int | None,
+) -> Draw:
+    """A draw by one head and network, or one of each a stage; the op may add a last context feature."""
+    floating("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (samples, variables), got {tuple(x.shape)}")
+    batch, variables = x.shape
+    order = list(range(variables)) if order is None else [int(d) for d in order]
+    last = variables if last is None else last
+    if sorted(order) != list(range(variables)):
+        raise ValueError(f"order must be a permutation of range({variables}), got {order}")
+    if not 0 <= first <= last <= variables:
+        raise ValueError(
+            f"first and last must satisfy 0 <= first <= last <= {variables}, got {first}, {last}"
+        )
+    models = len(weights)
+    equal = len(biases) == len(made_weights) == len(made_biases) == models
+    if not equal or models not in (1, stages):
+        raise ValueError(
+            f"weights, biases, made_weights and made_biases must have 1 or {stages} entries, one"
+            f" for each of step_sizes, got {[len(w) for w in (weights, biases, made_weights, made_biases)]}"
+        )
+    activations.get(made_activation)
+    networks = [network(x, w, b, degrees) for w, b in zip(made_weights, made_biases, strict=True)]
+    features = networks[0][0][-1].shape[0] // max(variables, 1) + int(stage_feature)
+    heads = [layers(x, features, w, b, frequencies, activation) for w, b in zip(weights, biases, strict=True)]
+    samples = torch.arange(batch, device=x.device) if samples is None else samples
+    model = (
+        x.contiguous(),
+        [weight for head in heads for weight in head[0]],
+        [bias for head in heads for bias in head[1]],
+        heads[0][2],
+        activation,
+        [weight for made in networks for weight in made[0]],
+        [bias for made in networks for bias in made[1]],
+        [degree.contiguous() for degree in degrees],
+        torch.tensor(order, dtype=torch.int64, device=x.device),
+        made_activation,
+        residual,
+    )
+    return Draw(model, (integers("samples", samples, x.new_empty(batch)), first, last))

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from . import functional, losses
 from .arguments import tolerance as default_tolerance
-from .reference import conditional_density as quadrature
 from .reference import probability_flow as flow
+from .reference import quadrature
 
 if TYPE_CHECKING:
     from .nn import ARCSM
 
 METHODS = ("quadrature", "flow")
-#: The panels begin this many sigmas outside the range of the data.
+#: The panels begin this many sigmas outside the range of the data, by default.
 MARGIN = 5.0
 
 
@@ -45,7 +45,8 @@ class Conditionals:
         sigma: noise level of the density, conditional form only; the last level by default.
         tolerance: as for :func:`fastcsm.functional.conditional_density` and
             :func:`fastcsm.functional.probability_flow`.
-        panels: to begin with.
+        flow_tolerance: of the flow, where it differs.
+        panels, margin: to begin with: their number, and how many sigmas outside the range of the data.
 
     Raises:
         ValueError: the method is not known, or it or sigma needs a conditional model.
@@ -58,7 +59,9 @@ class Conditionals:
         *,
         sigma: float | None = None,
         tolerance: float | None = None,
+        flow_tolerance: float | None = None,
         panels: int = 4,
+        margin: float = MARGIN,
     ):
         if method is None:
             method = "flow" if model.conditional else "quadrature"
@@ -77,7 +80,8 @@ class Conditionals:
         self._sigma = sigma or (levels[model.stage] if model.staged else levels[-1])
         #: The level at which the score is integrated.
         self._base = levels[0] if method == "flow" else self._sigma
-        self._tolerance, self._panels = tolerance, panels
+        self._tolerance, self._panels, self._margin = tolerance, panels, margin
+        self._flow_tolerance = tolerance if flow_tolerance is None else flow_tolerance
 
     def log_density(self, context: Tensor, x: Tensor) -> LogDensity:
         """log q(x given c) of rows: context (..., C) without log sigma, x (...).
@@ -103,15 +107,23 @@ class Conditionals:
         x = self._integrate(context, u, True).point
         return self._flow(context, x.to(u.dtype), self._base, self._sigma)[0].to(u.dtype)
 
-    def _integrate(self, context: Tensor, x: Tensor, inverse: bool) -> functional.Density:
-        margin = MARGIN * self._base
-        options: dict[str, Any] = {
+    def options(self) -> dict[str, Any]:
+        """Of :func:`fastcsm.functional.conditional_density_draw`, for draws of the same conditionals."""
+        levels = [self._base, self._sigma] if self._base != self._sigma else [self._sigma]
+        sigmas = levels if self._conditional else []
+        return self._interval() | {"sigmas": sigmas, "flow_tolerance": self._flow_tolerance}
+
+    def _interval(self) -> dict[str, Any]:
+        margin = self._margin * self._base
+        return {
             "low": self._range[0] - margin,
             "high": self._range[1] + margin,
             "tolerance": self._tolerance,
             "panels": self._panels,
-            "inverse": inverse,
         }
+
+    def _integrate(self, context: Tensor, x: Tensor, inverse: bool) -> functional.Density:
+        options = self._interval() | {"inverse": inverse}
         if self._conditional:
             options |= {"score_scale": 1 / self._base, "stage_feature": math.log(self._base)}
         found = self._found
@@ -163,7 +175,7 @@ class Conditionals:
                     frequencies=found.frequencies,
                     sigma_from=start,
                     sigma_to=end,
-                    tolerance=self._tolerance,
+                    tolerance=self._flow_tolerance,
                     change=change,
                 )
             rows = context.reshape(-1, context.shape[-1])
@@ -172,7 +184,7 @@ class Conditionals:
                 x.reshape(-1).double(),
                 start,
                 end,
-                default_tolerance(self._tolerance, x),
+                default_tolerance(self._flow_tolerance, x),
                 change,
             )
             y, dlog, error = (value.to(x.dtype).reshape(x.shape) for value in result)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import activations, arguments
 from .arguments import Coefficient
+from .draws import conditional_density_draw, langevin_draw
 from .ops import conditional_density as _conditional_density
 from .ops import csm_loss as _csm_loss
 from .ops import langevin as _langevin
@@ -28,6 +29,7 @@ __all__ = [
     "Density",
     "Flow",
     "conditional_density",
+    "conditional_density_draw",
     "csm_loss",
     "langevin",
     "langevin_draw",
@@ -257,105 +259,6 @@ def langevin(
     return result.reshape(x.shape)
 
 
-def langevin_draw(
-    x: Tensor,
-    weights: Sequence[Sequence[Tensor]],
-    biases: Sequence[Sequence[Tensor | None]],
-    made_weights: Sequence[Sequence[Tensor]],
-    made_biases: Sequence[Sequence[Tensor | None]],
-    degrees: Sequence[Tensor],
-    *,
-    order: Sequence[int] | None = None,
-    made_activation: str = "relu",
-    residual: bool = False,
-    activation: str = "silu",
-    frequencies: Tensor | None = None,
-    step_sizes: Sequence[float],
-    steps: int,
-    score_scales: Sequence[float] | None = None,
-    stage_features: Sequence[float] | None = None,
-    seed: int = 0,
-    samples: Tensor | None = None,
-    first: int = 0,
-    last: int | None = None,
-    denoise: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Draw the variables order[first:last] of every sample, each by :func:`langevin` given those before it.
-
-    Their contexts come from a MADE whose hidden units are each computed once, when the variables up to their
-    degree are known: a whole draw costs one masked forward pass. The chain of variable d of sample n starts
-    from ``fastcsm.random.normal(seed, samples[n], d, 0)``; its steps count from 1. Not differentiable.
-
-    Args:
-        x: (B, D); the variables order[:first] are given, the others are not read.
-        weights, biases: one head's, as for :func:`score_head`, in a list of one entry; or, in the staged
-            form, one entry a stage.
-        made_weights, made_biases: for each head those of its network: the hidden layers, then the output
-            layer, whose D * C rows are the contexts by variable.
-        degrees: int64 (H_l,) for each hidden layer, sorted, at least 1; variable order[k] has degree k + 1.
-        order: permutation of range(D); in sequence by default.
-        made_activation, residual: as for :class:`fastcsm.nn.MADE`.
-        activation, frequencies: of the heads.
-        step_sizes, steps, score_scales, stage_features, seed: as for :func:`langevin`.
-        samples: (B,) integers that number the samples; 0, 1, ... by default.
-        first, last: the places in the order to draw; all by default.
-        denoise: variance v of the noise that the second result is freed of.
-
-    Returns:
-        x with the variables drawn, and the same with x_d + v score_scales[-1] s(c_d, x_d) in their place: the
-        mean of the noise-free value for v = sigma_L^2 (Tweedie).
-
-    Raises:
-        TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
-    """
-    arguments.floating("x", x)
-    if x.dim() != 2:
-        raise ValueError(f"x must have shape (samples, variables), got {tuple(x.shape)}")
-    batch, variables = x.shape
-    order = list(range(variables)) if order is None else [int(d) for d in order]
-    last = variables if last is None else last
-    if sorted(order) != list(range(variables)):
-        raise ValueError(f"order must be a permutation of range({variables}), got {order}")
-    if not 0 <= first <= last <= variables:
-        raise ValueError(
-            f"first and last must satisfy 0 <= first <= last <= {variables}, got {first}, {last}"
-        )
-    stages = arguments.stages(step_sizes, score_scales, stage_features, steps, seed)
-    models = len(weights)
-    equal = len(biases) == len(made_weights) == len(made_biases) == models
-    if not equal or models not in (1, len(stages.sizes)):
-        raise ValueError(
-            f"weights, biases, made_weights and made_biases must have 1 or {len(stages.sizes)} entries, one"
-            f" for each of step_sizes, got {[len(w) for w in (weights, biases, made_weights, made_biases)]}"
-        )
-    activations.get(made_activation)
-    networks = [arguments.network(x, w, b, degrees) for w, b in zip(made_weights, made_biases, strict=True)]
-    features = networks[0][0][-1].shape[0] // max(variables, 1) + min(len(stages.features), 1)
-    heads = [
-        arguments.layers(x, features, w, b, frequencies, activation)
-        for w, b in zip(weights, biases, strict=True)
-    ]
-    samples = torch.arange(batch, device=x.device) if samples is None else samples
-    return _langevin.langevin_draw(
-        x.contiguous(),
-        [weight for head in heads for weight in head[0]],
-        [bias for head in heads for bias in head[1]],
-        heads[0][2],
-        activation,
-        [weight for network in networks for weight in network[0]],
-        [bias for network in networks for bias in network[1]],
-        [degree.contiguous() for degree in degrees],
-        torch.tensor(order, dtype=torch.int64, device=x.device),
-        made_activation,
-        residual,
-        *stages,
-        arguments.integers("samples", samples, x.new_empty(batch)),
-        first,
-        last,
-        float(denoise),
-    )
-
-
 def masked_linear(
     x: Tensor,
     weight: Tensor,
@@ -436,16 +339,10 @@ def conditional_density(
     """
     supplied = int(stage_feature is not None)
     head = arguments.head(context, x, weights, biases, frequencies, activation, supplied)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
-    if not 1 <= panels <= 16:
-        raise ValueError(f"panels must be in [1, 16], got {panels}")
-    tolerance = arguments.tolerance(tolerance, x)
+    low, high, panels = arguments.interval(low, high, panels)
+    options = low, high, arguments.tolerance(tolerance, x), panels
     features = [] if stage_feature is None else [float(stage_feature)]
-    interval = float(low), float(high)
-    found = _conditional_density.conditional_density(
-        *head, float(score_scale), features, *interval, tolerance, panels, inverse
-    )
+    found = _conditional_density.conditional_density(*head, float(score_scale), features, *options, inverse)
     return Density._make([*(value.reshape(x.shape) for value in found[:-1]), found[-1].reshape(*x.shape, 2)])
 
 

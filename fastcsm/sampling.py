@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import functional, losses, random
 from .density import Conditionals
+from .draws import DRAW_TOLERANCE, FLOW_TOLERANCE
 from .nn.made import MADE
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-#: Default tolerance of exact draws, and the panels of their quadrature to begin with.
-DRAW_TOLERANCE, _DRAW_PANELS = 1e-2, 2
+#: Where the quadrature of exact draws begins: panels, sigmas outside the data.
+_DRAW_PANELS, _DRAW_MARGIN = 2, 3.0
 #: Default step size e_0, in units of sigma_L^2.
 RELATIVE_STEP = 0.2
 #: Samples of one fused call and parts of its dimensions: between two calls progress is told and Ctrl-C heard.
-_ROWS, _PARTS = 256, 20
+_ROWS, _PARTS, _EXACT_PARTS = 256, 20, 4
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def annealed_langevin(
     sizes = _step_sizes(model, step_size)
     if model.staged and model.stage + 1 < len(sizes):
         raise ValueError(f"the model has finished {model.stage} of {len(sizes)} stages, expected all of them")
-    draw = _Fused.of(model, sizes, steps) or _Stepwise(model, sizes, steps)
+    draw = _Fused.langevin(model, sizes, steps) or _Stepwise(model, sizes, steps)
     if batch_size is None and isinstance(draw, _Fused):
         batch_size = _ROWS
     return _draw(model, n, draw, seed, batch_size, first_sample, given, known, denoise, progress)
@@ -88,7 +89,8 @@ def exact(
     method: str = "flow",
     *,
     seed: int = 0,
-    tolerance: float | None = None,
+    tolerance: float = DRAW_TOLERANCE,
+    flow_tolerance: float = FLOW_TOLERANCE,
     batch_size: int | None = None,
     first_sample: int = 0,
     given: Tensor | None = None,
@@ -104,8 +106,7 @@ def exact(
     Args:
         model: a trained model; of a staged one the current parameters are used.
         method: "flow" or "inverse_cdf", as for :meth:`fastcsm.nn.ARCSM.sample`.
-        tolerance: error of a probability, and of a step of the flow; 0.01 by default, of which the draws use
-            up a small part.
+        tolerance, flow_tolerance: as for :func:`fastcsm.functional.conditional_density_draw`.
         n, seed, batch_size, first_sample, given, known, denoise, progress: as for :func:`annealed_langevin`.
 
     Returns:
@@ -117,8 +118,10 @@ def exact(
     rows = Conditionals(
         model,
         "quadrature" if method == "inverse_cdf" else method,
-        tolerance=DRAW_TOLERANCE if tolerance is None else tolerance,
+        tolerance=tolerance,
+        flow_tolerance=flow_tolerance,
         panels=_DRAW_PANELS,
+        margin=_DRAW_MARGIN,
     )
     return _draw(
         model, n, _Exact(model, rows), seed, batch_size, first_sample, given, known, denoise, progress
@@ -210,38 +213,34 @@ def _step_sizes(model: ARCSM, step_size: float | None) -> list[float]:
 
 
 class _Fused:
-    """Draws by ``functional.langevin_draw``: the contexts of a MADE and heads that run fused."""
+    """Draws by one function for all: the contexts of a MADE and heads that run fused."""
 
-    def __init__(self, model: ARCSM, arguments: dict[str, Any]):
-        self._model, self._arguments = model, arguments
+    def __init__(self, model: ARCSM, function: Callable[..., Any], arguments: dict[str, Any], parts: int):
+        self._model, self._function, self._arguments, self._parts = model, function, arguments, parts
 
     @classmethod
-    def of(cls, model: ARCSM, sizes: list[float], steps: int) -> _Fused | None:
-        """None if the model is not of that kind."""
-        parts: list[Any] = [*model.stages, model]
-        heads = [losses.head_parameters(part.head) for part in parts]
-        if not isinstance(model.context_net, MADE) or any(isinstance(head, str) for head in heads):
+    def langevin(cls, model: ARCSM, sizes: list[float], steps: int) -> _Fused | None:
+        """By ``functional.langevin_draw``; None if the model is not of that kind."""
+        found = _layers(model, [*model.stages, model])
+        if found is None:
             return None
-        made = model.context_net
-        layers = [[*part.context_net.layers, part.context_net.output] for part in parts]
         sigmas = model.noise.sigmas if model.conditional and model.noise is not None else None
-        arguments = {
-            "weights": [head.weights for head in heads],
-            "biases": [head.biases for head in heads],
-            "made_weights": [[layer.weight for layer in network] for network in layers],
-            "made_biases": [[layer.bias for layer in network] for network in layers],
-            "degrees": [layer.out_degrees for layer in layers[-1][:-1]],
-            "order": made.order,
-            "made_activation": made.activation,
-            "residual": made.residual,
-            "activation": heads[-1].activation,
-            "frequencies": heads[-1].frequencies,
+        found |= {
             "step_sizes": sizes,
             "steps": steps,
             "score_scales": [1 / sigma for sigma in sigmas] if sigmas else None,
             "stage_features": [math.log(sigma) for sigma in sigmas] if sigmas else None,
         }
-        return cls(model, arguments)
+        return cls(model, functional.langevin_draw, found, _PARTS)
+
+    @classmethod
+    def exact(cls, model: ARCSM, rows: Conditionals) -> _Fused | None:
+        """By ``functional.conditional_density_draw``; None if the model is not of that kind."""
+        found = _layers(model, [model])
+        if found is None:
+            return None
+        one = {name: found[name][0] for name in ("weights", "biases", "made_weights", "made_biases")}
+        return cls(model, functional.conditional_density_draw, found | one | rows.options(), _EXACT_PARTS)
 
     def __call__(
         self,
@@ -254,15 +253,36 @@ class _Fused:
         tell: Callable[[int], None],
     ) -> Tensor:
         variance = self._model.noise.sigma_min**2 if denoise and self._model.noise else 0.0
-        clean, size = x.clone(), max(len(order) // _PARTS, 1)
+        clean, size = x.clone(), max(len(order) // self._parts, 1)
         for first in range(known, len(order), size):
             last = min(first + size, len(order))
-            x, part = functional.langevin_draw(
+            x, part = self._function(
                 x, **self._arguments, seed=seed, samples=samples, first=first, last=last, denoise=variance
             )
             clean[:, order[first:last]] = part[:, order[first:last]]
             tell(last)
         return clean
+
+
+def _layers(model: ARCSM, parts: Sequence[Any]) -> dict[str, Any] | None:
+    """The parameters of all parts as a fused draw takes them; None if it cannot."""
+    heads: list[Any] = [losses.head_parameters(part.head) for part in parts]
+    made = model.context_net
+    if not isinstance(made, MADE) or any(isinstance(head, str) for head in heads):
+        return None
+    layers = [[*part.context_net.layers, part.context_net.output] for part in parts]
+    return {
+        "weights": [head.weights for head in heads],
+        "biases": [head.biases for head in heads],
+        "made_weights": [[layer.weight for layer in network] for network in layers],
+        "made_biases": [[layer.bias for layer in network] for network in layers],
+        "degrees": [layer.out_degrees for layer in layers[-1][:-1]],
+        "order": made.order,
+        "made_activation": made.activation,
+        "residual": made.residual,
+        "activation": heads[-1].activation,
+        "frequencies": heads[-1].frequencies,
+    }
 
 
 class _Stepwise:

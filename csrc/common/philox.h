@@ -18,10 +18,11 @@ FASTCSM_INLINE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint3
   c3 = uint32_t(a);
 }
 
-// Stream 0 of the noise rule, the normals of Langevin sampling: words 0 and 1 of the blocks at counter
-// (step, dimension, sample) under the seed, for count <= kLanes rows at once, round by round so that rows share
-// vectors.
+// Words 0 and 1 of the blocks at counter (step, dimension, sample) of a stream under the seed, for count <=
+// kPhiloxLanes rows at once, round by round so that rows share vectors.
+enum Stream { kNormals, kUniforms };
 constexpr int kPhiloxLanes = 16;
+template <Stream kStream = kNormals>
 FASTCSM_INLINE void noise_words(uint64_t seed, const int64_t* samples, const int64_t* dimensions, uint32_t step,
                                 int count, uint32_t* w0, uint32_t* w1) {
   uint32_t c2[kPhiloxLanes], c3[kPhiloxLanes];
@@ -30,7 +31,7 @@ FASTCSM_INLINE void noise_words(uint64_t seed, const int64_t* samples, const int
     w0[i] = step;
     w1[i] = static_cast<uint32_t>(dimensions[j]);
     c2[i] = static_cast<uint32_t>(samples[j]);
-    c3[i] = static_cast<uint32_t>(static_cast<uint64_t>(samples[j]) >> 32);
+    c3[i] = static_cast<uint32_t>(static_cast<uint64_t>(samples[j]) >> 32) | kStream << 16;
   }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {

@@ -1,4 +1,5 @@
-// The normalised density of every row, and the nodes and weights of its gradient.
+// The normalised density of every row, the nodes and weights of its gradient, and the autoregressive draw by quantiles:
+// of the density at one noise level, or of that at the first carried to the last by the probability flow.
 #ifndef FASTCSM_FILE
 #define FASTCSM_FILE "cpu/conditional_density.cpp"
 #include <cmath>
@@ -7,8 +8,8 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "cpu/launch.h"
-#include "cpu/ops.h"
+#include "common/philox.h"
+#include "cpu/draw_args.h"
 #include "cpu/quadrature.h"
 #include "cpu/foreach_isa.h"
 #endif
@@ -22,12 +23,14 @@ namespace {
 #include "cpu/head.h"
 #include "cpu/points.h"
 #include "cpu/density.h"
+#include "cpu/flow.h"
+#include "cpu/draw.h"
 
 template <class S, class T>
 struct DensityRows {
   const DensityArgs& a;
   Packed<T> head;
-  int64_t capacity, tile, scratch_bytes;
+  int64_t capacity, scratch_bytes;
   char* scratch;
 
   static constexpr int64_t kRows = 2 * kMicroRows;
@@ -36,12 +39,13 @@ struct DensityRows {
     const auto& d = *static_cast<const DensityRows*>(self);
     const DensityArgs& a = d.a;
     Arena arena(d.scratch + worker * d.scratch_bytes);
+    Points<T> points;
     DensityBlock<T> block;
-    block.layout(d.head, arena, d.capacity, d.tile);
+    d.layout(points, block, arena);
     const int64_t begin = task * d.capacity, rows = a.rows - begin < d.capacity ? a.rows - begin : d.capacity;
     const int64_t given = a.has_feature ? d.head.C - 1 : d.head.C;  // columns of context in memory
     const S* context = static_cast<const S*>(a.context) + begin * given;
-    block.points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
+    points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
     double point[kRows];
     for (int64_t r = 0; r < rows; ++r)
       point[r] = static_cast<double>(from_storage(static_cast<const S*>(a.point)[begin + r]));
@@ -77,13 +81,19 @@ struct DensityRows {
     static_cast<T*>(a.scores)[r] = static_cast<T>(score);
   }
 
+  void layout(Points<T>& points, DensityBlock<T>& block, Arena& arena) const {
+    points.layout(head, arena, capacity, point_tile(head));
+    block.layout(points, arena, capacity);
+  }
+
   void run() {
     const PackedMemory<S, T> weights(head, a.head, false);
     const int64_t share = (a.rows + workers() - 1) / workers();
     capacity = share < kRows ? share : kRows;
-    tile = point_tile(head);
     Arena measure(nullptr);
-    DensityBlock<T>().layout(head, measure, capacity, tile);
+    Points<T> points;
+    DensityBlock<T> block;
+    layout(points, block, measure);
     scratch_bytes = measure.bytes();
     Scratch memory(scratch_bytes * workers());
     scratch = static_cast<char*>(memory.p);
@@ -93,7 +103,7 @@ struct DensityRows {
 
 template <class S, class T>
 void density_typed(const DensityArgs& a) {
-  if (a.rows > 0) DensityRows<S, T>{a, {}, 0, 0, 0, nullptr}.run();
+  if (a.rows > 0) DensityRows<S, T>{a, {}, 0, 0, nullptr}.run();
 }
 
 void conditional_density_kernel(const DensityArgs& a) {
@@ -104,12 +114,87 @@ void conditional_density_kernel(const DensityArgs& a) {
 #endif
 }
 
+// Quantiles of uniform numbers, u = (w0 div 2^9 + 1/2) 2^-23 of stream 1 at step 0, for the variable next in a draw.
+template <class S, class T>
+struct QuantileDrawer {
+  const DrawArgs* args;
+  Points<T> points;
+  DensityBlock<T> density;
+  FlowBlock<T> flow;
+  int64_t rows;
+  T *drawn, *score;
+
+  void layout(const DrawArgs& a, const Packed<T>* heads, Arena& arena) {
+    args = &a;
+    points.layout(heads[0], arena, kPanel<T>, point_tile(heads[0]));
+    density.layout(points, arena, kPanel<T>);
+    flow.layout(points, arena, kPanel<T>);
+    drawn = arena.take<T>(kPanel<T>);
+    score = arena.take<T>(kPanel<T>);
+  }
+  template <class At>
+  void set_context(int64_t, int64_t count, At at) {
+    rows = count;
+    points.set_context(count, args->context, at);
+  }
+  const T* x() const { return drawn; }
+  const T* s() const { return score; }
+
+  void draw(int64_t, const Noise& noise) {
+    const DrawArgs& a = *args;
+    const bool conditional = a.sigma_to > 0;
+    const double feature = conditional ? __builtin_log(a.sigma_from) : 0;
+    const DensityOptions options{conditional ? 1 / a.sigma_from : 1, a.low,    a.high, a.tolerance, a.unit,
+                                 conditional ? &feature : nullptr,   a.panels, true};
+    double u[kPanel<T>];
+    for (int64_t r = 0; r < rows; r += kPhiloxLanes) {
+      uint32_t w0[kPhiloxLanes], w1[kPhiloxLanes];
+      const int count = rows - r < kPhiloxLanes ? static_cast<int>(rows - r) : kPhiloxLanes;
+      noise_words<kUniforms>(noise.seed, noise.samples + r, noise.dimensions + r, 0, count, w0, w1);
+      for (int i = 0; i < count; ++i) u[r + i] = (static_cast<double>(w0[i] >> 9) + 0.5) * 0x1p-23;
+    }
+    density.solve(rows, options, u);
+    for (int64_t r = 0; r < rows; ++r) flow.row[r].x = density.answer(r, options, u[r]).point;
+    if (conditional && a.sigma_from != a.sigma_to)
+      flow.template solve<kValue>(rows, a.sigma_from, a.sigma_to, a.flow_tolerance);
+    for (int64_t r = 0; r < rows; ++r) drawn[r] = static_cast<T>(flow.row[r].x);
+    if (a.clean == nullptr) return;
+    const T last = static_cast<T>(conditional ? __builtin_log(a.sigma_to) : 0);
+    for (int64_t r = 0; r < rows; ++r) {
+      points.tile.x[r] = drawn[r];
+      flow.active[r] = static_cast<int32_t>(r);
+      flow.feature[r] = last;
+    }
+    points.template evaluate<kValue>(rows, flow.active, conditional ? flow.feature : nullptr);
+    memcpy(score, points.tile.s, rows * sizeof(T));
+  }
+};
+
+template <class S, class T>
+void conditional_density_draw_typed(const DrawArgs& a) {
+  DrawRows<S, T, QuantileDrawer<S, T>>{a}.run();
+}
+
+void conditional_density_draw_kernel(const DrawArgs& a) {
+  if (a.storage == Storage::f32) return conditional_density_draw_typed<float, float>(a);
+  if (a.storage == Storage::bf16) return conditional_density_draw_typed<Bf16, float>(a);
+#if !FASTCSM_REDUCED
+  conditional_density_draw_typed<double, double>(a);
+#endif
+}
+
 }  // namespace
 }  // namespace fastcsm::FASTCSM_ISA
 
 #else
 namespace fastcsm {
 namespace {
+
+// Unit of rounding.
+double unit_of(Storage storage) {
+  if (storage == Storage::f64) return std::numeric_limits<double>::epsilon();
+  return storage == Storage::f32 ? double(std::numeric_limits<float>::epsilon()) : 1.0 / 128;
+}
 
 DensityArgs density_args(const Tensor& context, const Tensor& point, const Tensors& weights, const Tensors& biases,
                          const Tensor& frequencies, int64_t activation, double score_scale,
@@ -127,9 +212,7 @@ DensityArgs density_args(const Tensor& context, const Tensor& point, const Tenso
   a.context = checked(context, "context", point.scalar_type(), a.rows * (a.head.context - a.has_feature));
   a.point = checked(point, "x", point.scalar_type(), a.rows);
   a.score_scale = score_scale, a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
-  a.unit = a.head.storage == Storage::f64   ? std::numeric_limits<double>::epsilon()
-           : a.head.storage == Storage::f32 ? double(std::numeric_limits<float>::epsilon())
-                                            : 1.0 / 128;
+  a.unit = unit_of(a.head.storage);
   return a;
 }
 
@@ -176,6 +259,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
   a.scores = score.mutable_data_ptr();
   FASTCSM_DISPATCH(conditional_density_kernel, uses_pairs(a.head), a);
   return {t, weight, count, score};
+}
+
+std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
+                                                    int64_t activation, Tensors made_weights, Tensors made_biases,
+                                                    Tensors degrees, Tensor order, int64_t made_activation,
+                                                    bool residual, std::vector<double> sigmas, double low, double high,
+                                                    double tolerance, double flow_tolerance, int64_t panels,
+                                                    int64_t seed, Tensor samples, int64_t first, int64_t last,
+                                                    double denoise, bool reduced) {
+  Draw draw(x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order, made_activation,
+            residual, !sigmas.empty(), seed, samples, first, last, denoise != 0, reduced);
+  DrawArgs& a = draw.args;
+  expect(a.models == 1, "made_weights must hold the layers of one network");
+  expect(sigmas.size() <= 2, "sigmas must have at most two values");
+  for (const double sigma : sigmas) expect(sigma > 0, "sigmas must be positive");
+  expect(panels >= 1 && panels <= 16 && low < high && tolerance > 0 && flow_tolerance > 0,
+         "panels must be in [1, 16], low below high, and tolerances positive");
+  a.sigma_from = sigmas.empty() ? 0 : sigmas.front();
+  a.sigma_to = sigmas.empty() ? 0 : sigmas.back();
+  a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
+  a.flow_tolerance = flow_tolerance;
+  a.unit = unit_of(a.storage);
+  a.denoise = sigmas.empty() ? denoise : denoise / sigmas.back();
+  if (a.rows > 0) FASTCSM_DISPATCH(conditional_density_draw_kernel, uses_pairs(a), a);
+  return draw.results();
 }
 
 }  // namespace fastcsm

@@ -81,15 +81,20 @@ inline void summarize(const Quadrature& q, Panel& p, double unit) {
   p.mass_error = __builtin_fabs(rough / mass - 1);
   const double place = larger(__builtin_fabs(p.a), __builtin_fabs(p.a + p.h));
   p.rounding = kRounding * unit * (half * size + place * (high - low));
-  double top = 0, sign = 1;
+  double top = 0, middle = 0, sign = 1;
   p.left = p.left_slope = p.right = p.right_slope = 0;
   for (int k = 0; k < kNodes; ++k, sign = -sign) {
     const double slope = k * (k + 1) / 2 / half;
     p.left += sign * c[k], p.right += c[k];
     p.left_slope -= sign * slope * c[k], p.right_slope += slope * c[k];
-    if (k >= kNodes - kTop) top += __builtin_fabs(c[k]) * 2 / (2 * k + 1);  // |integral from -1 of P_k| <= 2 / (2k + 1)
+    const double most_of_k = __builtin_fabs(c[k]) * 2 / (2 * k + 1);  // |integral from -1 of P_k| <= 2 / (2k + 1)
+    if (k >= kNodes - kTop) {
+      top += most_of_k;
+    } else if (k >= kNodes - 2 * kTop) {
+      middle += most_of_k;
+    }
   }
-  p.error = 2 * half * top;
+  p.error = 2 * half * top * (2 * top < middle ? top / (middle - top) : 1);
 }
 
 // Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; infinite if there is none.
@@ -263,7 +268,7 @@ struct Row {
       series(d, kFine, t, value, integral);
       (integral < target ? low : high) = t;
       const double step = t - (integral - target) / value;
-      const double next = step > low && step < high ? step : (low + high) / 2;
+      const double next = step >= low && step <= high ? step : (low + high) / 2;
       if (__builtin_fabs(next - t) < 1e-15) return next;
       t = next;
     }
@@ -318,19 +323,19 @@ struct Row {
 // The rows of a block.
 template <class T>
 struct DensityBlock {
-  Points<T> points;
+  Points<T>* points;
   Row* row;
   int32_t *pending_row, *pending, *point_row;
   T* feature;
   const Quadrature* q;
 
-  void layout(const Packed<T>& head, Arena& arena, int64_t rows, int64_t tile) {
+  void layout(Points<T>& shared, Arena& arena, int64_t rows) {
+    points = &shared;
     row = arena.take<Row>(rows);
     pending_row = arena.take<int32_t>(rows * (kMaxPanels + 2));
     pending = arena.take<int32_t>(rows * (kMaxPanels + 2));
-    point_row = arena.take<int32_t>(tile);
-    feature = arena.take<T>(tile);
-    points.layout(head, arena, rows, tile);
+    point_row = arena.take<int32_t>(shared.capacity);
+    feature = arena.take<T>(shared.capacity);
     q = &quadrature();
   }
 
@@ -373,21 +378,21 @@ struct DensityBlock {
   }
 
   void evaluate(int64_t waiting, const DensityOptions& o) {
-    const int64_t batch = points.capacity / kNodes;
+    const int64_t batch = points->capacity / kNodes;
     for (int64_t first = 0; first < waiting; first += batch) {
       const int64_t count = waiting - first < batch ? waiting - first : batch;
       for (int64_t i = 0; i < count; ++i) {
         const Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
         for (int k = 0; k < kNodes; ++k) {
-          points.tile.x[i * kNodes + k] = static_cast<T>(p.a + p.h / 2 * (q->nodes[k] + 1));
+          points->tile.x[i * kNodes + k] = static_cast<T>(p.a + p.h / 2 * (q->nodes[k] + 1));
           point_row[i * kNodes + k] = pending_row[first + i];
           if (o.feature != nullptr) feature[i * kNodes + k] = static_cast<T>(*o.feature);
         }
       }
-      points.template evaluate<kValue>(count * kNodes, point_row, o.feature == nullptr ? nullptr : feature);
+      points->template evaluate<kValue>(count * kNodes, point_row, o.feature == nullptr ? nullptr : feature);
       for (int64_t i = 0; i < count; ++i) {
         Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
-        for (int k = 0; k < kNodes; ++k) p.s[k] = o.scale * static_cast<double>(points.tile.s[i * kNodes + k]);
+        for (int k = 0; k < kNodes; ++k) p.s[k] = o.scale * static_cast<double>(points->tile.s[i * kNodes + k]);
         summarize(*q, p, o.unit);
       }
     }

@@ -25,16 +25,16 @@ struct FlowRow {
 
 template <class T>
 struct FlowBlock {
-  Points<T> points;
+  Points<T>* points;
   FlowRow* row;
   int32_t* active;
   T* feature;
 
-  void layout(const Packed<T>& head, Arena& arena, int64_t rows) {
+  void layout(Points<T>& shared, Arena& arena, int64_t rows) {
+    points = &shared;
     row = arena.take<FlowRow>(rows);
     active = arena.take<int32_t>(rows);
     feature = arena.take<T>(rows);
-    points.layout(head, arena, rows, rows);
   }
 
   // Slopes of the active rows at stage i.
@@ -44,15 +44,15 @@ struct FlowBlock {
       const FlowRow& r = row[active[n]];
       double y = r.x;
       for (int k = 0; k < i; ++k) y += r.step * (kFlowStage[i][k] * r.dx[k]);
-      points.tile.x[n] = static_cast<T>(y);
+      points->tile.x[n] = static_cast<T>(y);
       feature[n] = static_cast<T>(2 * __builtin_log(time(r, i, end)));
     }
-    points.template evaluate<kKeep>(count, active, feature);
+    points->template evaluate<kKeep>(count, active, feature);
     for (int64_t n = 0; n < count; ++n) {
       FlowRow& r = row[active[n]];
       const double v = time(r, i, end);
-      r.dx[i] = -2 * v * static_cast<double>(points.tile.s[n]);
-      r.dlog[i] = kKeep == kValue ? 0 : 2 * v * static_cast<double>(points.tile.ds[n]);
+      r.dx[i] = -2 * v * static_cast<double>(points->tile.s[n]);
+      r.dlog[i] = kKeep == kValue ? 0 : 2 * v * static_cast<double>(points->tile.ds[n]);
     }
   }
   static double time(const FlowRow& r, int i, double end) {

@@ -83,6 +83,9 @@ struct DrawArgs {
   const int64_t* samples;
   double denoise;  // clean = x + denoise * s, s the head's output in the last stage
   void *x, *clean;
+  // Of a draw by quantiles: noise levels of the density and of the result, 0 for none, and how to integrate.
+  double sigma_from, sigma_to, low, high, tolerance, flow_tolerance, unit;
+  int64_t panels;
 };
 
 // Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree:

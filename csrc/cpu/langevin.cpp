@@ -12,7 +12,7 @@
 #include <tuple>
 
 #include "common/philox.h"
-#include "cpu/launch.h"
+#include "cpu/draw_args.h"
 #include "cpu/foreach_isa.h"
 #endif
 
@@ -23,14 +23,9 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
 #include "cpu/head.h"
+#include "cpu/draw.h"
 
 constexpr int64_t kBlockBytes = 200 << 10;
-
-// What makes the noise of a block's rows: z of step k for row r is normal(seed, samples[r], dimensions[r], k).
-struct Noise {
-  uint64_t seed;
-  const int64_t *samples, *dimensions;
-};
 
 // A block of rows with their contexts, on its way through the stages.
 template <class T>
@@ -164,206 +159,39 @@ struct LangevinRows {
   }
 };
 
-// The whole autoregressive draw. A task owns up to kPanel<T> samples; unit values lie as (units, samples), so that the
-// product for the units that come due is a micro-kernel on the weights as they are: units are sorted by degree, and
-// those of one degree read the same prefix of the layer below.
+// Langevin dynamics of the variable that is next in a draw: one model serves all stages, or stage m has model m.
 template <class S, class T>
-struct DrawRows {
-  const DrawArgs& a;
-  Packed<T>* heads;  // one a model
-  int64_t scratch_bytes, rows_per_task;
-  char* scratch;
-  const T* weight[kMaxModels][kMaxMadeLayers];  // of each layer, inputs sorted by degree
-  const T* bias[kMaxModels][kMaxMadeLayers];
+struct LangevinDrawer {
+  const DrawArgs* args;
+  Chain<T> chain[kMaxModels];
 
-  static constexpr int64_t P = kPanel<T>;
-
-  // Unit values of one model's network for the samples of a task.
-  struct Units {
-    T* value[kMaxMadeLayers];  // (H, P) what the next layer reads
-    T* sum[kMaxMadeLayers];    // (H, P) residual stream, where there is one
-  };
-  struct Workspace {
-    Chain<T> chain[kMaxModels];
-    Units units[kMaxModels];
-    T *x, *context, *product;  // (D, P) in drawing order, (C, P), (kMicroRows, P)
-    int64_t* dimension;
-    void layout(const DrawArgs& a, const Packed<T>* heads, Arena& arena) {
-      x = arena.take<T>(a.variables * P);
-      context = arena.take<T>(a.context * P);
-      product = arena.take<T>(kMicroRows * P);
-      dimension = arena.take<int64_t>(P);
-      for (int64_t m = 0; m < a.models; ++m) {
-        for (int64_t l = 0; l < a.layers; ++l) {
-          units[m].value[l] = arena.take<T>(a.width[l] * P);
-          units[m].sum[l] = a.residual ? arena.take<T>(a.width[l] * P) : nullptr;
-        }
-      }
-      for (int64_t m = 0; m < a.models; ++m) chain[m].layout(heads[m], arena, P);
-    }
-  };
-
-  // out (count, P) = W[first : first + count, : depth] in + b.
-  template <class Out>
-  void units_of(int64_t m, int64_t l, int64_t first, int64_t count, int64_t depth, const T* in, T* product,
-                Out out) const {
-    const int64_t inputs = l == 0 ? a.variables : a.width[l - 1];
-    for (int64_t u = 0; u < count; u += kMicroRows) {
-      const int64_t rows = count - u < kMicroRows ? count - u : kMicroRows;
-      micro_rest<T, kMicroVectors, false, false>(rows, depth, weight[m][l] + (first + u) * inputs, inputs, in, P,
-                                                 nullptr, product, P);
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < P; j += Vec<T>::W)
-          out(first + u + i, j, Vec<T>::load(product + i * P + j) + Vec<T>(bias[m][l][first + u + i]));
-    }
+  void layout(const DrawArgs& a, const Packed<T>* heads, Arena& arena) {
+    args = &a;
+    for (int64_t m = 0; m < a.models; ++m) chain[m].layout(heads[m], arena, kPanel<T>);
+  }
+  template <class At>
+  void set_context(int64_t m, int64_t rows, At at) {
+    chain[m].set_context(rows, args->context, at);
+  }
+  const double* feature(int64_t i) const {
+    return args->stage_features == nullptr ? nullptr : args->stage_features + i;
   }
 
-  template <int A>
-  void feed_as(Workspace& w, int64_t m, int64_t k) const {
-    const Units& units = w.units[m];
-    const auto activated = [](Vec<T> v) {
-      Vec<T> f, d, e;
-      activate<A>(v, f, d, e);
-      return f;
-    };
-    for (int64_t l = 0; l < a.layers; ++l) {
-      const int64_t first = a.due[l][k], count = a.due[l][k + 1] - first;
-      const int64_t depth = l == 0 ? k + 1 : a.due[l - 1][k + 1];
-      const T* in = l == 0 ? w.x : units.value[l - 1];
-      const bool inner = l % 2 == 1;  // first layer of a residual block
-      units_of(m, l, first, count, depth, in, w.product, [&](int64_t u, int64_t j, Vec<T> v) {
-        T* value = units.value[l] + u * P + j;
-        if (a.residual && !inner) {
-          if (l > 0) v += Vec<T>::load(units.sum[l - 2] + u * P + j);
-          v.store(units.sum[l] + u * P + j);
-        }
-        activated(v).store(value);
-      });
+  // Model m's part, its context set; after the last the values are in x() and, for a denoised result, s().
+  void draw(int64_t m, const Noise& noise) {
+    const DrawArgs& a = *args;
+    if (m == 0) {
+      chain[m].start(noise);
+    } else {
+      memcpy(chain[m].tile.x, chain[m - 1].tile.x, kPanel<T> * sizeof(T));
     }
+    const int64_t from = a.models == 1 ? 0 : m, to = a.models == 1 ? a.stages : m + 1;
+    for (int64_t i = from; i < to; ++i)
+      chain[m].stage(noise, a.step_sizes[i], a.score_scales[i], feature(i), a.steps, 1 + i * a.steps);
+    if (m == a.models - 1 && a.clean != nullptr) chain[m].score(chain[m].stage_base(feature(a.stages - 1)));
   }
-  // Finishes the units of degree k + 1, once the value drawn k-th is in w.x.
-  void feed(Workspace& w, int64_t m, int64_t k) const {
-    switch (a.activation) {
-      case kSoftplus:
-        return feed_as<kSoftplus>(w, m, k);
-      case kTanh:
-        return feed_as<kTanh>(w, m, k);
-      case kSilu:
-        return feed_as<kSilu>(w, m, k);
-      case kGelu:
-        return feed_as<kGelu>(w, m, k);
-      case kElu:
-        return feed_as<kElu>(w, m, k);
-      case kRelu:
-        return feed_as<kRelu>(w, m, k);
-      default:
-        return feed_as<kSigmoid>(w, m, k);
-    }
-  }
-
-  static void task(void* self, int64_t task, int64_t worker) {
-    const auto& d = *static_cast<const DrawRows*>(self);
-    const DrawArgs& a = d.a;
-    Arena arena(d.scratch + worker * d.scratch_bytes);
-    Workspace w;
-    w.layout(a, d.heads, arena);
-    const int64_t begin = task * d.rows_per_task, rows = std::min(d.rows_per_task, a.rows - begin);
-    S* x = static_cast<S*>(a.x) + begin * a.variables;
-    S* clean = a.clean == nullptr ? nullptr : static_cast<S*>(a.clean) + begin * a.variables;
-    memset(w.x, 0, a.variables * P * sizeof(T));
-    for (int64_t k = 0; k < a.last; ++k) {
-      const int64_t variable = a.order[k];
-      if (k < a.first) {
-        for (int64_t r = 0; r < rows; ++r) w.x[k * P + r] = from_storage(x[r * a.variables + variable]);
-      } else {
-        for (int64_t r = 0; r < rows; ++r) w.dimension[r] = variable;
-        d.draw(w, k, rows, {a.seed, a.samples + begin, w.dimension});
-        const Tile<T>& tile = w.chain[a.models - 1].tile;
-        for (int64_t r = 0; r < rows; ++r) {
-          w.x[k * P + r] = tile.x[r];
-          x[r * a.variables + variable] = to_storage<S>(tile.x[r]);
-          if (clean != nullptr)
-            clean[r * a.variables + variable] = to_storage<S>(tile.x[r] + static_cast<T>(a.denoise) * tile.s[r]);
-        }
-      }
-      for (int64_t m = 0; m < a.models; ++m) d.feed(w, m, k);
-    }
-  }
-
-  // Draws the variable that comes k-th; with a.clean also leaves its score in the last model's tile.
-  void draw(Workspace& w, int64_t k, int64_t rows, const Noise& noise) const {
-    const int64_t C = a.context, last = a.layers - 1;
-    const double* features = a.stage_features;
-    for (int64_t m = 0; m < a.models; ++m) {
-      Chain<T>& chain = w.chain[m];
-      units_of(m, a.layers, a.order[k] * C, C, a.due[last][k], w.units[m].value[last], w.product,
-               [&](int64_t u, int64_t j, Vec<T> v) { v.store(w.context + (u - a.order[k] * C) * P + j); });
-      chain.set_context(rows, C, [&](int64_t r, int64_t j) { return w.context[j * P + r]; });
-      if (m == 0) {
-        chain.start(noise);
-      } else {
-        memcpy(chain.tile.x, w.chain[m - 1].tile.x, P * sizeof(T));
-      }
-      // One model serves all stages, or stage m has model m.
-      const int64_t from = a.models == 1 ? 0 : m, to = a.models == 1 ? a.stages : m + 1;
-      for (int64_t i = from; i < to; ++i)
-        chain.stage(noise, a.step_sizes[i], a.score_scales[i], features == nullptr ? nullptr : features + i, a.steps,
-                    1 + i * a.steps);
-    }
-    if (a.clean != nullptr)
-      w.chain[a.models - 1].score(
-          w.chain[a.models - 1].stage_base(features == nullptr ? nullptr : features + a.stages - 1));
-  }
-
-  void run() {
-    Arena none(nullptr);
-    place(none);
-    Scratch weights(none.bytes());
-    Arena arena(weights.p);
-    place(arena);
-    Arena measure(nullptr);
-    Workspace().layout(a, heads, measure);
-    scratch_bytes = measure.bytes();
-    Scratch memory(scratch_bytes * workers());
-    scratch = static_cast<char*>(memory.p);
-    rows_per_task = std::min(P, (a.rows + workers() - 1) / workers());
-    run_tasks((a.rows + rows_per_task - 1) / rows_per_task, task, this);
-  }
-
-  // Packs the heads; uses a layer's parameters as they are where their type and order allow, else a copy.
-  void place(Arena& arena) {
-    heads = arena.take<Packed<T>>(a.models);
-    const bool filling = heads != nullptr;
-    Packed<T> head;
-    for (int64_t m = 0; m < a.models; ++m) {
-      head.layout(a.heads[m], arena, false);
-      if (filling) {
-        head.template fill<S>();
-        memcpy(static_cast<void*>(heads + m), &head, sizeof head);
-      }
-      for (int64_t l = 0; l <= a.layers; ++l) {
-        const int64_t inputs = l == 0 ? a.variables : a.width[l - 1],
-                      outputs = l < a.layers ? a.width[l] : a.variables * a.context;
-        const S* w = static_cast<const S*>(a.weight[m][l]);
-        const S* b = static_cast<const S*>(a.bias[m][l]);
-        if constexpr (sizeof(S) == sizeof(T)) {
-          bias[m][l] = b;
-          if (l > 0 || a.raster) {
-            weight[m][l] = w;
-            continue;
-          }
-        }
-        T* copy = arena.take<T>(outputs * inputs);
-        T* bias_copy = arena.take<T>(outputs);
-        for (int64_t o = 0; filling && o < outputs; ++o) {
-          bias_copy[o] = from_storage(b[o]);
-          for (int64_t i = 0; i < inputs; ++i)
-            copy[o * inputs + i] = from_storage(w[o * inputs + (l == 0 ? a.order[i] : i)]);
-        }
-        weight[m][l] = copy, bias[m][l] = bias_copy;
-      }
-    }
-  }
+  const T* x() const { return chain[args->models - 1].tile.x; }
+  const T* s() const { return chain[args->models - 1].tile.s; }
 };
 
 template <class S, class T>
@@ -381,8 +209,7 @@ void langevin_kernel(const LangevinArgs& a) {
 
 template <class S, class T>
 void langevin_draw_typed(const DrawArgs& a) {
-  DrawRows<S, T> rows{a, nullptr, 0, 0, nullptr, {}, {}};
-  rows.run();
+  DrawRows<S, T, LangevinDrawer<S, T>>{a}.run();
 }
 
 void langevin_draw_kernel(const DrawArgs& a) {
@@ -433,84 +260,22 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
                                          std::vector<double> step_sizes, std::vector<double> score_scales,
                                          std::vector<double> stage_features, int64_t steps, int64_t seed,
                                          Tensor samples, int64_t first, int64_t last, double denoise, bool reduced) {
-  using torch::headeronly::ScalarType;
-  DrawArgs a{};
-  const auto expect = [](bool holds, const char* sentence) {
-    if (!holds) throw std::invalid_argument(std::string("fastcsm: ") + sentence);
-  };
-  expect(x.dim() == 2, "x must have shape (samples, variables)");
-  a.rows = x.size(0), a.variables = x.size(1);
-  a.storage = storage_of(x);
-  a.reduced = reduced;
-  a.activation = static_cast<int>(made_activation);
-  a.residual = residual;
+  Draw draw(x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order, made_activation,
+            residual, !stage_features.empty(), seed, samples, first, last, denoise != 0, reduced);
+  DrawArgs& a = draw.args;
   a.stages = static_cast<int64_t>(step_sizes.size());
-  a.layers = static_cast<int64_t>(degrees.size());
-  expect(a.layers >= 1 && a.layers < kMaxMadeLayers, "the network has too few or too many layers");
-  a.models = static_cast<int64_t>(made_weights.size()) / (a.layers + 1);
-  expect(a.models >= 1 && a.models <= kMaxModels && (a.models == 1 || a.models == a.stages),
-         "made_weights must hold the layers of one network, or of one a stage");
-  const size_t layers = a.models * (a.layers + 1);
-  expect(made_weights.size() == layers && made_biases.size() == layers && weights.size() == biases.size() &&
-             !weights.empty() && weights.size() % a.models == 0,
-         "weights and biases do not belong to the same number of networks");
+  expect(a.models == 1 || a.models == a.stages, "made_weights must hold the layers of one network, or of one a stage");
   expect(static_cast<int64_t>(score_scales.size()) == a.stages &&
              (stage_features.empty() || static_cast<int64_t>(stage_features.size()) == a.stages) &&
              (stage_features.empty() || a.models == 1),
          "score_scales and stage_features must have one value a stage");
-  expect(0 <= first && first <= last && last <= a.variables,
-         "first and last must satisfy 0 <= first <= last <= variables");
-  a.order = static_cast<const int64_t*>(checked(order, "order", ScalarType::Long, a.variables));
-  a.raster = true;
-  for (int64_t k = 0; k < a.variables; ++k) {
-    expect(a.order[k] >= 0 && a.order[k] < a.variables, "order must be a permutation of the variables");
-    a.raster = a.raster && a.order[k] == k;
-  }
-  // due[l][k]: units of layer l with degree at most k.
-  std::vector<std::vector<int64_t>> due(a.layers);
-  for (int64_t l = 0; l < a.layers; ++l) {
-    a.width[l] = degrees[l].numel();
-    const auto* degree = static_cast<const int64_t*>(checked(degrees[l], "degrees", ScalarType::Long, a.width[l]));
-    expect(std::is_sorted(degree, degree + a.width[l]), "hidden units must be sorted by degree");
-    for (int64_t k = 0; k <= a.variables; ++k)
-      due[l].push_back(std::upper_bound(degree, degree + a.width[l], k) - degree);
-    expect(due[l][0] == 0, "degrees of hidden units must be at least 1");
-    a.due[l] = due[l].data();
-  }
-  const size_t head_layers = weights.size() / a.models;
-  const int64_t given = weights[0].dim() == 2 ? weights[0].size(1) - 1 - 2 * frequencies.numel() : 0;
-  a.context = given - (stage_features.empty() ? 0 : 1);
-  expect(a.context >= 0, "weights[0] has fewer columns than the context and the features of x");
-  for (int64_t m = 0; m < a.models; ++m) {
-    const auto slice = [&](const Tensors& all) {
-      return Tensors(all.begin() + m * head_layers, all.begin() + (m + 1) * head_layers);
-    };
-    a.heads[m] = head_args(made_weights[0], x, slice(weights), slice(biases), frequencies, activation, reduced);
-    expect(a.heads[m].context == given, "the heads must have the same number of context features");
-    int64_t inputs = a.variables;
-    for (int64_t l = 0; l <= a.layers; ++l) {
-      const int64_t outputs = l < a.layers ? a.width[l] : a.variables * a.context;
-      const size_t i = m * (a.layers + 1) + l;
-      a.weight[m][l] = checked(made_weights[i], "made_weights", x.scalar_type(), outputs * inputs);
-      a.bias[m][l] = checked(made_biases[i], "made_biases", x.scalar_type(), outputs);
-      inputs = outputs;
-    }
-  }
   a.step_sizes = step_sizes.data();
   a.score_scales = score_scales.data();
   a.stage_features = stage_features.empty() ? nullptr : stage_features.data();
   a.steps = steps;
-  a.seed = static_cast<uint64_t>(seed);
-  a.samples = static_cast<const int64_t*>(checked(samples, "samples", ScalarType::Long, a.rows));
-  a.first = first, a.last = last;
   a.denoise = a.stages > 0 ? denoise * score_scales.back() : 0;
-  checked(x, "x", x.scalar_type(), a.rows * a.variables);
-  Tensor out = torch::stable::clone(x);
-  Tensor clean = torch::stable::clone(x);
-  a.x = out.mutable_data_ptr();
-  a.clean = denoise != 0 ? clean.mutable_data_ptr() : nullptr;
   if (a.rows > 0) FASTCSM_DISPATCH(langevin_draw_kernel, uses_pairs(a), a);
-  return {out, denoise != 0 ? clean : torch::stable::clone(out)};
+  return draw.results();
 }
 
 }  // namespace fastcsm

@@ -51,6 +51,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
                                                                      double high, double tolerance, int64_t panels,
                                                                      bool reduced);
 
+std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
+                                                    int64_t activation, Tensors made_weights, Tensors made_biases,
+                                                    Tensors degrees, Tensor order, int64_t made_activation,
+                                                    bool residual, std::vector<double> sigmas, double low, double high,
+                                                    double tolerance, double flow_tolerance, int64_t panels,
+                                                    int64_t seed, Tensor samples, int64_t first, int64_t last,
+                                                    double denoise, bool reduced);
+
 std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
                                                     Tensor frequencies, int64_t activation, double sigma_from,
                                                     double sigma_to, double tolerance, bool change, bool reduced);

@@ -32,12 +32,13 @@ struct FlowRows {
     const auto& f = *static_cast<const FlowRows*>(self);
     const FlowArgs& a = f.a;
     Arena arena(f.scratch + worker * f.scratch_bytes);
+    Points<T> points;
     FlowBlock<T> block;
-    block.layout(f.head, arena, f.capacity);
+    f.layout(points, block, arena);
     const int64_t begin = task * f.capacity, rows = a.rows - begin < f.capacity ? a.rows - begin : f.capacity;
     const int64_t given = f.head.C - 1;
     const S* context = static_cast<const S*>(a.context) + begin * given;
-    block.points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
+    points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
     for (int64_t r = 0; r < rows; ++r)
       block.row[r].x = static_cast<double>(from_storage(static_cast<const S*>(a.x)[begin + r]));
     if (a.change) {
@@ -51,12 +52,19 @@ struct FlowRows {
     }
   }
 
+  void layout(Points<T>& points, FlowBlock<T>& block, Arena& arena) const {
+    points.layout(head, arena, capacity, capacity);
+    block.layout(points, arena, capacity);
+  }
+
   void run() {
     const PackedMemory<S, T> weights(head, a.head, false);
     const int64_t share = (a.rows + workers() - 1) / workers(), fits = tile_rows(head, int64_t(200) << 10);
     capacity = share < fits ? share : fits;
     Arena measure(nullptr);
-    FlowBlock<T>().layout(head, measure, capacity);
+    Points<T> points;
+    FlowBlock<T> block;
+    layout(points, block, measure);
     scratch_bytes = measure.bytes();
     Scratch memory(scratch_bytes * workers());
     scratch = static_cast<char*>(memory.p);

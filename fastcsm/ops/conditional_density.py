@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .langevin import DRAW, draw_request
 from .library import choice, define, needs_grad, once, under
 from .score_head import fake_grads
 
@@ -33,6 +34,19 @@ _backward = define(
     f"conditional_density_backward(Tensor grad, {_HEAD}, bool need_context, bool need_x, bool need_params)"
     " -> (Tensor, Tensor, Tensor[], Tensor[])",
     _fake_backward,
+)
+
+
+def _fake_draw(x, *args):
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+_draw = define(
+    f"conditional_density_draw({DRAW}, float[] sigmas, float low, float high, float tolerance,"
+    " float flow_tolerance, int panels, int seed, Tensor samples, int first, int last, float denoise)"
+    " -> (Tensor, Tensor)",
+    _fake_draw,
+    draw_request,
 )
 
 
@@ -136,3 +150,9 @@ def conditional_density(
         return _ConditionalDensity.apply(context, point, frequencies, options, *weights, *biases)
     with torch.no_grad():
         return _forward(context, point, weights, biases, frequencies, *args)
+
+
+def conditional_density_draw(*args: Any) -> tuple[Tensor, Tensor]:
+    """See :func:`fastcsm.reference.conditional_density.conditional_density_draw`; carries no gradient."""
+    with torch.no_grad():
+        return _draw(*args)

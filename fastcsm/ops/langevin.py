@@ -31,7 +31,15 @@ def _fake_draw(x, *args):
     return torch.empty_like(x), torch.empty_like(x)
 
 
-def _draw_request(args: tuple[Any, ...]) -> Request:
+#: What all draws have in common.
+DRAW = (
+    "Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
+    " Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, str made_activation,"
+    " bool residual"
+)
+
+
+def draw_request(args: tuple[Any, ...]) -> Request:
     """The widths of one head: the staged form passes those of all stages in a row."""
     x, weights, *_, made_weights, _, degrees = args[:8]
     layers = len(weights) * (len(degrees) + 1) // max(len(made_weights), 1)
@@ -39,12 +47,10 @@ def _draw_request(args: tuple[Any, ...]) -> Request:
 
 
 _draw = define(
-    "langevin_draw(Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
-    " Tensor[] made_weights, Tensor[] made_biases, Tensor[] degrees, Tensor order, str made_activation,"
-    " bool residual, float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed,"
-    " Tensor samples, int first, int last, float denoise) -> (Tensor, Tensor)",
+    f"langevin_draw({DRAW}, float[] step_sizes, float[] score_scales, float[] stage_features, int steps,"
+    " int seed, Tensor samples, int first, int last, float denoise) -> (Tensor, Tensor)",
     _fake_draw,
-    _draw_request,
+    draw_request,
 )
 
 

@@ -1,386 +1,17 @@
-"""conditional_density: the normalised density of a one-dimensional score, and its quantiles.
+"""conditional_density: normalised density of rows, its gradient, and draws of whole samples by quantiles."""
 
-The score is integrated twice on panels that are refined row by row. On a panel of half-width h, s is known
-at the 16 Gauss-Legendre nodes, so as a polynomial; L, its integral, is one too, and exp(L) is integrated by
-the 32-point rule, which costs no further score. With panel integrals I_j of s and log-masses of exp(L) the
-row's
-
-    log q(x) = L(x) - log Z,    Z = sum over panels of the integral of exp(L), + what lies beyond both ends
-
-needs only sums. Beyond an end e the density is continued as exp(L(e)) times the tail with the same first
-two derivatives, whose mass is exp(L(e)) / (|s| (1 - s' / s^2)): exact for exponential and power laws, close
-for Gaussians. An end where s does not point back is moved outwards by panels of doubling width; if it still
-does not after the last, the density does not exist and the row is NaN.
-
-An error e in the integral of s over a panel moves log q(x) by e times |1{panel < x} - P(X > panel)|, so
-panels are split by that product: panels between x and the mass matter fully, the others hardly. e is twice
-the share of the four highest Legendre coefficients, the error of 12 nodes; the error of a panel's mass is
-the difference of the 16- and 32-point rules. Both exceed the error of what is returned.
-
-"""
-
+import math
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.polynomial import legendre
 from torch import Tensor
 
+from .. import random
+from .langevin import contexts_in_order
+from .probability_flow import head_output
+from .probability_flow import solve as flow
+from .quadrature import NODES, solve
 from .score_head import score_head
-
-NODES, FINE, TOP = 16, 32, 4
-#: Panels a row may have, and panels of doubling width an end may be moved by.
-MAX_PANELS, MAX_MOVES = 64, 16
-#: s' / s^2 up to which a tail is taken to have a mass: that of a power law x^-1.25.
-_HEAVIEST = 0.8
-#: Units of rounding allowed for in the score and in where it is taken, relative to their size.
-_ROUNDING = 8.0
-
-#: Score of rows (M,), int64, at t (M, 16) float64; (M, 16).
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-class Density(NamedTuple):
-    """Of N rows, float64: the results of :func:`conditional_density`."""
-
-    point: Tensor
-    log_density: Tensor
-    log_normalizer: Tensor
-    cdf: Tensor
-    error: Tensor
-    ends: Tensor
-
-
-class Panels(NamedTuple):
-    """Panels [a, a + h] of N rows, (N, P), in order; rows that have fewer end in panels of width 0."""
-
-    a: Tensor
-    h: Tensor
-
-
-class _Rule(NamedTuple):
-    nodes: Tensor
-    weights: Tensor
-    coefficients: Tensor  # (n, n) Legendre coefficients from values at the nodes
-    to_fine: Tensor  # (32, n) integral from -1 to the fine nodes
-    to_nodes: Tensor  # (n, n) integral from -1 to the nodes
-
-
-@cache
-def rule(n: int) -> _Rule:
-    """Gauss-Legendre rule of n nodes on [-1, 1], and integrals of the interpolating polynomial."""
-    nodes, weights = legendre.leggauss(n)
-    degree = np.arange(n)
-    coefficients = (legendre.legvander(nodes, n - 1) * weights[:, None]).T * (2 * degree[:, None] + 1) / 2
-    fine = legendre.leggauss(FINE)[0]
-    tables = [
-        nodes,
-        weights,
-        coefficients,
-        _integrals(fine, n) @ coefficients,
-        _integrals(nodes, n) @ coefficients,
-    ]
-    return _Rule(*map(torch.tensor, tables))
-
-
-def _integrals(t: np.ndarray, n: int) -> np.ndarray:
-    """Integrals from -1 to t of the Legendre polynomials P_0, ..., P_{n-1}; (len(t), n)."""
-    p = legendre.legvander(t, n)
-    first = t[:, None] + 1
-    return np.concatenate([first, (p[:, 2:] - p[:, :-2]) / (2 * np.arange(1, n) + 1)], 1)
-
-
-def _series(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of c_k P_k(t) and its integral from -1 to t; c (..., n), t (...)."""
-    before, p = torch.ones_like(t), t
-    value, integral = c[..., 0], c[..., 0] * (t + 1)
-    for k in range(1, c.shape[-1]):
-        after = ((2 * k + 1) * t * p - k * before) / (k + 1)
-        value = value + c[..., k] * p
-        integral = integral + c[..., k] * (after - before) / (2 * k + 1)
-        before, p = p, after
-    return value, integral
-
-
-class _Parts(NamedTuple):
-    """Of every panel, (N, P): what the row needs of it."""
-
-    integral: Tensor  # of s
-    log_mass: Tensor  # of exp(L), with L = 0 at the left end
-    error: Tensor  # of the integral of s up to any point of the panel
-    rounding: Tensor
-    mass_error: Tensor  # relative
-    ends: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (s, s') at the left and the right end
-    coefficients: Tensor  # (N, P, 16) of s
-    fine: Tensor  # (N, P, 32) L at the fine nodes
-
-
-def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
-    coarse, fine, half = rule(NODES), rule(FINE), panels.h / 2
-    c = s @ coarse.coefficients.T
-    local = half[..., None] * (s @ coarse.to_fine.T)
-    most = local.detach().amax(-1)
-    mass = torch.exp(local - most[..., None]) @ fine.weights
-    rough = torch.exp(half[..., None] * (s @ coarse.to_nodes.T) - most[..., None]) @ coarse.weights
-    k = torch.arange(NODES, dtype=s.dtype)
-    sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
-    # |integral from -1 of P_k| <= 2 / (2k + 1)
-    top = (c[..., -TOP:].abs() * (2 / (2 * k[-TOP:] + 1))).sum(-1)
-    safe = torch.where(half > 0, half, 1.0)
-    place = torch.maximum(panels.a.abs(), (panels.a + panels.h).abs())
-    return _Parts(
-        half * (s @ coarse.weights),
-        torch.where(half > 0, most + torch.log(safe * mass), -torch.inf),
-        2 * half * top,
-        _ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
-        torch.where(half > 0, (rough / mass - 1).abs(), 0.0),
-        (
-            (c @ sign, -(c @ (sign * slope)) / safe),
-            (c.sum(-1), (c @ slope) / safe),
-        ),
-        c,
-        local,
-    )
-
-
-def _log_tail(inward: Tensor, slope: Tensor) -> Tensor:
-    """Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; inf if none."""
-    ratio = slope / inward.square()
-    exists = (inward > 0) & (ratio < _HEAVIEST)
-    return torch.where(exists, -torch.log(inward * (1 - ratio)), torch.inf)
-
-
-class _Row(NamedTuple):
-    """Of every row: its panels put together."""
-
-    start: Tensor  # (N, P) L at the panels' left ends, 0 at the row's
-    log_z: Tensor  # (N,)
-    before: Tensor  # (N, P) probability of what lies left of the panel
-    mass: Tensor  # (N, P) probability of the panel
-    tails: Tensor  # (N, 2) probability beyond the ends; NaN if the row has no normaliser
-    tail_errors: Tensor  # (N, 2)
-
-
-def _row(panels: Panels, parts: _Parts) -> _Row:
-    start = parts.integral.cumsum(1) - parts.integral
-    last = (panels.h > 0).sum(1, keepdim=True) - 1
-
-    def of(value: Tensor, index: Tensor) -> Tensor:
-        return value.gather(1, index)[:, 0]
-
-    first, total = torch.zeros_like(last), parts.integral.sum(1)
-    (left, left_slope), (right, right_slope) = parts.ends
-    beyond = [
-        _log_tail(of(left, first), of(left_slope, first)),
-        _log_tail(-of(right, last), of(right_slope, last)) + total,
-    ]
-    # The same estimate at the inner end of the outermost panels: how far off it was there.
-    inside = [
-        _log_tail(of(right, first), of(right_slope, first)) + of(parts.integral, first),
-        _log_tail(-of(left, last), of(left_slope, last)) + of(start, last),
-    ]
-    log_mass = start + parts.log_mass
-    everything = torch.cat([log_mass, *(b.nan_to_num(posinf=-torch.inf)[:, None] for b in beyond)], 1)
-    log_z = everything.logsumexp(1)
-    mass = torch.exp(log_mass - log_z[:, None])
-    tails = torch.stack([torch.exp(b - log_z) for b in beyond], 1)
-    found = torch.stack([mass.gather(1, first)[:, 0], mass.gather(1, last)[:, 0]], 1) + tails
-    missed = (torch.stack([torch.exp(b - log_z) for b in inside], 1) - found).abs()
-    errors = torch.minimum(tails, missed.nan_to_num(nan=torch.inf))
-    before = tails[:, :1].nan_to_num(posinf=0.0) + mass.cumsum(1) - mass
-    return _Row(start, log_z, before, mass, tails, errors)
-
-
-def _influence(panels: Panels, row: _Row, point: Tensor, inverse: bool) -> Tensor:
-    """How much an error in a panel's integral of s moves the answer; (N, P)."""
-    below, above = row.before + row.mass, 1 - row.before
-    if inverse:
-        return below * above
-    x = point[:, None]
-    right, left = x > panels.a + panels.h, x < panels.a
-    return torch.where(right, below, torch.where(left, above, torch.maximum(below, above)))
-
-
-def refine(
-    score: Score,
-    low: float,
-    high: float,
-    point: Tensor,
-    inverse: bool,
-    tolerance: float,
-    panels: int,
-    unit: float,
-) -> Panels:
-    """Panels on which the answer's estimated error is at most ``tolerance``, as far as MAX_PANELS allow."""
-    rows, width = len(point), (high - low) / panels
-    a = (low + width * torch.arange(panels, dtype=torch.float64)).expand(rows, panels).clone()
-    grid = Panels(a, torch.full_like(a, width))
-    s, stale = a.new_zeros(rows, panels, NODES), torch.ones_like(a, dtype=torch.bool)
-    moves = torch.zeros(rows, 2, dtype=torch.int64)
-    open_rows = point.isfinite() if not inverse else (point >= 0) & (point <= 1)
-    while True:
-        stale &= open_rows[:, None]
-        s[stale] = score(*_nodes(grid, stale))
-        parts = _parts(grid, s, unit)
-        row = _row(grid, parts)
-        influence = _influence(grid, row, point, inverse)
-        count = (grid.h > 0).sum(1)
-        share = influence * parts.error + parts.mass_error * row.mass
-        begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
-        outside = torch.stack([point < begin, point > end], 1)
-        if inverse:
-            outside = torch.stack([point, 1 - point], 1) < row.tails
-        move = ((row.tail_errors > tolerance / 8) | outside) & (moves < MAX_MOVES) & open_rows[:, None]
-        split = (share > tolerance / (4 * count[:, None])) & (share.sum(1, keepdim=True) > tolerance / 2)
-        split &= open_rows[:, None]
-        # The widest needs come first where not all fit.
-        room = (MAX_PANELS - count - move.sum(1))[:, None]
-        rank = torch.where(split, share, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        split &= rank < room
-        move &= (count + move.sum(1) <= MAX_PANELS)[:, None]
-        open_rows = open_rows & (split.any(1) | move.any(1))
-        if not open_rows.any():
-            return grid
-        widths = (high - low) / 4 * 2.0**moves
-        moves = moves + move
-        half = torch.where(split, grid.h / 2, grid.h)
-        new = [
-            (grid.a, half, s, split),
-            (grid.a + half, torch.where(split, half, 0.0), s, split),
-            (
-                begin[:, None] - widths[:, :1],
-                torch.where(move[:, :1], widths[:, :1], 0.0),
-                s[:, :1],
-                move[:, :1],
-            ),
-            (end[:, None], torch.where(move[:, 1:], widths[:, 1:], 0.0), s[:, :1], move[:, 1:]),
-        ]
-        a, h, s, stale = (torch.cat(part, 1) for part in zip(*new, strict=True))
-        order = torch.where(h > 0, a, torch.inf).argsort(dim=1, stable=True)
-        order = order[:, : int((h > 0).sum(1).max())]
-        a, h, stale = (value.gather(1, order) for value in (a, h, stale))
-        s = s.gather(1, order[..., None].expand(-1, -1, NODES)) * (h > 0)[..., None]
-        ends = (a + h).masked_fill(h == 0, -torch.inf).amax(1, keepdim=True)
-        grid, stale = Panels(torch.where(h > 0, a, ends), h), stale & (h > 0)
-
-
-def _nodes(grid: Panels, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (M,) and nodes (M, 16) of the chosen panels."""
-    t = grid.a[chosen][:, None] + grid.h[chosen][:, None] / 2 * (rule(NODES).nodes + 1)
-    return chosen.nonzero()[:, 0], t
-
-
-def answer(
-    grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, tolerance: float, unit: float
-) -> Density:
-    """The results from scores s (N, P, 16) on the panels; differentiable in s and the point."""
-    parts = _parts(grid, s, unit)
-    row = _row(grid, parts)
-    influence = _influence(grid, row, point, inverse)
-    error = (influence * (parts.error + parts.rounding) + parts.mass_error * row.mass).sum(1)
-    error = error + row.tail_errors.sum(1)
-    count = (grid.h > 0).sum(1, keepdim=True)
-    if inverse:
-        j = (row.before + row.mass < point[:, None]).sum(1, keepdim=True)
-    else:
-        j = (grid.a + grid.h < point[:, None]).sum(1, keepdim=True)
-    j = torch.minimum(j, count - 1)
-
-    def of(value: Tensor) -> Tensor:
-        return value.gather(1, j)[:, 0]
-
-    def rows_of(value: Tensor) -> Tensor:
-        return value.gather(1, j[..., None].expand(-1, -1, value.shape[2]))[:, 0]
-
-    half, c, local = of(grid.h) / 2, rows_of(parts.coefficients), rows_of(parts.fine)
-    most = local.detach().amax(1)
-    d = torch.exp(local - most[:, None]) @ rule(FINE).coefficients.T
-    unit_mass = half * torch.exp(of(row.start) + most - row.log_z)
-    if inverse:
-        t = _invert(d, (point - of(row.before)) / unit_mass)
-        x = of(grid.a) + half * (t + 1)
-        x = _in_tails(grid, parts, row, point, x)
-    else:
-        x, t = point, (point - of(grid.a)) / half - 1
-    log_density = of(row.start) + half * _series(c, t)[1] - row.log_z
-    cdf = of(row.before) + unit_mass * _series(d, t)[1]
-    if inverse:
-        outside = torch.stack([point, 1 - point], 1) < row.tails
-        log_density = torch.where(outside.any(1), _tail_density(grid, parts, row, x), log_density)
-        cdf, error = point, error + (outside * row.tails).sum(1)
-    begins = torch.where((grid.a < low) & (grid.h > 0), parts.integral, 0.0).sum(1)
-    exists = row.tails.isfinite().all(1) & row.log_z.isfinite() & error.isfinite()
-    values = [x, log_density, row.log_z - begins, cdf.clamp(0, 1)]
-    values = [torch.where(exists, value, torch.nan) for value in values]
-    x, log_density, log_z, cdf = values
-    error = torch.where(exists, error, torch.inf).detach()
-    return Density(x, log_density, log_z, cdf, error, row.tails.detach())
-
-
-def _invert(d: Tensor, target: Tensor) -> Tensor:
-    """t in [-1, 1] where the integral of the series d reaches the target: Newton steps kept in a bracket."""
-    low, high = -torch.ones_like(target), torch.ones_like(target)
-    t = torch.zeros_like(target)
-    for _ in range(50):
-        value, integral = _series(d, t)
-        below = integral < target
-        low, high = torch.where(below, t, low), torch.where(below, high, t)
-        step = t - (integral - target) / value
-        t = torch.where((step > low) & (step < high), step, (low + high) / 2)
-    return t
-
-
-def _in_tails(grid: Panels, parts: _Parts, row: _Row, u: Tensor, x: Tensor) -> Tensor:
-    """x, or where u lies beyond an end the quantile of an exponential tail with the score there."""
-    (left, _), (right, _) = parts.ends
-    last = (grid.h > 0).sum(1, keepdim=True) - 1
-    begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
-    below = begin + torch.log(u / row.tails[:, 0]) / left[:, 0]
-    above = end + torch.log((1 - u) / row.tails[:, 1]) / right.gather(1, last)[:, 0]
-    x = torch.where(u < row.tails[:, 0], below, x)
-    return torch.where(1 - u < row.tails[:, 1], above, x)
-
-
-def _tail_density(grid: Panels, parts: _Parts, row: _Row, x: Tensor) -> Tensor:
-    """Log-density beyond the ends."""
-    (left, _), (right, _) = parts.ends
-    last = (grid.h > 0).sum(1, keepdim=True) - 1
-    begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
-    below = left[:, 0] * (x - begin)
-    above = parts.integral.sum(1) + right.gather(1, last)[:, 0] * (x - end)
-    return torch.where(x < begin, below, above) - row.log_z
-
-
-def solve(
-    score: Score,
-    low: float,
-    high: float,
-    point: Tensor,
-    inverse: bool,
-    tolerance: float,
-    panels: int,
-    unit: float,
-) -> Density:
-    """Density of rows whose scores are ``score(rows, t)``, a function of any kind.
-
-    Args:
-        score: takes row numbers (M,) int64 and t (M, 16) float64; differentiable if the result is to be.
-        low, high: where to begin: the ends of most of the mass, at best.
-        point: (N,) float64; where inverse, probabilities.
-        inverse: find the quantile.
-        tolerance: largest error in log q, or in the probability where inverse.
-        panels: to begin with.
-        unit: of rounding in the score.
-    """
-    with torch.no_grad():
-        grid = refine(score, low, high, point.detach(), inverse, tolerance, panels, unit)
-    rows, t = _nodes(grid, grid.h > 0)
-    s = point.new_zeros(*grid.h.shape, NODES).masked_scatter(
-        (grid.h > 0)[..., None], score(rows, t).to(torch.float64)
-    )
-    return answer(grid, s, low, point, inverse, tolerance, unit)
 
 
 def conditional_density(
@@ -421,7 +52,9 @@ def conditional_density(
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
     found = solve(
-        _head_score(context, point, weights, biases, frequencies, activation, score_scale, stage_features),
+        _head_score(
+            context, point.dtype, weights, biases, frequencies, activation, score_scale, stage_features
+        ),
         low,
         high,
         point.to(torch.float64),
@@ -434,13 +67,22 @@ def conditional_density(
     return x, log_density, log_z, cdf, error, ends
 
 
-def _head_score(context, point, weights, biases, frequencies, activation, score_scale, stage_features):
+def _head_score(
+    context: Tensor,
+    dtype: torch.dtype,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    score_scale: float,
+    stage_features: Sequence[float],
+) -> Callable[[Tensor, Tensor], Tensor]:
     c = context
     if len(stage_features) > 0:
         c = torch.cat([c, c.new_full((len(c), 1), stage_features[0])], 1)
 
     def score(rows: Tensor, t: Tensor) -> Tensor:
-        x, own = t.to(point.dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
+        x, own = t.to(dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
         s, _ = score_head(own, x, weights, biases, frequencies, activation)
         return score_scale * s.to(torch.float64).reshape(t.shape)
 
@@ -496,3 +138,68 @@ def conditional_density_backward(
         list(grads[2 : 2 + k]) if need_params else [],
         list(grads[2 + k :]) if need_params else [],
     )
+
+
+def conditional_density_draw(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    made_weights: Sequence[Tensor],
+    made_biases: Sequence[Tensor],
+    degrees: Sequence[Tensor],
+    order: Tensor,
+    made_activation: str,
+    residual: bool,
+    sigmas: Sequence[float],
+    low: float,
+    high: float,
+    tolerance: float,
+    flow_tolerance: float,
+    panels: int,
+    seed: int,
+    samples: Tensor,
+    first: int,
+    last: int,
+    denoise: float,
+) -> tuple[Tensor, Tensor]:
+    """The whole autoregressive draw: variable order[k], k = first, ..., last - 1, by quantiles.
+
+    The quantile is that of ``random.uniform(seed, samples, order[k], 0)``.
+
+    Args:
+        x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order,
+            made_activation, residual, seed, samples, first, last: as for
+            :func:`fastcsm.reference.langevin.langevin_draw`, with one network.
+        sigmas: empty for the head's own density; one noise level, of a head whose last context feature is
+            log sigma and whose output is sigma times the score; or two: the density of the first, carried to
+            the second by :func:`fastcsm.reference.probability_flow.probability_flow`.
+        low, high, panels: as for :func:`conditional_density`.
+        tolerance, flow_tolerance: of a probability, and of a step of the flow.
+        denoise: variance v; 0 for none.
+
+    Returns:
+        x with the variables drawn, and the same with x_d + v s(x_d) in their place, s the score of the last
+        level; equal when v = 0.
+    """
+    x, clean = x.clone(), x.clone()
+    head = weights, biases, frequencies, activation
+    scale = 1 / sigmas[0] if len(sigmas) > 0 else 1.0
+    levels = [math.log(sigma) for sigma in sigmas]
+    network = made_weights, made_biases, degrees, order, made_activation, residual
+    for d, (c,) in contexts_in_order(x, *network, first, last):
+        u = random.uniform(seed, samples, torch.full_like(samples, d), 0, torch.float64)
+        score = _head_score(c, x.dtype, *head, scale, levels[:1])
+        unit = torch.finfo(x.dtype).eps
+        wide = solve(score, low, high, u, True, tolerance, panels, unit).point
+        if len(sigmas) > 1:
+            wide = flow(head_output(c, x.dtype, *head), wide, sigmas[0], sigmas[1], flow_tolerance, False)[0]
+        value = wide.to(x.dtype)
+        x[:, d] = clean[:, d] = value
+        if denoise != 0:
+            if len(sigmas) > 0:
+                c = torch.cat([c, c.new_full((len(c), 1), levels[-1])], 1)
+            s, _ = score_head(c, value, *head)
+            clean[:, d] = value + denoise * s / (sigmas[-1] if len(sigmas) > 0 else 1.0)
+    return x, clean

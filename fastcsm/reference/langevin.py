@@ -1,6 +1,6 @@
 """langevin: annealed one-dimensional Langevin dynamics of independent rows, and of whole samples in order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -104,26 +104,17 @@ def langevin_draw(
         x with the variables drawn, and the same with x_d + v score_scales[-1] s(c_d, x_d) in their place
         (the mean of the noise-free value, Tweedie's formula, for v = sigma_L^2); equal when v = 0.
     """
-    inputs = torch.empty_like(order)
-    inputs[order] = torch.arange(1, len(order) + 1, device=order.device)
     models = len(made_weights) // (len(degrees) + 1)
-    layers, head_layers = len(degrees) + 1, len(weights) // models
-    features = made_weights[layers - 1].shape[0] // len(order)
+    head_layers = len(weights) // models
     x, clean = x.clone(), x.clone()
-    known = torch.zeros_like(x)
-    known[:, order[:first]] = x[:, order[:first]]
-    for k in range(first, last):
-        d = int(order[k])
+    network = made_weights, made_biases, degrees, order, made_activation, residual
+    for d, contexts in contexts_in_order(x, *network, first, last):
         dimensions = torch.full_like(samples, d)
         value = random.normal(
             seed, samples, dimensions, 0, x.dtype if x.dtype.itemsize >= 4 else torch.float32
         )
         value = value.to(x.dtype)
-        for m in range(models):
-            w, b = (part[m * layers : (m + 1) * layers] for part in (made_weights, made_biases))
-            h = _hidden(known, w, b, [inputs, *degrees], made_activation, residual)
-            rows, own = slice(d * features, (d + 1) * features), torch.full((features,), k, device=x.device)
-            c, _ = masked_linear(h, w[-1][rows], b[-1][rows], degrees[-1], own, "identity")
+        for m, c in enumerate(contexts):
             head_w, head_b = (part[m * head_layers : (m + 1) * head_layers] for part in (weights, biases))
             stage = slice(None) if models == 1 else slice(m, m + 1)
             value = langevin(
@@ -142,13 +133,46 @@ def langevin_draw(
                 dimensions,
                 1 + m * steps,
             )
-        x[:, d] = known[:, d] = clean[:, d] = value
+        x[:, d] = clean[:, d] = value
         if denoise != 0:
             if len(stage_features) > 0:
                 c = torch.cat([c, c.new_full((c.shape[0], 1), stage_features[-1])], 1)
             s, _ = score_head(c, value, head_w, head_b, frequencies, activation)
             clean[:, d] = value + denoise * score_scales[-1] * s
     return x, clean
+
+
+def contexts_in_order(
+    x: Tensor,
+    made_weights: Sequence[Tensor],
+    made_biases: Sequence[Tensor],
+    degrees: Sequence[Tensor],
+    order: Tensor,
+    activation: str,
+    residual: bool,
+    first: int,
+    last: int,
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Variables d = order[k], k = first, ..., last - 1, and their contexts (B, C), one of each network.
+
+    Arguments as for :func:`langevin_draw`; x is read again after each variable, when its value is there.
+    """
+    inputs = torch.empty_like(order)
+    inputs[order] = torch.arange(1, len(order) + 1, device=order.device)
+    layers = len(degrees) + 1
+    features = made_weights[layers - 1].shape[0] // len(order)
+    known = torch.zeros_like(x)
+    known[:, order[:first]] = x[:, order[:first]]
+    for k in range(first, last):
+        d = int(order[k])
+        rows, own = slice(d * features, (d + 1) * features), torch.full((features,), k, device=x.device)
+        contexts = []
+        for m in range(0, len(made_weights), layers):
+            w, b = made_weights[m : m + layers], made_biases[m : m + layers]
+            h = _hidden(known, w, b, [inputs, *degrees], activation, residual)
+            contexts.append(masked_linear(h, w[-1][rows], b[-1][rows], degrees[-1], own, "identity")[0])
+        yield d, contexts
+        known[:, d] = x[:, d]
 
 
 def _hidden(

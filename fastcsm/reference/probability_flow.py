@@ -122,11 +122,24 @@ def probability_flow(
         500 steps do not finish.
     """
     wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-
-    def output(rows: Tensor, x_rows: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        c = torch.cat([context[rows], sigma.log()[:, None].to(context.dtype)], 1)
-        s, ds = score_head(c, x_rows.to(x.dtype), weights, biases, frequencies, activation)
-        return s.to(torch.float64), ds.to(torch.float64)
-
+    output = head_output(context, x.dtype, weights, biases, frequencies, activation)
     y, dlog, error = solve(output, x.to(torch.float64), sigma_from, sigma_to, tolerance, change)
     return y.to(wide), dlog.to(wide), error.to(wide)
+
+
+def head_output(
+    context: Tensor,
+    dtype: torch.dtype,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+) -> Output:
+    """The output of a conditional head, computed in ``dtype``."""
+
+    def output(rows: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c = torch.cat([context[rows], sigma.log()[:, None].to(dtype)], 1)
+        s, ds = score_head(c, x.to(dtype), weights, biases, frequencies, activation)
+        return s.to(torch.float64), ds.to(torch.float64)
+
+    return output

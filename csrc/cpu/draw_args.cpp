@@ -1,0 +1,75 @@
+#include "cpu/draw_args.h"
+
+#include <algorithm>
+
+namespace fastcsm {
+
+Draw::Draw(const Tensor& x, const Tensors& weights, const Tensors& biases, const Tensor& frequencies,
+           int64_t activation, const Tensors& made_weights, const Tensors& made_biases, const Tensors& degrees,
+           const Tensor& order, int64_t made_activation, bool residual, bool stage_feature, int64_t seed,
+           const Tensor& samples, int64_t first, int64_t last, bool denoise, bool reduced)
+    : x_(torch::stable::clone(x)), clean_(torch::stable::clone(x)), denoise_(denoise), due_(degrees.size()) {
+  using torch::headeronly::ScalarType;
+  DrawArgs& a = args;
+  expect(x.dim() == 2, "x must have shape (samples, variables)");
+  a.rows = x.size(0), a.variables = x.size(1);
+  a.storage = storage_of(x);
+  a.reduced = reduced;
+  a.activation = static_cast<int>(made_activation);
+  a.residual = residual;
+  a.layers = static_cast<int64_t>(degrees.size());
+  expect(a.layers >= 1 && a.layers < kMaxMadeLayers, "the network has too few or too many layers");
+  a.models = static_cast<int64_t>(made_weights.size()) / (a.layers + 1);
+  expect(a.models >= 1 && a.models <= kMaxModels, "made_weights must hold the layers of 1 to 64 networks");
+  const size_t layers = a.models * (a.layers + 1);
+  expect(made_weights.size() == layers && made_biases.size() == layers && weights.size() == biases.size() &&
+             !weights.empty() && weights.size() % a.models == 0,
+         "weights and biases do not belong to the same number of networks");
+  expect(0 <= first && first <= last && last <= a.variables,
+         "first and last must satisfy 0 <= first <= last <= variables");
+  a.first = first, a.last = last;
+  a.order = static_cast<const int64_t*>(checked(order, "order", ScalarType::Long, a.variables));
+  a.raster = true;
+  for (int64_t k = 0; k < a.variables; ++k) {
+    expect(a.order[k] >= 0 && a.order[k] < a.variables, "order must be a permutation of the variables");
+    a.raster = a.raster && a.order[k] == k;
+  }
+  // due[l][k]: units of layer l with degree at most k.
+  for (int64_t l = 0; l < a.layers; ++l) {
+    a.width[l] = degrees[l].numel();
+    const auto* degree = static_cast<const int64_t*>(checked(degrees[l], "degrees", ScalarType::Long, a.width[l]));
+    expect(std::is_sorted(degree, degree + a.width[l]), "hidden units must be sorted by degree");
+    for (int64_t k = 0; k <= a.variables; ++k)
+      due_[l].push_back(std::upper_bound(degree, degree + a.width[l], k) - degree);
+    expect(due_[l][0] == 0, "degrees of hidden units must be at least 1");
+    a.due[l] = due_[l].data();
+  }
+  const size_t head_layers = weights.size() / a.models;
+  const int64_t given = weights[0].dim() == 2 ? weights[0].size(1) - 1 - 2 * frequencies.numel() : 0;
+  a.context = given - (stage_feature ? 1 : 0);
+  expect(a.context >= 0, "weights[0] has fewer columns than the context and the features of x");
+  for (int64_t m = 0; m < a.models; ++m) {
+    const auto slice = [&](const Tensors& all) {
+      return Tensors(all.begin() + m * head_layers, all.begin() + (m + 1) * head_layers);
+    };
+    a.heads[m] = head_args(made_weights[0], x, slice(weights), slice(biases), frequencies, activation, reduced);
+    expect(a.heads[m].context == given, "the heads must have the same number of context features");
+    int64_t inputs = a.variables;
+    for (int64_t l = 0; l <= a.layers; ++l) {
+      const int64_t outputs = l < a.layers ? a.width[l] : a.variables * a.context;
+      const size_t i = m * (a.layers + 1) + l;
+      a.weight[m][l] = checked(made_weights[i], "made_weights", x.scalar_type(), outputs * inputs);
+      a.bias[m][l] = checked(made_biases[i], "made_biases", x.scalar_type(), outputs);
+      inputs = outputs;
+    }
+  }
+  a.seed = static_cast<uint64_t>(seed);
+  a.samples = static_cast<const int64_t*>(checked(samples, "samples", ScalarType::Long, a.rows));
+  checked(x, "x", x.scalar_type(), a.rows * a.variables);
+  a.x = x_.mutable_data_ptr();
+  a.clean = denoise ? clean_.mutable_data_ptr() : nullptr;
+}
+
+std::tuple<Tensor, Tensor> Draw::results() const { return {x_, denoise_ ? clean_ : torch::stable::clone(x_)}; }
+
+}  // namespace fastcsm
