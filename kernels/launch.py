@@ -54,8 +54,12 @@ def chunk(widths: Sequence[int]) -> int:
 def head_config(
     op: str, dtype: torch.dtype, precision: str, context: int, frequencies: int, widths: tuple[int, ...]
 ) -> Config:
-    """The configuration of ``op`` ("score_head", "csm_loss" or "langevin") for one head."""
-    block = min(chunk(widths), 64) if op == "csm_loss" else chunk(widths)
+    """The configuration of ``op`` ("score_head", "csm_loss" or "langevin") for one head.
+
+    A warp's product covers 16 rows and whole chunks, so that chunks bound the registers of a thread.
+    """
+    most = {"score_head": 128 if dtype.itemsize == 2 else 64, "csm_loss": 64, "langevin": 32}[op]
+    block = min(chunk(widths), most if max(widths) <= 128 else 64)
     full = [-(-width // block) * block for width in widths]
     features = min(padded(context), CONTEXT_CHUNK), padded(frequencies)
     sums = full[0] * (context + 2 * features[1] * (frequencies > 0))
@@ -98,10 +102,11 @@ def programs(device: torch.device, most: int) -> int:
     return max(min(available, most), 1)
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """``tl.dot``'s input_precision under torch's setting for float32 matrix products."""
-    exact = dtype is not torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+def precision_of(dtype: torch.dtype, exact: str = "ieee") -> str:
+    """``tl.dot``'s input_precision by torch's setting for float32 products, ``exact`` for "highest"."""
+    if dtype is not torch.float32:
+        return "ieee"
+    return exact if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
@@ -136,7 +141,8 @@ class HeadLaunch:
         self.offsets = offsets(weights, biases)
         widths = tuple(weight.shape[0] for weight in weights[:-1])
         sizes = weights[0].shape[1] - 1 - 2 * len(frequencies), len(frequencies)
-        precision = precision_of(x.dtype)
+        # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
+        precision = precision_of(x.dtype, "tf32x3")
         self.config = head_config(op, x.dtype, precision, *sizes, widths)
         self.constants: dict[str, Any] = {
             "C": sizes[0],

@@ -1,0 +1,199 @@
+"""What every Triton kernel needs of a GPU, read from its compiled code: ``python bench/resources.py``.
+
+Compiles the kernels ahead of time for sm_80 and sm_90, which needs no GPU, and reads the registers and the bytes
+of stack of a thread, the shared memory of a program, and how many spills and matrix instructions its code has.
+A kernel that got worse than bench/results/resources.json is named, figure by figure, and the exit code is 1;
+``--accept`` writes the figures found instead. They depend on Triton's version; another one is not compared.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.exit("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled; unset it.")
+
+import torch
+import triton
+from fastcsm.kernels import csm_loss, langevin, launch, masked_linear, score_head
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TABLE = Path(__file__).parent / "results" / "resources.json"
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ARCHITECTURES = (80, 90)
+#: Bytes of shared memory a program may have.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA")
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def head_launches(dtype: torch.dtype, frequencies: int) -> list[launch.Launch]:
+    """The launches of the head's ops at the default sizes, C = 32 and 2 x 128."""
+    rows, context, widths = 1 << 20, 32, (128, 128)
+    sizes = [context + 1 + 2 * frequencies, *widths, 1]
+    head = (
+        empty(rows, context, dtype=dtype),
+        empty(rows, dtype=dtype),
+        [empty(o, i, dtype=dtype) for i, o in pairwise(sizes)],
+        [empty(o, dtype=dtype) for o in sizes[1:]],
+        empty(frequencies, dtype=dtype),
+        "silu" if frequencies else "softplus",
+    )
+    row, one, number = head[1], empty(1), empty(rows, dtype=torch.int64)
+    with launch.recorded() as launches:
+        score_head.score_head(*head)
+        score_head.score_head_backward(row, row, *head, True, False, True)
+        csm_loss.csm_loss(*head, one, one, one, True, False, True)
+        langevin.langevin(*head, [0.1], [1.0], [], 20, 0, number, number, 1)
+    return launches
+
+
+def layer_launches(dtype: torch.dtype) -> list[launch.Launch]:
+    """The launches of a masked layer 4096 x 4096 on 1024 rows."""
+    x, weight = empty(1024, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
+    degrees = empty(4096, dtype=torch.int64)
+    with launch.recorded() as launches:
+        masked_linear.masked_linear(x, weight, empty(4096, dtype=dtype), degrees, degrees, "silu")
+        masked_linear.masked_linear_backward(x, x, x, weight, degrees, degrees, "silu", True, True, True)
+    return launches
+
+
+def cases() -> Iterator[tuple[str, launch.Launch, int]]:
+    """(name, launch, architecture) of every line of the table."""
+    for name, dtype in DTYPES.items():
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        launches = [("", entry) for entry in layer_launches(dtype)]
+        for frequencies in (0, 16):
+            launches += [(f" E={frequencies}", entry) for entry in head_launches(dtype, frequencies)]
+        seen = set()
+        for suffix, entry in launches:
+            label = f"{entry.kernel.__name__}{suffix} {name}"
+            if entry.kernel.__name__ in ("reach_kernel", "reduce_partials_kernel") or label in seen:
+                continue
+            seen.add(label)
+            for architecture in ARCHITECTURES:
+                yield f"{label} sm_{architecture}", entry, architecture
+
+
+def source(entry: launch.Launch) -> ASTSource:
+    """What Triton would compile for this launch: types, constants, and what is known of alignment."""
+    aligned: dict[tuple[int, ...], Any] = {}
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(item, (*path, n)) for n, item in enumerate(value))
+        parameter = entry.kernel.params[path[0]]
+        tensor = isinstance(value, Tensor)
+        if tensor or (value % 16 == 0 and not parameter.do_not_specialize):
+            aligned[path] = [["tt.divisibility", 16]]
+        return TYPES[value.dtype] if tensor else parameter.annotation_type
+
+    names = entry.kernel.arg_names
+    signature = {name: kind(value, (n,)) for n, (name, value) in enumerate(zip(names, entry.args))}
+    signature |= dict.fromkeys(entry.constants, "constexpr")
+    return ASTSource(entry.kernel, signature=signature, constexprs=entry.constants, attrs=aligned)
+
+
+def measure(entry: launch.Launch, architecture: int) -> dict[str, int]:
+    """Figures of one kernel compiled for one architecture."""
+    compiled = triton.compile(
+        source(entry), target=GPUTarget("cuda", architecture, 32), options=entry.options
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        usage, code = (
+            subprocess.run([TOOL, option, path], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    resources = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    found = Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z0-9_]+)", code, re.MULTILINE))
+    return {
+        "registers": int(resources["REG"]),
+        "stack": int(resources["STACK"]),
+        "spills": found["LDL"] + found["STL"],
+        "shared": compiled.metadata.shared,
+        "matrix": sum(found[name] for name in MATRIX),
+        "instructions": sum(found.values()),
+    }
+
+
+def worse(name: str, before: dict[str, int], now: dict[str, int]) -> list[str]:
+    """The figures in which a kernel got worse, a line each."""
+    lines = [
+        f"{name}: {figure} {before[figure]} -> {now[figure]}"
+        for figure in ("stack", "spills", "shared", "instructions")
+        if now[figure] > before[figure] * (1.1 if figure == "instructions" else 1.0)
+    ]
+    if before["matrix"] > 0 and now["matrix"] == 0:
+        lines.append(f"{name}: matrix {before['matrix']} -> 0")
+    return lines
+
+
+def compare(before: dict[str, Any], kernels: dict[str, dict[str, int]]) -> list[str]:
+    lines = []
+    for name, now in kernels.items():
+        if name not in before["kernels"]:
+            lines.append(f"{name}: not in the table; accept it with python bench/resources.py --accept")
+        else:
+            lines += worse(name, before["kernels"][name], now)
+    return lines
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--accept", action="store_true", help="write the figures found instead of comparing them")
+    p.add_argument("--only", default="", metavar="TEXT", help="only kernels whose name contains TEXT")
+    arguments = p.parse_args()
+    before = (
+        json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"triton": None, "kernels": {}}
+    )
+    if before["triton"] != triton.__version__ and not arguments.accept:
+        print(
+            f"not compared: the table is of Triton {before['triton']} and {triton.__version__} is installed"
+        )
+        return 0
+    kernels, too_large = {}, []
+    for name, entry, architecture in cases():
+        if arguments.only not in name:
+            continue
+        kernels[name] = found = measure(entry, architecture)
+        print(f"{name:<60}", *(f"{figure} {value}" for figure, value in found.items()), flush=True)
+        if found["shared"] > SHARED_LIMIT[architecture]:
+            too_large.append(f"{name}: shared {found['shared']} exceeds {SHARED_LIMIT[architecture]}")
+    if arguments.accept:
+        kept = before["kernels"] if before["triton"] == triton.__version__ and arguments.only else {}
+        table = {"triton": triton.__version__, "kernels": dict(sorted((kept | kernels).items()))}
+        TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        lines = too_large
+    else:
+        lines = too_large + compare(before, kernels)
+    print("\n".join(lines))
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
