@@ -19,6 +19,8 @@ def evaluation(result: dict[str, Any]) -> str:
         lines += ["", *_likelihood(result["likelihood"])]
     if result["ood"]:
         lines += ["", *_ood(result["ood"], result["data"])]
+    if result.get("picture"):
+        lines += ["", f"see {result['picture']}"]
     return "\n".join(lines)
 
 

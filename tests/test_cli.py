@@ -159,6 +159,7 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
         assert row["diverged"] == 0
         assert 0 < row["error"]["mean"] <= row["error"]["largest"] < 1e-2
     picture = dense / "density.png"
+    assert f"see {picture}" in table
     assert result["picture"] == str(picture)
     before = picture.read_bytes()
     assert before.startswith(b"\x89PNG")
