@@ -92,7 +92,7 @@ def csm_loss_kernel(
             )
     if RESIDENT:
         for k in tl.static_range(len(WIDTHS) + 1):
-            put_sums(partial, sums[k], k, C, E, WIDTHS, TILE, OFFSETS, False)
+            put_sums(partial, sums[k], k, C, E, WIDTHS, TILE, OFFSETS)
     tl.store(partial + LOSS, tl.sum(loss, 0))
 
 

@@ -1,64 +1,145 @@
-"""The reverse pass of a tile of rows: gradients of its inputs written out, those of the parameters summed."""
+"""The reverse pass of a tile of rows: gradients of its inputs stored, those of the parameters summed.
+
+``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has the first
+layer and the activations computed again, where keeping them would not fit in registers.
+"""
 
 import triton
 import triton.language as tl
 
-from .head import (
-    activate_backward,
-    activate_layer,
-    add_biases,
-    cast_chunks,
-    first_layer,
-    first_sums,
-    grad_of_x,
-    layer_backward,
-    layer_sums,
-    output_backward,
-    store_grad_context,
-)
-from .head_sums import put_sums, zero_sums
+from .activations import activate
+from .head import matrix, units, vector
+from .head_sums import first_chunk_sums, put_bias, put_first_chunk, put_layer_tile, put_output
 
 
 @triton.jit
-def _settle(
-    sums,
+def output_backward(
+    primal, tangent, g, p, weight, zero, acc, WIDTH: tl.constexpr, B: tl.constexpr, ACTIVATION: tl.constexpr
+):
+    """(ga, gt) of the last hidden layer, chunks (M, B); and acc plus the gradients of w_o, (B,), and b_o."""
+    gas, gts, sums = (), (), ()
+    for j in tl.static_range(len(primal)):
+        w = vector(weight, j * B, WIDTH, 1, B, g)
+        f, d, e = activate(primal[j] + zero, ACTIVATION)
+        gu = p[:, None] * w
+        gas = gas + (d * (g[:, None] * w) + e * tangent[j] * gu,)
+        gts = gts + (d * gu,)
+        if len(acc) > 0:
+            sums = sums + (acc[j] + tl.sum(g[:, None] * f + p[:, None] * (d * tangent[j]), 0),)
+    if len(acc) > 0:
+        sums = sums + (acc[len(primal)] + tl.sum(g, 0),)
+    return gas, gts, sums
+
+
+@triton.jit
+def cast_chunks(chunks, DTYPE: tl.constexpr):
+    result = ()
+    for j in tl.static_range(len(chunks)):
+        result = result + (chunks[j].to(DTYPE),)
+    return result
+
+
+@triton.jit
+def product_backward(
+    chunks,
+    weight,
+    like,
+    I: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    B: tl.constexpr,
+    P: tl.constexpr,
+):
+    """Chunk I of W^T g for chunks g (M, B) in the dtype of the weight."""
+    gz = tl.zeros((chunks[0].shape[0], B), like.dtype)
+    for j in tl.static_range(len(chunks)):
+        w = matrix(weight, j * B, I * B, OUT, IN, IN, B, B)
+        gz = tl.dot(chunks[j], w, gz, input_precision=P, out_dtype=gz.dtype)
+    return gz
+
+
+@triton.jit
+def inputs_backward(
+    ga,
+    gt,
+    x,
+    wave,
+    weight,
+    gcs,
+    gx,
+    J: tl.constexpr,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    P: tl.constexpr,
+    NEED_CONTEXT: tl.constexpr,
+    NEED_X: tl.constexpr,
+):
+    """Gradients of the inputs plus those by chunk J of the first layer.
+
+    gc = W_c^T ga, chunks (M, BC), and gx = sum over the inputs h that depend on x of
+    (W^T ga) dh/dx + (W^T gt) d2h/dx2, (M,).
+    """
+    B: tl.constexpr = TILE[1]
+    BE: tl.constexpr = TILE[3]
+    STRIDE: tl.constexpr = C + 1 + 2 * E
+    sums = ()
+    if NEED_CONTEXT:
+        for i in tl.static_range(len(gcs)):
+            w = matrix(weight, J * B, i * TILE[2], WIDTH, C, STRIDE, B, TILE[2])
+            sums = sums + (tl.dot(ga.to(w.dtype), w, gcs[i], input_precision=P, out_dtype=gx.dtype),)
+    if NEED_X:
+        gx += tl.sum(ga * vector(weight + C, J * B, WIDTH, STRIDE, B, x), 1)
+        if E > 0:
+            w, sin, cos = wave
+            ws = matrix(weight, J * B, C + 1, WIDTH, C + 1 + E, STRIDE, B, BE)
+            wc = matrix(weight, J * B, C + 1 + E, WIDTH, STRIDE, STRIDE, B, BE)
+            la, lt = ga.to(ws.dtype), gt.to(ws.dtype)
+            none = tl.zeros((TILE[0], BE), x.dtype)
+            sa = tl.dot(la, ws, none, input_precision=P, out_dtype=x.dtype)
+            ca = tl.dot(la, wc, none, input_precision=P, out_dtype=x.dtype)
+            st = tl.dot(lt, ws, none, input_precision=P, out_dtype=x.dtype)
+            ct = tl.dot(lt, wc, none, input_precision=P, out_dtype=x.dtype)
+            gx += tl.sum(w * (sa * cos - ca * sin - w * (st * sin + ct * cos)), 1)
+    return sums, gx
+
+
+@triton.jit
+def first_backward(
+    ga,
+    gt,
+    c,
+    x,
+    wave,
+    weight,
     partial,
-    LAYER: tl.constexpr,
+    acc,
+    gcs,
+    gx,
+    J: tl.constexpr,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
     OFFSETS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-):
-    """The sums of one layer to carry on, in a tuple; none once they are added to the partials."""
-    if RESIDENT:
-        kept = (sums,)
-    else:
-        put_sums(partial, sums, LAYER, C, E, WIDTHS, TILE, OFFSETS, True)
-        kept = ()
-    return kept
-
-
-@triton.jit
-def _sums_before(
-    sums,
-    like,
-    LAYER: tl.constexpr,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
+    P: tl.constexpr,
+    NEED_CONTEXT: tl.constexpr,
+    NEED_X: tl.constexpr,
     NEED_PARAMS: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    if RESIDENT:
-        before = sums[LAYER]
-    elif NEED_PARAMS:
-        before = zero_sums(like, LAYER, C, E, WIDTHS, TILE)
-    else:
-        before = ()
-    return before
+    """All that follows from chunk J of the first layer's (ga, gt): (gcs, gx, its sums if RESIDENT)."""
+    sums = ()
+    if NEED_PARAMS:
+        sums = first_chunk_sums(ga, gt, c, x, wave, acc, weight.dtype.element_ty, J, C, E, TILE, P, RESIDENT)
+        if not RESIDENT:
+            put_first_chunk(partial, sums, J, C, E, WIDTHS, TILE, OFFSETS, True)
+            sums = ()
+    gcs, gx = inputs_backward(
+        ga, gt, x, wave, weight, gcs, gx, J, C, E, WIDTHS[0], TILE, P, NEED_CONTEXT, NEED_X
+    )
+    return gcs, gx, sums
 
 
 @triton.jit
@@ -90,49 +171,140 @@ def backward(
     NEED_PARAMS: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    """Gradients for upstream g = dL/ds and p = dL/ds', (M,): of context and x stored, of parameters summed.
+    """Gradients for upstream g = dL/ds and p = dL/ds', (M,).
 
-    ``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has the
-    activations computed again, where keeping them would not fit in registers.
+    gz = W^T ga, gu = W^T gt below each layer, then ga = f' gz + f'' t gu, gt = f' gu; gW = ga z^T + gt u^T.
 
     Returns the sums to carry to the next tile, () unless RESIDENT.
     """
     K: tl.constexpr = len(WIDTHS)
+    M: tl.constexpr = TILE[0]
     B: tl.constexpr = TILE[1]
+    BC: tl.constexpr = TILE[2]
     STORE: tl.constexpr = weights[0].dtype.element_ty
-    before = _sums_before(sums, x, K, C, E, WIDTHS, TILE, NEED_PARAMS, RESIDENT)
+    gcs = ()
+    for _ in tl.static_range((C + BC - 1) // BC):
+        gcs = gcs + (tl.zeros((M, BC), x.dtype),)
+    gx = tl.zeros_like(x)
+
+    before = ()
+    if RESIDENT:
+        before = sums[K]
+    elif NEED_PARAMS:
+        for _ in tl.static_range(len(hidden[K - 1][0])):
+            before = before + (tl.zeros((B,), x.dtype),)
+        before = before + (tl.sum(gx, 0),)
     gas, gts, after = output_backward(
         hidden[K - 1][0], hidden[K - 1][1], g, p, weights[K], zero, before, WIDTHS[K - 1], B, ACTIVATION
     )
     carried = ()
-    if NEED_PARAMS:
-        carried = _settle(after, partial, K, C, E, WIDTHS, TILE, OFFSETS, RESIDENT)
+    if RESIDENT:
+        carried = (after,)
+    elif NEED_PARAMS:
+        put_output(partial, after, WIDTHS, TILE, OFFSETS, True)
+
+    first = ()
+    if K == 1:
+        for j in tl.static_range(len(gas)):
+            gcs, gx, more = first_backward(
+                gas[j],
+                gts[j],
+                c,
+                x,
+                wave,
+                weights[0],
+                partial,
+                sums[0] if RESIDENT else (),
+                gcs,
+                gx,
+                j,
+                C,
+                E,
+                WIDTHS,
+                TILE,
+                OFFSETS,
+                P,
+                NEED_CONTEXT,
+                NEED_X,
+                NEED_PARAMS,
+                RESIDENT,
+            )
+            first = first + more
     for k in tl.static_range(K - 1, 0, -1):
-        before = _sums_before(sums, x, k, C, E, WIDTHS, TILE, NEED_PARAMS, RESIDENT)
         in_biases = ()
         if NEED_PARAMS:
-            in_biases = add_biases(gas, before, len(before) - len(gas))
+            for j in tl.static_range(len(gas)):
+                total = tl.sum(gas[j], 0)
+                if RESIDENT:
+                    in_biases = in_biases + (sums[k][len(sums[k]) - len(gas) + j] + total,)
+                else:
+                    put_bias(partial, total, k, j, WIDTHS, TILE, OFFSETS, True)
         gas, gts = cast_chunks(gas, STORE), cast_chunks(gts, STORE)
-        if NEED_PARAMS:
-            pair = hidden[k - 1]
+        below_a, below_t, after = (), (), ()
+        for i in tl.static_range((WIDTHS[k - 1] + B - 1) // B):
+            if NEED_PARAMS:
+                a, t = units(
+                    hidden[k - 1], c, x, wave, weights[0], biases[0], zero, i, C, E, WIDTHS[0], TILE, P
+                )
+                f, d, _ = activate(a, ACTIVATION)
+                z, u = f.to(STORE), (d * t).to(STORE)
+                for j in tl.static_range(len(gas)):
+                    if RESIDENT:
+                        gw = sums[k][len(after)]
+                    else:
+                        gw = tl.zeros((B, B), x.dtype)
+                    gw = tl.dot(tl.trans(gas[j]), z, gw, input_precision=P, out_dtype=x.dtype)
+                    gw = tl.dot(tl.trans(gts[j]), u, gw, input_precision=P, out_dtype=x.dtype)
+                    if RESIDENT:
+                        after = after + (gw,)
+                    else:
+                        put_layer_tile(partial, gw, k, j, i, WIDTHS, TILE, OFFSETS, True)
+            gz = product_backward(gas, weights[k], x, i, WIDTHS[k - 1], WIDTHS[k], B, P)
+            gu = product_backward(gts, weights[k], x, i, WIDTHS[k - 1], WIDTHS[k], B, P)
+            a, t = units(
+                hidden[k - 1], c, x, wave, weights[0], biases[0], 2 * zero, i, C, E, WIDTHS[0], TILE, P
+            )
+            _, d, e = activate(a + 2 * zero, ACTIVATION)
+            ga, gt = d * gz + e * t * gu, d * gu
             if k == 1:
-                pair = first_layer(c, x, wave, weights[0], biases[0], zero, C, E, WIDTHS[0], TILE, P)
-            zs, us = activate_layer(pair[0], pair[1], STORE, ACTIVATION)
-            after = layer_sums(gas, gts, zs, us, before, x, P) + in_biases
-            carried = _settle(after, partial, k, C, E, WIDTHS, TILE, OFFSETS, RESIDENT) + carried
-        gzs, gus = layer_backward(gas, gts, weights[k], x, WIDTHS[k - 1], WIDTHS[k], B, P)
-        pair = hidden[k - 1]
-        if k == 1:
-            pair = first_layer(c, x, wave, weights[0], biases[0], 2 * zero, C, E, WIDTHS[0], TILE, P)
-        gas, gts = activate_backward(pair[0], pair[1], gzs, gus, ACTIVATION)
-    if NEED_PARAMS:
-        before = _sums_before(sums, x, 0, C, E, WIDTHS, TILE, NEED_PARAMS, RESIDENT)
-        after = first_sums(gas, gts, c, x, wave, before, STORE, E, P)
-        carried = _settle(after, partial, 0, C, E, WIDTHS, TILE, OFFSETS, RESIDENT) + carried
+                gcs, gx, more = first_backward(
+                    ga,
+                    gt,
+                    c,
+                    x,
+                    wave,
+                    weights[0],
+                    partial,
+                    sums[0] if RESIDENT else (),
+                    gcs,
+                    gx,
+                    i,
+                    C,
+                    E,
+                    WIDTHS,
+                    TILE,
+                    OFFSETS,
+                    P,
+                    NEED_CONTEXT,
+                    NEED_X,
+                    NEED_PARAMS,
+                    RESIDENT,
+                )
+                first = first + more
+            else:
+                below_a, below_t = below_a + (ga,), below_t + (gt,)
+        if RESIDENT:
+            carried = (after + in_biases,) + carried
+        gas, gts = below_a, below_t
+    if RESIDENT:
+        carried = (first,) + carried
+
     if NEED_CONTEXT:
-        store_grad_context(grad_context, gas, weights[0], rows, inside, C, E, WIDTHS[0], TILE, P)
+        for i in tl.static_range(len(gcs)):
+            column = i * BC + tl.arange(0, BC)[None, :]
+            place = grad_context + rows[:, None] * C + column
+            tl.store(place, gcs[i].to(STORE), mask=inside[:, None] & (column < C))
     if NEED_X:
-        gx = grad_of_x(gas, gts, x, wave, weights[0], C, E, WIDTHS[0], TILE, P)
         tl.store(grad_x + rows, gx.to(STORE), mask=inside)
     if NEED_PARAMS and not RESIDENT:
         tl.debug_barrier()

@@ -1,10 +1,10 @@
 """The parameters' gradients that a program of the head sums over its tiles, and how they leave it.
 
-Sums are a tuple with one tuple for each layer: the first, those between hidden units, and the output; see
-``first_sums``, ``layer_sums`` and ``output_backward``. They stay in registers where they fit (RESIDENT);
-otherwise every tile adds its own to the program's slice of the partials. A slice holds weights, then biases,
-each as the parameter lies in memory; OFFSETS is where each begins. ``reduce_partials_kernel`` adds the slices
-up in a fixed order.
+Sums are a tuple with one tuple for each layer: the first, those between hidden units, and the output. They
+stay in registers where they fit (RESIDENT); otherwise every tile adds its own to the program's slice of the
+partials. A slice holds weights, then biases, each as the parameter lies in memory; OFFSETS says where each
+begins.
+``reduce_partials_kernel`` adds the slices up in a fixed order.
 """
 
 import triton
@@ -86,46 +86,114 @@ def zero_sums(
 
 
 @triton.jit
-def _put_first(
-    weight,
-    bias,
-    sums,
+def first_chunk_sums(
+    ga,
+    gt,
+    c,
+    x,
+    wave,
+    acc,
+    DTYPE: tl.constexpr,
+    J: tl.constexpr,
     C: tl.constexpr,
     E: tl.constexpr,
-    WIDTH: tl.constexpr,
     TILE: tl.constexpr,
+    P: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """Gradients of chunk J of the first layer, plus acc if RESIDENT: x and b, (B,), c, sin, cos, (B, .)."""
+    N: tl.constexpr = J * (2 + len(c) + (2 if E > 0 else 0))
+    gw, gb = tl.sum(ga * x[:, None] + gt, 0), tl.sum(ga, 0)
+    sums = (gw + acc[N], gb + acc[N + 1]) if RESIDENT else (gw, gb)
+    ga = tl.trans(ga.to(DTYPE))
+    for i in tl.static_range(len(c)):
+        gc = acc[N + 2 + i] if RESIDENT else tl.zeros((TILE[1], TILE[2]), x.dtype)
+        sums = sums + (tl.dot(ga, c[i], gc, input_precision=P, out_dtype=x.dtype),)
+    if E > 0:
+        w, sin, cos = wave
+        gt = tl.trans(gt.to(DTYPE))
+        gs = acc[N + 2 + len(c)] if RESIDENT else tl.zeros((TILE[1], TILE[3]), x.dtype)
+        gs = tl.dot(ga, sin.to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
+        gs = tl.dot(gt, (w * cos).to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
+        gc = acc[N + 3 + len(c)] if RESIDENT else tl.zeros((TILE[1], TILE[3]), x.dtype)
+        gc = tl.dot(ga, cos.to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
+        gc = tl.dot(gt, (-w * sin).to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
+        sums = sums + (gs, gc)
+    return sums
+
+
+@triton.jit
+def put_first_chunk(
+    partial,
+    sums,
+    J: tl.constexpr,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    OFFSETS: tl.constexpr,
     ADD: tl.constexpr,
 ):
+    """The sums of chunk J of the first layer."""
     B: tl.constexpr = TILE[1]
     BC: tl.constexpr = TILE[2]
+    WIDTH: tl.constexpr = WIDTHS[0]
     STRIDE: tl.constexpr = C + 1 + 2 * E
     CHUNKS: tl.constexpr = (C + BC - 1) // BC
-    PER: tl.constexpr = 2 + CHUNKS + (2 if E > 0 else 0)
-    for j in tl.static_range((WIDTH + B - 1) // B):
-        _put_vector(weight + C, sums[j * PER], j * B, WIDTH, STRIDE, ADD)
-        _put_vector(bias, sums[j * PER + 1], j * B, WIDTH, 1, ADD)
-        for i in tl.static_range(CHUNKS):
-            _put_matrix(weight, sums[j * PER + 2 + i], j * B, i * BC, WIDTH, C, STRIDE, ADD)
-        if E > 0:
-            _put_matrix(weight, sums[j * PER + 2 + CHUNKS], j * B, C + 1, WIDTH, C + 1 + E, STRIDE, ADD)
-            _put_matrix(weight, sums[j * PER + 3 + CHUNKS], j * B, C + 1 + E, WIDTH, STRIDE, STRIDE, ADD)
+    weight, bias = partial, partial + OFFSETS[len(WIDTHS) + 1]
+    _put_vector(weight + C, sums[0], J * B, WIDTH, STRIDE, ADD)
+    _put_vector(bias, sums[1], J * B, WIDTH, 1, ADD)
+    for i in tl.static_range(CHUNKS):
+        _put_matrix(weight, sums[2 + i], J * B, i * BC, WIDTH, C, STRIDE, ADD)
+    if E > 0:
+        _put_matrix(weight, sums[2 + CHUNKS], J * B, C + 1, WIDTH, C + 1 + E, STRIDE, ADD)
+        _put_matrix(weight, sums[3 + CHUNKS], J * B, C + 1 + E, WIDTH, STRIDE, STRIDE, ADD)
 
 
 @triton.jit
-def _put_layer(weight, bias, sums, IN: tl.constexpr, OUT: tl.constexpr, B: tl.constexpr, ADD: tl.constexpr):
-    ACROSS: tl.constexpr = (IN + B - 1) // B
-    DOWN: tl.constexpr = (OUT + B - 1) // B
-    for j in tl.static_range(DOWN):
-        for i in tl.static_range(ACROSS):
-            _put_matrix(weight, sums[j * ACROSS + i], j * B, i * B, OUT, IN, IN, ADD)
-        _put_vector(bias, sums[DOWN * ACROSS + j], j * B, OUT, 1, ADD)
+def put_layer_tile(
+    partial,
+    value,
+    LAYER: tl.constexpr,
+    J: tl.constexpr,
+    I: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """The sums of the weights from chunk I of one hidden layer to chunk J of the next, LAYER."""
+    B: tl.constexpr = TILE[1]
+    IN: tl.constexpr = WIDTHS[LAYER - 1]
+    _put_matrix(partial + OFFSETS[LAYER], value, J * B, I * B, WIDTHS[LAYER], IN, IN, ADD)
 
 
 @triton.jit
-def _put_output(weight, bias, sums, WIDTH: tl.constexpr, B: tl.constexpr, ADD: tl.constexpr):
-    for j in tl.static_range((WIDTH + B - 1) // B):
-        _put_vector(weight, sums[j], j * B, WIDTH, 1, ADD)
-    value = sums[(WIDTH + B - 1) // B]
+def put_bias(
+    partial,
+    value,
+    LAYER: tl.constexpr,
+    J: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """The sums of the biases of chunk J of LAYER."""
+    bias = partial + OFFSETS[len(WIDTHS) + 1 + LAYER]
+    _put_vector(bias, value, J * TILE[1], WIDTHS[LAYER], 1, ADD)
+
+
+@triton.jit
+def put_output(
+    partial, sums, WIDTHS: tl.constexpr, TILE: tl.constexpr, OFFSETS: tl.constexpr, ADD: tl.constexpr
+):
+    """The sums of the output layer."""
+    K: tl.constexpr = len(WIDTHS)
+    for j in tl.static_range((WIDTHS[K - 1] + TILE[1] - 1) // TILE[1]):
+        _put_vector(partial + OFFSETS[K], sums[j], j * TILE[1], WIDTHS[K - 1], 1, ADD)
+    bias = partial + OFFSETS[2 * K + 1]
+    value = sums[(WIDTHS[K - 1] + TILE[1] - 1) // TILE[1]]
     if ADD:
         value += tl.load(bias)
     tl.store(bias, value)
@@ -141,17 +209,22 @@ def put_sums(
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
     OFFSETS: tl.constexpr,
-    ADD: tl.constexpr,
 ):
-    """Write, or with ADD add, the sums of one layer to the program's slice of the partials."""
-    K: tl.constexpr = len(WIDTHS)
-    weight, bias = partial + OFFSETS[LAYER], partial + OFFSETS[K + 1 + LAYER]
+    """Write the sums of one layer to the program's slice of the partials."""
+    B: tl.constexpr = TILE[1]
     if LAYER == 0:
-        _put_first(weight, bias, sums, C, E, WIDTHS[0], TILE, ADD)
-    elif LAYER == K:
-        _put_output(weight, bias, sums, WIDTHS[K - 1], TILE[1], ADD)
+        PER: tl.constexpr = 2 + (C + TILE[2] - 1) // TILE[2] + (2 if E > 0 else 0)
+        for j in tl.static_range((WIDTHS[0] + B - 1) // B):
+            put_first_chunk(partial, sums[j * PER : (j + 1) * PER], j, C, E, WIDTHS, TILE, OFFSETS, False)
+    elif LAYER == len(WIDTHS):
+        put_output(partial, sums, WIDTHS, TILE, OFFSETS, False)
     else:
-        _put_layer(weight, bias, sums, WIDTHS[LAYER - 1], WIDTHS[LAYER], TILE[1], ADD)
+        DOWN: tl.constexpr = (WIDTHS[LAYER] + B - 1) // B
+        ACROSS: tl.constexpr = (WIDTHS[LAYER - 1] + B - 1) // B
+        for j in tl.static_range(DOWN):
+            for i in tl.static_range(ACROSS):
+                put_layer_tile(partial, sums[i * DOWN + j], LAYER, j, i, WIDTHS, TILE, OFFSETS, False)
+            put_bias(partial, sums[ACROSS * DOWN + j], LAYER, j, WIDTHS, TILE, OFFSETS, False)
 
 
 @triton.jit

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .head import activate_layer, add_x, context_layer, layer, output, read_context, vector, waves
+from .activations import activate
+from .head import add_product, add_x, bias_chunks, context_chunk, output, read_context, vector, waves
 from .launch import HeadLaunch
 from .philox import normal
 
@@ -50,7 +51,11 @@ def langevin_kernel(
     dimension = tl.load(dimensions + r, mask=inside, other=0)
     state = tl.load(x + r, mask=inside, other=0.0).to(COMPUTE)
     c = read_context(context, r, inside, GIVEN, TILE)
-    base = context_layer(c, state, weights[0], biases[0], 0.0, GIVEN, STRIDE, WIDTHS[0], TILE, P)
+    base = ()
+    for j in tl.static_range((WIDTHS[0] + B - 1) // B):
+        base = base + (
+            context_chunk(c, state, weights[0], biases[0], 0.0, j, GIVEN, STRIDE, WIDTHS[0], TILE, P),
+        )
     step = first_step.to(tl.int64)
     for i in range(stages):
         drift = tl.load(schedule + 3 * i)
@@ -66,11 +71,17 @@ def langevin_kernel(
         for _ in range(steps):
             v = state.to(STORE).to(COMPUTE)
             wave = waves(v, frequencies, E, TILE)
-            primal, none = add_x(stage, v, wave, weights[0], 0.0, C, E, WIDTHS[0], TILE, False, P)
+            primal = ()
+            for j in tl.static_range(len(stage)):
+                a, _ = add_x(stage[j], v, wave, weights[0], 0.0, j, C, E, WIDTHS[0], TILE, False, P)
+                primal = primal + (a,)
             for k in tl.static_range(1, K):
-                zs, none = activate_layer(primal, none, STORE, ACTIVATION)
-                primal, none = layer(zs, none, weights[k], biases[k], v, WIDTHS[k - 1], WIDTHS[k], B, P)
-            s, _ = output(primal, none, weights[K], biases[K], v, WIDTHS[K - 1], B, ACTIVATION)
+                sums = bias_chunks(biases[k], v, WIDTHS[k], M, B)
+                for i in tl.static_range(len(primal)):
+                    z, _, _ = activate(primal[i], ACTIVATION)
+                    sums = add_product(sums, z.to(STORE), weights[k], i, WIDTHS[k - 1], WIDTHS[k], B, P)
+                primal = sums
+            s, _ = output(primal, (), weights[K], biases[K], v, WIDTHS[K - 1], B, ACTIVATION)
             state += drift * s + scale * normal(seed.to(tl.int64), sample, dimension, step, COMPUTE)
             step += 1
     tl.store(states + r, state.to(STORE), mask=inside)

@@ -111,7 +111,7 @@ def score_head_bwd_kernel(
         )
     if RESIDENT:
         for k in tl.static_range(len(WIDTHS) + 1):
-            put_sums(partial, sums[k], k, C, E, WIDTHS, TILE, OFFSETS, False)
+            put_sums(partial, sums[k], k, C, E, WIDTHS, TILE, OFFSETS)
 
 
 def score_head(
