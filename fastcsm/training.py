@@ -430,7 +430,7 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
                     row = trainer.log_row()
                     if log:
                         log.add(row)
-                    bar.to(trainer.step, trainer.total_steps, _note(row))
+                    bar.to(trainer.step, trainer.total_steps + config.finetune_steps, _note(row))
                 now = time.monotonic()
                 if run and (done or stop or now - last_saved >= config.checkpoint_seconds):
                     log.sync()
