@@ -86,7 +86,8 @@ def context_chunk(
 ):
     """Chunk J of W_c c + b for the first C columns of the first layer's weight, STRIDE in all; (M, B)."""
     B: tl.constexpr = TILE[1]
-    a = tl.zeros((TILE[0], B), like.dtype) + (vector(bias, J * B, WIDTH, 1, B, like) + zero)
+    M: tl.constexpr = TILE[0]
+    a = tl.zeros((M, B), like.dtype) + (vector(bias, J * B, WIDTH, 1, B, like) + zero)
     for i in tl.static_range(len(c)):
         w = matrix(weight, J * B, i * TILE[2], WIDTH, C, STRIDE, B, TILE[2])
         a = tl.dot(c[i], tl.trans(w), a, input_precision=P, out_dtype=a.dtype)
@@ -109,6 +110,7 @@ def add_x(
     P: tl.constexpr,
 ):
     """Chunk J of (a, t), (M, B), from that of W_c c + b; t is w_x, (1, B), without frequencies or TANGENT."""
+    M: tl.constexpr = TILE[0]
     B: tl.constexpr = TILE[1]
     BE: tl.constexpr = TILE[3]
     STRIDE: tl.constexpr = C + 1 + 2 * E
@@ -122,7 +124,7 @@ def add_x(
         a = tl.dot(sin.to(ws.dtype), ws, a, input_precision=P, out_dtype=a.dtype)
         a = tl.dot(cos.to(ws.dtype), wc, a, input_precision=P, out_dtype=a.dtype)
         if TANGENT:
-            t = tl.zeros((TILE[0], B), x.dtype) + wx
+            t = tl.zeros((M, B), x.dtype) + wx
             t = tl.dot((w * cos).to(ws.dtype), ws, t, input_precision=P, out_dtype=t.dtype)
             t = tl.dot((-w * sin).to(ws.dtype), wc, t, input_precision=P, out_dtype=t.dtype)
     return a, t

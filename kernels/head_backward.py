@@ -81,6 +81,7 @@ def inputs_backward(
     gc = W_c^T ga, chunks (M, BC), and gx = sum over the inputs h that depend on x of
     (W^T ga) dh/dx + (W^T gt) d2h/dx2, (M,).
     """
+    M: tl.constexpr = TILE[0]
     B: tl.constexpr = TILE[1]
     BE: tl.constexpr = TILE[3]
     STRIDE: tl.constexpr = C + 1 + 2 * E
@@ -96,7 +97,7 @@ def inputs_backward(
             ws = matrix(weight, J * B, C + 1, WIDTH, C + 1 + E, STRIDE, B, BE)
             wc = matrix(weight, J * B, C + 1 + E, WIDTH, STRIDE, STRIDE, B, BE)
             la, lt = ga.to(ws.dtype), gt.to(ws.dtype)
-            none = tl.zeros((TILE[0], BE), x.dtype)
+            none = tl.zeros((M, BE), x.dtype)
             sa = tl.dot(la, ws, none, input_precision=P, out_dtype=x.dtype)
             ca = tl.dot(la, wc, none, input_precision=P, out_dtype=x.dtype)
             st = tl.dot(lt, ws, none, input_precision=P, out_dtype=x.dtype)

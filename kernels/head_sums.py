@@ -42,13 +42,16 @@ def _put_vector(
 
 @triton.jit
 def _zero_first(like, C: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    B: tl.constexpr = TILE[1]
+    BC: tl.constexpr = TILE[2]
+    BE: tl.constexpr = TILE[3]
     sums = ()
     for _ in tl.static_range((WIDTH + TILE[1] - 1) // TILE[1]):
-        sums = sums + (tl.zeros((TILE[1],), like.dtype), tl.zeros((TILE[1],), like.dtype))
+        sums = sums + (tl.zeros((B,), like.dtype), tl.zeros((B,), like.dtype))
         for _ in tl.static_range((C + TILE[2] - 1) // TILE[2]):
-            sums = sums + (tl.zeros((TILE[1], TILE[2]), like.dtype),)
+            sums = sums + (tl.zeros((B, BC), like.dtype),)
         if E > 0:
-            zero = tl.zeros((TILE[1], TILE[3]), like.dtype)
+            zero = tl.zeros((B, BE), like.dtype)
             sums = sums + (zero, zero)
     return sums
 
@@ -102,20 +105,23 @@ def first_chunk_sums(
     RESIDENT: tl.constexpr,
 ):
     """Gradients of chunk J of the first layer, plus acc if RESIDENT: x and b, (B,), c, sin, cos, (B, .)."""
+    B: tl.constexpr = TILE[1]
+    BC: tl.constexpr = TILE[2]
+    BE: tl.constexpr = TILE[3]
     N: tl.constexpr = J * (2 + len(c) + (2 if E > 0 else 0))
     gw, gb = tl.sum(ga * x[:, None] + gt, 0), tl.sum(ga, 0)
     sums = (gw + acc[N], gb + acc[N + 1]) if RESIDENT else (gw, gb)
     ga = tl.trans(ga.to(DTYPE))
     for i in tl.static_range(len(c)):
-        gc = acc[N + 2 + i] if RESIDENT else tl.zeros((TILE[1], TILE[2]), x.dtype)
+        gc = acc[N + 2 + i] if RESIDENT else tl.zeros((B, BC), x.dtype)
         sums = sums + (tl.dot(ga, c[i], gc, input_precision=P, out_dtype=x.dtype),)
     if E > 0:
         w, sin, cos = wave
         gt = tl.trans(gt.to(DTYPE))
-        gs = acc[N + 2 + len(c)] if RESIDENT else tl.zeros((TILE[1], TILE[3]), x.dtype)
+        gs = acc[N + 2 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
         gs = tl.dot(ga, sin.to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
         gs = tl.dot(gt, (w * cos).to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
-        gc = acc[N + 3 + len(c)] if RESIDENT else tl.zeros((TILE[1], TILE[3]), x.dtype)
+        gc = acc[N + 3 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
         gc = tl.dot(ga, cos.to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
         gc = tl.dot(gt, (-w * sin).to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
         sums = sums + (gs, gc)

@@ -57,12 +57,12 @@ def langevin_kernel(
             context_chunk(c, state, weights[0], biases[0], 0.0, j, GIVEN, STRIDE, WIDTHS[0], TILE, P),
         )
     step = first_step.to(tl.int64)
-    for i in range(stages):
-        drift = tl.load(schedule + 3 * i)
-        scale = tl.load(schedule + 3 * i + 1)
+    for stage_number in range(stages):
+        drift = tl.load(schedule + 3 * stage_number)
+        scale = tl.load(schedule + 3 * stage_number + 1)
         stage = base
         if STAGE_FEATURE:
-            feature = tl.load(schedule + 3 * i + 2)
+            feature = tl.load(schedule + 3 * stage_number + 2)
             stage = ()
             for j in tl.static_range(len(base)):
                 stage = stage + (
