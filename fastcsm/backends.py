@@ -76,10 +76,14 @@ class Reference:
         return []
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        return []
+        return [] if hasattr(self._module(op), op) else [f"it has no {op}"]
 
     def implementation(self, op: str) -> Callable[..., Any]:
-        return getattr(importlib.import_module(f".reference.{_module(op)}", __package__), op)
+        return getattr(self._module(op), op)
+
+    @staticmethod
+    def _module(op: str) -> Any:
+        return importlib.import_module(f".reference.{_module(op)}", __package__)
 
 
 class CPU:

@@ -4,7 +4,7 @@
 // instruction set.
 
 constexpr int kMaxPanels = 64, kMaxMoves = 16;
-constexpr double kHeaviest = 0.8, kRounding = 8.0;
+constexpr double kHeaviest = 0.8, kLeast = 0.25, kRounding = 8.0, kCancelled = 4 * 0x1p-52;
 constexpr double kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
 
 struct DensityOptions {
@@ -78,7 +78,13 @@ inline void summarize(const Quadrature& q, Panel& p, double unit) {
   }
   p.integral = half * integral;
   p.log_mass = most + __builtin_log(half * mass);
-  p.mass_error = __builtin_fabs(rough / mass - 1);
+  double inside = 0;
+  for (int k = kFine - kTop; k < kFine; ++k) {
+    double d = 0;
+    for (int f = 0; f < kFine; ++f) d += fine[f] * q.fine_coefficients[f][k];
+    inside += __builtin_fabs(d) * 4 / (2 * k + 1);
+  }
+  p.mass_error = larger(__builtin_fabs(rough - mass), inside) / mass;
   const double place = larger(__builtin_fabs(p.a), __builtin_fabs(p.a + p.h));
   p.rounding = kRounding * unit * (half * size + place * (high - low));
   double top = 0, middle = 0, sign = 1;
@@ -94,7 +100,7 @@ inline void summarize(const Quadrature& q, Panel& p, double unit) {
       middle += most_of_k;
     }
   }
-  p.error = 2 * half * top * (2 * top < middle ? top / (middle - top) : 1);
+  p.error = 2 * half * top * larger(2 * top < middle ? top / (middle - top) : 1, kLeast);
 }
 
 // Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; infinite if there is none.
@@ -218,6 +224,7 @@ struct Row {
     double begins = 0;
     for (int j = 0; j < count; ++j) {
       r.error += influence(j, point, o.inverse) * (at(j).error + at(j).rounding) + at(j).mass_error * mass[j];
+      r.error += kCancelled * __builtin_fabs(at(j).integral);
       if (at(j).a < o.low) begins += at(j).integral;
     }
     if (!(tails[0] < kInfinity && tails[1] < kInfinity && __builtin_fabs(log_z) < kInfinity && r.error < kInfinity)) {

@@ -22,7 +22,7 @@ _PART = 1024
 def _fake(context, point, *args):
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
     x = torch.empty_like(point, dtype=wide)
-    return *(torch.empty_like(x) for _ in range(5)), x.new_empty(len(x), 2)
+    return *(torch.empty_like(x) for _ in range(5)), x.new_empty(x.shape[0], 2)
 
 
 def _fake_backward(grad, context, point, weights, biases, *args):

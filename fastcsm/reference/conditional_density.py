@@ -10,7 +10,7 @@ from .. import random
 from .langevin import contexts_in_order
 from .probability_flow import head_output
 from .probability_flow import solve as flow
-from .quadrature import NODES, solve
+from .quadrature import NODES, nodes, solve
 from .score_head import score_head
 
 
@@ -89,8 +89,7 @@ def _head_score(
     return score
 
 
-def conditional_density_backward(
-    grad: Tensor,
+def conditional_density_nodes(
     context: Tensor,
     point: Tensor,
     weights: Sequence[Tensor],
@@ -103,41 +102,24 @@ def conditional_density_backward(
     high: float,
     tolerance: float,
     panels: int,
-    need_context: bool,
-    need_x: bool,
-    need_params: bool,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of the sum over rows of grad log q(x), as :func:`~.score_head.score_head_backward` returns.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of log q(x) as a sum over scores: d log q(x) = sum over m of weight_m ds(t_m).
 
-    d log q(x) / d theta = integral of ds(t) / d theta (1{t < x} - P(X > t)) dt.
+    It is the quadrature of d log q(x) = integral of ds(t) (1{t < x} - P(X > t)) dt.
+
+    Args: as for :func:`conditional_density`.
+
+    Returns:
+        t (N, M) in the dtype of x, weight (N, M), how many of each row's M count (N,) int64, and the score at
+        x (N,); float32 for 16-bit dtypes. What does not count is zero.
     """
-    with torch.enable_grad():
-        leaves = [value.detach().requires_grad_() for value in (context, point, *weights, *biases)]
-        k = len(weights)
-        log_density = conditional_density(
-            leaves[0],
-            leaves[1],
-            leaves[2 : 2 + k],
-            leaves[2 + k :],
-            frequencies,
-            activation,
-            score_scale,
-            stage_features,
-            low,
-            high,
-            tolerance,
-            panels,
-            False,
-        )[1]
-        total = (log_density * grad).sum()
-        grads = torch.autograd.grad(total, leaves, materialize_grads=True)
-    empty = context.new_empty(0)
-    return (
-        grads[0] if need_context else empty,
-        grads[1] if need_x else empty.clone(),
-        list(grads[2 : 2 + k]) if need_params else [],
-        list(grads[2 + k :]) if need_params else [],
+    wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
+    score = _head_score(
+        context, point.dtype, weights, biases, frequencies, activation, score_scale, stage_features
     )
+    unit = torch.finfo(point.dtype).eps
+    t, weight, count, at_point = nodes(score, low, high, point.to(torch.float64), tolerance, panels, unit)
+    return t.to(point.dtype), weight.to(wide), count, at_point.to(wide)
 
 
 def conditional_density_draw(

@@ -16,7 +16,8 @@ An error e in the integral of s over a panel moves log q(x) by e times |1{panel 
 panels are split by that product: panels between x and the mass matter fully, the others hardly. e is twice
 what the Legendre coefficients beyond the last would add if they went on falling as the last four do from
 the four before them, or the last four themselves where they do not fall by half; the error of a panel's
-mass is the difference of the 16- and 32-point rules. Both exceed the error of what is returned.
+mass is the difference of the 16- and 32-point rules, or the share of the last coefficients of exp(L). Both
+exceed the error of what is returned.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,14 @@ from torch import Tensor
 NODES, FINE, TOP = 16, 32, 4
 #: Panels a row may have, and panels of doubling width an end may be moved by.
 MAX_PANELS, MAX_MOVES = 64, 16
+#: Of the last coefficients, at least this part is taken to be the error.
+_LEAST = 0.25
 #: s' / s^2 up to which a tail is taken to have a mass: that of a power law x^-1.25.
 _HEAVIEST = 0.8
 #: Units of rounding allowed for in the score and in where it is taken, relative to their size.
 _ROUNDING = 8.0
+#: Units of rounding of the sums of panel integrals, which cancel.
+_CANCELLED = 4 * torch.finfo(torch.float64).eps
 
 #: Score of rows (M,), int64, at t (M, 16) float64; (M, 16).
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -120,14 +125,17 @@ def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
     c = s @ coarse.coefficients.T
     local = half[..., None] * (s @ coarse.to_fine.T)
     most = local.detach().amax(-1)
-    mass = torch.exp(local - most[..., None]) @ fine.weights
+    density = torch.exp(local - most[..., None])
+    mass = density @ fine.weights
     rough = torch.exp(half[..., None] * (s @ coarse.to_nodes.T) - most[..., None]) @ coarse.weights
     k = torch.arange(NODES, dtype=s.dtype)
     sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
     # |integral from -1 of P_k| <= 2 / (2k + 1)
     shares = c.abs() * (2 / (2 * k + 1))
+    high = torch.arange(FINE - TOP, FINE, dtype=s.dtype)
+    inside = ((density @ fine.coefficients[-TOP:].T).abs() * (4 / (2 * high + 1))).sum(-1)
     top, middle = shares[..., -TOP:].sum(-1), shares[..., -2 * TOP : -TOP].sum(-1)
-    rest = torch.where(2 * top < middle, top / (middle - top), 1.0)
+    rest = torch.where(2 * top < middle, top / (middle - top), 1.0).clamp_min(_LEAST)
     safe = torch.where(half > 0, half, 1.0)
     place = torch.maximum(panels.a.abs(), (panels.a + panels.h).abs())
     return _Parts(
@@ -135,7 +143,7 @@ def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
         torch.where(half > 0, most + torch.log(safe * mass), -torch.inf),
         2 * half * top * rest,
         _ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
-        torch.where(half > 0, (rough / mass - 1).abs(), 0.0),
+        torch.where(half > 0, torch.maximum((rough - mass).abs(), inside) / mass, 0.0),
         (
             (c @ sign, -(c @ (sign * slope)) / safe),
             (c.sum(-1), (c @ slope) / safe),
@@ -219,7 +227,7 @@ def refine(
     grid = Panels(a, torch.full_like(a, width))
     s, stale = a.new_zeros(rows, panels, NODES), torch.ones_like(a, dtype=torch.bool)
     moves = torch.zeros(rows, 2, dtype=torch.int64)
-    open_rows = point.isfinite() if not inverse else (point >= 0) & (point <= 1)
+    open_rows = _valid(point, inverse)
     while True:
         stale &= open_rows[:, None]
         s[stale] = score(*_nodes(grid, stale))
@@ -266,21 +274,23 @@ def refine(
         grid, stale = Panels(torch.where(h > 0, a, ends), h), stale & (h > 0)
 
 
+def _valid(point: Tensor, inverse: bool) -> Tensor:
+    return (point >= 0) & (point <= 1) if inverse else point.isfinite()
+
+
 def _nodes(grid: Panels, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (M,) and nodes (M, 16) of the chosen panels."""
     t = grid.a[chosen][:, None] + grid.h[chosen][:, None] / 2 * (rule(NODES).nodes + 1)
     return chosen.nonzero()[:, 0], t
 
 
-def answer(
-    grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, tolerance: float, unit: float
-) -> Density:
+def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, unit: float) -> Density:
     """The results from scores s (N, P, 16) on the panels; differentiable in s and the point."""
     parts = _parts(grid, s, unit)
     row = _row(grid, parts)
     influence = _influence(grid, row, point, inverse)
     error = (influence * (parts.error + parts.rounding) + parts.mass_error * row.mass).sum(1)
-    error = error + row.tail_errors.sum(1)
+    error = error + row.tail_errors.sum(1) + _CANCELLED * parts.integral.abs().sum(1)
     count = (grid.h > 0).sum(1, keepdim=True)
     if inverse:
         j = (row.before + row.mass < point[:, None]).sum(1, keepdim=True)
@@ -311,7 +321,7 @@ def answer(
         log_density = torch.where(outside.any(1), _tail_density(grid, parts, row, x), log_density)
         cdf, error = point, error + (outside * row.tails).sum(1)
     begins = torch.where((grid.a < low) & (grid.h > 0), parts.integral, 0.0).sum(1)
-    exists = row.tails.isfinite().all(1) & row.log_z.isfinite() & error.isfinite()
+    exists = _valid(point, inverse) & row.tails.isfinite().all(1) & row.log_z.isfinite() & error.isfinite()
     values = [x, log_density, row.log_z - begins, cdf.clamp(0, 1)]
     values = [torch.where(exists, value, torch.nan) for value in values]
     x, log_density, log_z, cdf = values
@@ -376,8 +386,37 @@ def solve(
     """
     with torch.no_grad():
         grid = refine(score, low, high, point.detach(), inverse, tolerance, panels, unit)
+    return answer(grid, _scores(score, grid, point), low, point, inverse, unit)
+
+
+def _scores(score: Score, grid: Panels, point: Tensor) -> Tensor:
     rows, t = _nodes(grid, grid.h > 0)
-    s = point.new_zeros(*grid.h.shape, NODES).masked_scatter(
-        (grid.h > 0)[..., None], score(rows, t).to(torch.float64)
-    )
-    return answer(grid, s, low, point, inverse, tolerance, unit)
+    found = score(rows, t).to(torch.float64)
+    return point.new_zeros(*grid.h.shape, NODES).masked_scatter((grid.h > 0)[..., None], found)
+
+
+def nodes(
+    score: Score, low: float, high: float, point: Tensor, tolerance: float, panels: int, unit: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``conditional_density_nodes``; arguments as for :func:`solve`."""
+    grid = refine(score, low, high, point, False, tolerance, panels, unit)
+    coarse, fine = rule(NODES), rule(FINE)
+    s = _scores(score, grid, point)
+    parts = _parts(grid, s, unit)
+    row = _row(grid, parts)
+    half, count = grid.h / 2, (grid.h > 0).sum(1, keepdim=True)
+    own = torch.minimum((grid.a + grid.h < point[:, None]).sum(1, keepdim=True), count - 1)
+    density = torch.exp(parts.fine - parts.fine.amax(-1, keepdim=True)) * fine.weights
+    mean = density @ coarse.to_fine / density.sum(-1, keepdim=True)
+    after = 1 - row.before - row.mass
+    moved = -row.mass[..., None] * mean - after[..., None] * coarse.weights
+    place = torch.arange(grid.h.shape[1])
+    moved = moved + (place < own)[..., None] * coarse.weights
+    x = ((point[:, None] - grid.a) / half).gather(1, own)[:, 0] - 1
+    basis = torch.stack([_series(c, x)[1] for c in coarse.coefficients.T.unsqueeze(1)], -1)
+    moved = moved + (place == own)[..., None] * basis[:, None]
+    at_point = _series(parts.coefficients[torch.arange(len(point)), own[:, 0]], x)[0]
+    t = grid.a[..., None] + half[..., None] * (coarse.nodes + 1)
+    exists = _valid(point, False) & row.tails.isfinite().all(1)
+    weight = torch.where(exists[:, None, None], half[..., None] * moved, torch.nan)
+    return t.flatten(1), weight.flatten(1), count[:, 0] * NODES, torch.where(exists, at_point, torch.nan)

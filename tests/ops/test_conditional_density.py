@@ -1,0 +1,377 @@
+import math
+
+import pytest
+import torch
+from densities import KNOWN, Restoring, gaussian
+from hypothesis import given
+from hypothesis import strategies as st
+from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
+
+import fastcsm
+from fastcsm import functional
+from fastcsm.reference import quadrature
+
+BACKENDS = backend_params("conditional_density")
+COMPILED = BACKENDS[1:]
+BARS = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+def density(case, backend="auto", point=None, **settings):
+    context = case.context[:, :-1] if "stage_feature" in settings else case.context
+    with fastcsm.backend(backend):
+        return functional.conditional_density(
+            context,
+            case.x if point is None else point,
+            case.weights,
+            case.biases,
+            activation=case.activation,
+            frequencies=case.frequencies,
+            **({"low": -1.0, "high": 1.0} | settings),
+        )
+
+
+def known(name, backend, dtype, inverse=False, **settings):
+    """The law, its rows in a dtype, and what the op says of them."""
+    case = KNOWN[name]()
+    context, x = case.context.to(dtype), case.x.to(dtype)
+    if inverse:
+        x = torch.linspace(1e-4, 1 - 1e-4, len(x), dtype=dtype)
+    layers = [[p.to(dtype) for p in part] for part in (case.weights, case.biases)]
+    with fastcsm.backend(backend):
+        found = functional.conditional_density(
+            context, x, *layers, activation=case.activation, low=-1.0, high=1.0, inverse=inverse, **settings
+        )
+    return case, context.double(), x.double(), functional.Density._make(v.double() for v in found)
+
+
+def names(dtype):
+    """A jump of s needs relus so steep that float32 cannot take their difference."""
+    return [name for name in KNOWN if dtype is torch.float64 or name != "laplace"]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(d, n) for d in BARS for n in names(d)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_densities(backend, dtype, name):
+    case, context, x, found = known(name, backend, dtype)
+    error = (found.log_density - case.logpdf(context, x)).abs()
+    assert error.max() <= BARS[dtype]
+    assert (error - found.error).max() <= 0
+    assert (found.cdf - case.cdf(context, x)).abs().max() <= BARS[dtype]
+    assert torch.equal(found.point, x)
+    assert ((found.ends >= 0) & (found.ends < 1e-2)).all()
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(d, n) for d in BARS for n in names(d)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_quantiles(backend, dtype, name):
+    case, context, u, found = known(name, backend, dtype, inverse=True)
+    error = (case.cdf(context, found.point) - u).abs()
+    assert error.max() <= BARS[dtype]
+    assert (error - found.error).max() <= 1e-9
+    assert torch.equal(found.cdf, u)
+    density_error = (found.log_density - case.logpdf(context, found.point)).abs()
+    assert density_error.max() <= 100 * BARS[dtype]
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("panels", [1, 3, 16])
+@pytest.mark.parametrize("name", list(KNOWN))
+def test_error_estimate_bounds_the_error(name, panels, tolerance):
+    options = {"tolerance": tolerance, "panels": panels}
+    case, context, x, found = known(name, "auto", torch.float64, **options)
+    error = (found.log_density - case.logpdf(context, x)).abs()
+    assert (error - found.error).max() <= 1e-10  # as exactly as the law itself is computed
+    assert found.error.max() <= tolerance + 1e-9
+    case, context, u, found = known(name, "auto", torch.float64, inverse=True, **options)
+    error = (case.cdf(context, found.point) - u).abs()
+    assert (error - found.error).max() <= 1e-9
+    assert found.error.max() <= tolerance + 1e-9
+
+
+def student(degrees):
+    return lambda rows, t: -(degrees + 1) * t / 0.01 / (degrees + t * t / 0.01)
+
+
+@pytest.mark.parametrize("degrees", [1, 3])
+def test_power_law_tails(degrees):
+    stats = pytest.importorskip("scipy.stats")
+    law = stats.t(degrees, scale=0.1)
+    x = torch.cat([torch.linspace(-2, 2, 41, dtype=torch.float64), torch.tensor([60.0, -900.0]).double()])
+    found = quadrature.solve(student(degrees), -1.0, 1.0, x, False, 1e-7, 4, 1e-16)
+    error = (found.log_density - torch.tensor(law.logpdf(x))).abs()
+    assert error.max() <= 1e-6
+    assert (error - found.error).max() <= 0
+    u = torch.tensor([1e-5, 1e-3, 0.3, 0.999, 1 - 1e-5], dtype=torch.float64)
+    found = quadrature.solve(student(degrees), -1.0, 1.0, u, True, 1e-7, 2, 1e-16)
+    assert (torch.tensor(law.cdf(found.point)) - u).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_every_activation_and_depth(backend, activation, hidden, dtype):
+    case = Restoring(rows=21, hidden=hidden, activation=activation).to(dtype)
+    truth = density(case.to(torch.float64), "reference", tolerance=1e-9)
+    got = density(case, backend)
+    assert got.log_density.dtype == (torch.float32 if dtype is torch.bfloat16 else dtype)
+    error = (got.log_density.double() - truth.log_density).abs()
+    assert (error - got.error.double() - truth.error).max() <= 0
+    if dtype is torch.float64:
+        plain = density(case, "reference")
+        for a, b in zip(got, plain):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_every_number_of_rows(backend, inverse):
+    for rows in ROWS[:-1]:
+        case = Restoring(rows=rows, seed=rows).to(torch.float64)
+        point = torch.linspace(0, 1, rows + 2, dtype=torch.float64)[1:-1] if inverse else case.x
+        options = {"point": point, "inverse": inverse, "score_scale": 0.7, "stage_feature": 0.3}
+        got, expected = density(case, backend, **options), density(case, "reference", **options)
+        assert got.ends.shape == (rows, 2)
+        for a, b in zip(got, expected):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_every_instruction_set(isa):
+    case = Restoring(rows=29)
+    for a, b in zip(density(case, "cpu"), density(case, "reference")):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_a_density_are_reported(backend):
+    case = gaussian(0.1)
+    k = torch.tensor([1.0, -1.0, 0.0, 1.0], dtype=torch.float64)
+    # The sign of the context turns s = k z around, or switches it off.
+    weights = [
+        torch.tensor([[50.0, -1.0], [50.0, 1.0], [-50.0, -1.0], [-50.0, 1.0]], dtype=torch.float64),
+        torch.tensor([[100.0, -100.0, -100.0, 100.0]], dtype=torch.float64),
+    ]
+    x = torch.tensor([0.1, 0.1, 0.1, math.nan], dtype=torch.float64)
+    with fastcsm.backend(backend):
+        for inverse in (False, True):
+            found = functional.conditional_density(
+                k[:, None], x, weights, [None, None], activation=case.activation, low=-1.0, high=1.0,
+                inverse=inverse,
+            )  # fmt: skip
+            assert found.log_density.isfinite().tolist() == [True, False, False, False]
+            assert found.point.isfinite().tolist() == [True, False, False, False]
+            assert found.error[0] < 1e-6
+            assert found.error[1:].isposinf().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_far_points_and_extreme_probabilities(backend):
+    case = gaussian(0.1)
+    context, x = torch.zeros(5, 1).double(), torch.tensor([-30.0, -3.0, 0.0, 3.0, 30.0]).double()
+    options = {"activation": case.activation, "low": -1.0, "high": 1.0}
+    with fastcsm.backend(backend):
+        found = functional.conditional_density(context, x, case.weights, case.biases, **options)
+        torch.testing.assert_close(found.log_density, case.logpdf(context, x), rtol=1e-9, atol=1e-6)
+        u = torch.tensor([0.0, 1e-300, 0.5, 1 - 1e-16, 1.0]).double()
+        found = functional.conditional_density(context, u, case.weights, case.biases, inverse=True, **options)
+        assert (found.point.diff() >= -1e-9).all()
+        assert not found.point.isnan().any()
+        outside = torch.tensor([-0.1, 1.1, math.inf, -math.inf, math.nan]).double()
+        found = functional.conditional_density(
+            context, outside, case.weights, case.biases, inverse=True, **options
+        )
+        assert found.point.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("low", "high"), [(-1e-3, 1e-3), (-100.0, 100.0), (5.0, 6.0), (-6.0, -5.9)], ids=str)
+def test_a_wrong_interval_costs_time_only(backend, low, high):
+    case = Restoring(rows=9)
+    truth = density(case, "reference", tolerance=1e-9)
+    found = density(case, backend, low=low, high=high)
+    error = (found.log_density - truth.log_density).abs()
+    assert (error - found.error - truth.error).max() <= 0
+    assert found.error.max() <= 2e-7
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_normaliser_is_relative_to_low(backend):
+    case = Restoring(rows=6)
+    one, other = (density(case, backend, low=low, high=1.0) for low in (-1.0, -0.5))
+    t = torch.linspace(-1, -0.5, 4001, dtype=torch.float64)
+    with fastcsm.backend("reference"):
+        s, _ = functional.score_head(
+            case.context.repeat_interleave(len(t), 0), t.repeat(6), case.weights, case.biases,
+            frequencies=case.frequencies,
+        )  # fmt: skip
+    between = torch.trapezoid(s.view(6, -1), t)
+    torch.testing.assert_close(one.log_normalizer - other.log_normalizer, between, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "silu"])
+@pytest.mark.parametrize("feature", [{}, {"stage_feature": 0.4, "score_scale": 1.3}])
+def test_gradcheck(backend, activation, feature):
+    case = Restoring(rows=3, context=2, hidden=(5, 4), frequencies=1, activation=activation, steepness=2.0)
+    leaves = case.leaves()
+    if feature:
+        leaves["context"] = leaves["context"].detach()[:, :-1].clone().requires_grad_()
+
+    def log_density(*values):
+        context, x, weights, biases = split(dict(zip(leaves, values)))
+        with fastcsm.backend(backend):
+            return functional.conditional_density(
+                context, x, weights, biases, activation=activation, frequencies=case.frequencies,
+                low=-1.0, high=1.0, tolerance=1e-10, **feature,
+            ).log_density  # fmt: skip
+
+    assert torch.autograd.gradcheck(log_density, tuple(leaves.values()), eps=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_gradients_are_as_accurate_as_plain_pytorch(backend):
+    """Pooled over seeds; part of the error is the quadrature's, so the tolerance is tight."""
+
+    def gradients(case, backend):
+        leaves = case.leaves()
+        context, x, weights, biases = split(leaves)
+        with fastcsm.backend(backend):
+            q = functional.conditional_density(
+                context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0, tolerance=1e-7
+            ).log_density
+        upstream = torch.linspace(-1, 1, len(q)).to(q.dtype)
+        return dict(zip(leaves, torch.autograd.grad((q * upstream).sum(), list(leaves.values()))))
+
+    sums = {}
+    for seed in SEEDS:
+        case = Restoring(rows=40, seed=seed, steepness=2.0)
+        single = case.to(torch.float32)
+        got, plain = gradients(single, backend), gradients(single, "reference")
+        truth = gradients(single.to(torch.float64), "reference")
+        for name, value in truth.items():
+            errors = [((g[name].double() - value).norm() / value.norm()).item() ** 2 for g in (got, plain)]
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), errors)]
+    for name, (error, expected) in sums.items():
+        allowed = 2 * expected**0.5 + 4 * torch.finfo(torch.float32).eps * len(SEEDS) ** 0.5
+        assert error**0.5 <= allowed, f"{name}: error {error**0.5:.3g} exceeds {allowed:.3g}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_density_carries_a_gradient(backend):
+    case = Restoring(rows=4)
+    case.context.requires_grad_()
+    found = density(case, backend)
+    assert [value.requires_grad for value in found] == [False, True, False, False, False, False]
+    (grad,) = torch.autograd.grad(found.log_density.sum(), case.context, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(grad.sum(), case.context)
+    assert not density(case, backend, point=torch.full((4,), 0.5).double(), inverse=True).point.requires_grad
+
+
+def test_parts_of_the_backward_pass_add_up(monkeypatch):
+    from fastcsm.ops import conditional_density as op
+
+    def gradients():
+        case = Restoring(rows=50)
+        leaves = case.leaves()
+        context, x, weights, biases = split(leaves)
+        q = functional.conditional_density(
+            context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0
+        ).log_density
+        return torch.autograd.grad(q.sum(), list(leaves.values()))
+
+    whole = gradients()
+    monkeypatch.setattr(op, "_PART", 7)
+    for a, b in zip(gradients(), whole):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(seed=st.integers(0, 99), rows=st.integers(2, 30))
+def test_rows_are_independent(backend, seed, rows):
+    case = Restoring(rows=rows, seed=seed).to(torch.float32)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    whole = density(case, backend)
+    case.context, case.x = case.context[order], case.x[order]
+    for a, b in zip(density(case, backend), (value[order] for value in whole)):
+        if backend == "cpu":
+            assert torch.equal(a.nan_to_num(), b.nan_to_num())
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_same_bits_for_any_number_of_threads(backend, threads):
+    case, before = Restoring(rows=100).to(torch.float32), torch.get_num_threads()
+    expected = density(case, backend)
+    try:
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(density(case, backend), expected))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_leading_axes_and_layouts(backend):
+    case = Restoring(rows=6)
+    flat = density(case, backend)
+    case.context = torch.stack([case.context] * 2, -1)[..., 0].view(2, 3, -1)
+    case.x = case.x.view(2, 3)
+    for a, b in zip(density(case, backend), flat):
+        assert torch.equal(a.reshape(b.shape), b)
+    assert density(case, backend).ends.shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    case = Restoring(rows=5)
+    head = case.context, case.x, case.weights, case.biases, case.frequencies, case.activation
+    options = 1.0, [], -1.0, 1.0, 1e-4, 4
+    utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    with fastcsm.backend(backend):
+        torch.library.opcheck(
+            torch.ops.fastcsm.conditional_density.default, (*head, *options, False), test_utils=utils
+        )
+        torch.library.opcheck(
+            torch.ops.fastcsm.conditional_density_backward.default,
+            (torch.ones(5, dtype=torch.float64), *head, *options, True, True, True),
+            test_utils=utils,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_whole_and_once(backend):
+    def step(context, x, *params):
+        half = len(params) // 2
+        return functional.conditional_density(
+            context, x, params[:half], params[half:], low=-1.0, high=1.0
+        ).log_density.sum()
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    with fastcsm.backend(backend):
+        for rows in (24, 40):
+            leaves = list(Restoring(rows=rows, frequencies=0).leaves().values())
+            got = torch.autograd.grad(compiled(*leaves), leaves)
+            for a, b in zip(got, torch.autograd.grad(step(*leaves), leaves)):
+                torch.testing.assert_close(a, b)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"low": 1.0}, "low and high must be finite with low < high, got 1.0 and 1.0"),
+        ({"high": math.inf}, "low and high must be finite"),
+        ({"panels": 0}, r"panels must be in \[1, 16\], got 0"),
+        ({"panels": 17}, r"panels must be in \[1, 16\], got 17"),
+        ({"tolerance": 0.0}, "tolerance must be a positive number, got 0.0"),
+        ({"tolerance": math.nan}, "tolerance must be a positive number, got nan"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        density(Restoring(rows=2), **change)
