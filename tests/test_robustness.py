@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcsm import checkpoint, cli
+from fastcsm import checkpoint, cli, nn
 
 pytest.importorskip("safetensors")
 
@@ -202,3 +202,10 @@ def test_a_full_disk_keeps_the_run(place, capsys, monkeypatch):
     assert cli.main(["train", "--out", str(place / "run"), "--resume", "--steps", "3", "--quiet"]) == 2
     assert "no space left" in capsys.readouterr().err
     assert _snapshot(place / "run") == before
+
+
+def test_transforms_are_refused_not_ignored():
+    head = nn.ScoreHead(2, (4,), frequencies=1)
+    context, x = torch.randn(3, 2), torch.randn(3)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"do not run inside torch\.func transforms"):
+        torch.func.jvp(lambda x: head(context, x), (x,), (torch.ones(3),))

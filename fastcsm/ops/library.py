@@ -28,7 +28,18 @@ def define(
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastcsm::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.fastcsm, name).default
+    op = getattr(torch.ops.fastcsm, name).default
+
+    def call(*args: Any) -> Any:
+        # A transform would take the results for constants, without a word.
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "fastcsm ops do not run inside torch.func transforms; call fastcsm.reference, which is plain"
+                " PyTorch"
+            )
+        return op(*args)
+
+    return call
 
 
 def _request(args: tuple[Any, ...]) -> backends.Request:
