@@ -26,8 +26,10 @@ import torch
 import triton
 from fastcsm.kernels import csm_loss, langevin, launch, masked_linear, score_head
 from torch import Tensor
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 TABLE = Path(__file__).parent / "results" / "resources.json"
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -50,12 +52,18 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def head_launches(dtype: torch.dtype, frequencies: int) -> list[launch.Launch]:
-    """The launches of the head's ops at the default sizes, C = 32 and 2 x 128.
+def head_launches(
+    dtype: torch.dtype,
+    frequencies: int,
+    rows: int = 1 << 20,
+    context: int = 32,
+    widths: tuple[int, ...] = (128, 128),
+    backward: bool = False,
+) -> list[launch.Launch]:
+    """The launches of the head's ops, by default at the default sizes.
 
-    The backward pass of score_head is left out: its kernel is csm_loss's with other upstream gradients.
+    Without ``backward`` that of score_head is left out: its kernel is csm_loss's, for other upstreams.
     """
-    rows, context, widths = 1 << 20, 32, (128, 128)
     sizes = [context + 1 + 2 * frequencies, *widths, 1]
     head = (
         empty(rows, context, dtype=dtype),
@@ -68,14 +76,16 @@ def head_launches(dtype: torch.dtype, frequencies: int) -> list[launch.Launch]:
     one, number = empty(1), empty(rows, dtype=torch.int64)
     with launch.recorded() as launches:
         score_head.score_head(*head)
-        csm_loss.csm_loss(*head, one, one, one, True, False, True)
+        if backward:
+            score_head.score_head_backward(head[1], head[1], *head, True, True, True)
+        csm_loss.csm_loss(*head, one, one, one, True, backward, True)
         langevin.langevin(*head, [0.1], [1.0], [], 20, 0, number, number, 1)
     return launches
 
 
-def layer_launches(dtype: torch.dtype) -> list[launch.Launch]:
-    """The launches of a masked layer 4096 x 4096 on 1024 rows."""
-    x, weight = empty(1024, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
+def layer_launches(dtype: torch.dtype, rows: int = 1024) -> list[launch.Launch]:
+    """The launches of a masked layer 4096 x 4096."""
+    x, weight = empty(rows, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
     degrees = empty(4096, dtype=torch.int64)
     with launch.recorded() as launches:
         masked_linear.masked_linear(x, weight, empty(4096, dtype=dtype), degrees, degrees, "silu")
@@ -98,6 +108,30 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
             seen.add(label)
             for architecture in ARCHITECTURES:
                 yield f"{label} sm_{architecture}", entry, architecture
+
+
+#: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
+ROWS = ("context", "x", "score", "derivative", "grad_score", "grad_derivative", "grad_context", "grad_x")
+ROWS += ("alpha", "beta", "gamma", "samples", "dimensions", "states", "y", "grad", "grad_y", "preactivation")
+
+
+def translate(entry: launch.Launch, architecture: int = 90) -> str:
+    """The kernel in Triton's intermediate language, which takes the compiler's front end a second."""
+    target = GPUTarget("cuda", architecture, 32)
+    backend = make_backend(target)
+    options = backend.parse_options(dict(entry.options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options)
+    return str(source(entry).make_ir(target, options, functions, backend.get_module_map(), context))
+
+
+def short_offsets(text: str) -> list[str]:
+    """The arguments of ROWS that a translated kernel adds an offset of less than 64 bits to."""
+    splats = dict(re.findall(r"(%\S+) = tt\.splat %(\w+) : !tt\.ptr", text))
+    found = re.findall(r"tt\.addptr (%\S+), %\S+ : \S+, tensor<(?:\d+x)*(i\d+)>", text)
+    return sorted({splats[base] for base, width in found if splats.get(base) in ROWS and width != "i64"})
 
 
 def source(entry: launch.Launch) -> ASTSource:
@@ -165,11 +199,27 @@ def compare(before: dict[str, Any], kernels: dict[str, dict[str, int]]) -> list[
     return lines
 
 
+def translate_all() -> int:
+    """Translate every kernel for over 2^31 rows and heads of every depth; names what has short offsets."""
+    rows, short = 2**31 + 5, []
+    launches = layer_launches(torch.bfloat16, rows)
+    heads = ((0, 3, (5,)), (2, 0, (5,)), (1, 70, (130, 70)), (0, 5, (33, 16, 7)), (2, 5, (8, 24, 15, 31)))
+    for frequencies, context, widths in (*heads, (16, 32, (128, 128))):
+        launches += head_launches(torch.bfloat16, frequencies, rows, context, widths, backward=True)
+    for entry in launches:
+        short += [f"{entry.kernel.__name__}: {name}" for name in short_offsets(translate(entry))]
+    print(f"{len(launches)} launches translated", *short, sep="\n")
+    return int(bool(short))
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--accept", action="store_true", help="write the figures found instead of comparing them")
     p.add_argument("--only", default="", metavar="TEXT", help="only kernels whose name contains TEXT")
+    p.add_argument("--translate", action="store_true", help="only translate the kernels, for many heads")
     arguments = p.parse_args()
+    if arguments.translate:
+        return translate_all()
     before = (
         json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"triton": None, "kernels": {}}
     )

@@ -1,0 +1,69 @@
+"""What the Triton kernels' compiled code needs of a GPU; compiled without one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = json.loads((ROOT / "bench" / "results" / "resources.json").read_text())
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def resources(*arguments):
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, ROOT / "bench" / "resources.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_kernel_translates_with_64_bit_offsets():
+    done = resources("--translate")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_no_kernel_got_worse():
+    done = resources("--only", "E=0 bfloat16 sm_90")
+    if "not compared" in done.stdout:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "csm_loss_kernel" in done.stdout
+
+
+def test_a_worse_kernel_is_named():
+    code = """
+import sys
+sys.path.insert(0, "bench")
+import resources
+figures = {"stack": 8, "spills": 10, "shared": 100, "instructions": 1000, "matrix": 4}
+assert resources.compare({"kernels": {"k": figures}}, {"k": figures}) == []
+better = figures | {"instructions": 1050, "stack": 0}
+assert resources.compare({"kernels": {"k": figures}}, {"k": better}) == []
+worse = figures | {"spills": 11, "matrix": 0, "instructions": 1200}
+assert resources.compare({"kernels": {"k": figures}}, {"k": worse}) == [
+    "k: spills 10 -> 11",
+    "k: instructions 1000 -> 1200",
+    "k: matrix 4 -> 0",
+]
+assert "not in the table" in resources.compare({"kernels": {}}, {"k": figures})[0]
+text = '''%a = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+%b = tt.addptr %a, %i : tensor<16x!tt.ptr<f32>>, tensor<16xi32>'''
+assert resources.short_offsets(text) == ["x"]
+assert resources.short_offsets(text.replace("i32", "i64")) == []
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+
+def test_what_is_committed_fits():
+    limits = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
+    for name, figures in TABLE["kernels"].items():
+        assert figures["shared"] <= limits[name.split()[-1]], name
+        if "masked_linear" in name:
+            assert figures["spills"] == 0, name
+        if "masked_linear_bwd_activation" not in name:
+            assert figures["matrix"] > 0, name
