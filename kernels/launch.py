@@ -52,7 +52,7 @@ def chunk(widths: Sequence[int]) -> int:
 
 
 def head_config(
-    op: str, dtype: torch.dtype, precision: str, context: int, frequencies: int, widths: tuple[int, ...]
+    op: str, dtype: torch.dtype, context: int, frequencies: int, widths: tuple[int, ...]
 ) -> Config:
     """The configuration of ``op`` ("score_head", "csm_loss" or "langevin") for one head.
 
@@ -143,7 +143,7 @@ class HeadLaunch:
         sizes = weights[0].shape[1] - 1 - 2 * len(frequencies), len(frequencies)
         # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
         precision = precision_of(x.dtype, "tf32x3")
-        self.config = head_config(op, x.dtype, precision, *sizes, widths)
+        self.config = head_config(op, x.dtype, *sizes, widths)
         self.constants: dict[str, Any] = {
             "C": sizes[0],
             "E": sizes[1],
