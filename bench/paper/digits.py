@@ -21,7 +21,16 @@ from fastcsm.config import PRESETS, Config
 from fastcsm.evaluation import log_densities
 
 SIGMA, REPEATS, COMPONENTS = 0.06, 2, 10
-MAIN = PRESETS["digits"] | {"data": "digits", "dropout": 0.5, "sigma_min": SIGMA, "eval_every": 250}
+#: A level at which to begin the flow density of the main model, beside sigma_1 = 1.
+BASE = 0.5
+MAIN = PRESETS["digits"] | {
+    "data": "digits",
+    "sigma_min": SIGMA,
+    "dropout": 0.5,
+    "weight_decay": 0.01,
+    "ema": 0.999,
+    "eval_every": 250,
+}
 NONE = MAIN | {"dropout": 0.0, "weight_decay": 0.0, "continuous": False}
 #: Settings of the ablation: no help, each alone, all together.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -30,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "weight decay 0.1": NONE | {"weight_decay": 0.1},
     "continuous sigma": NONE | {"continuous": True},
     "dropout 0.5": NONE | {"dropout": 0.5},
-    "continuous sigma, decay 0.001, dropout 0.5": MAIN,
+    "continuous sigma, decay 0.01, dropout 0.5": MAIN,
 }
 
 
@@ -73,9 +82,11 @@ def line(name: str, row: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     parser = common.arguments(__doc__, "digits")
-    parser.add_argument("--steps", type=int, default=8000, help="steps of the main models")
-    parser.add_argument("--ablation-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=14_000, help="steps of the main models")
+    parser.add_argument("--ablation-steps", type=int, default=1200)
     parser.add_argument("--finetune-steps", type=int, default=30)
+    parser.add_argument("--mixture-steps", type=int, default=8000, help="steps of the mixture")
+    parser.add_argument("--mixture-dropouts", type=float, nargs="+", default=[0.3, 0.5])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     digits = data.load("digits")
@@ -93,9 +104,11 @@ def main() -> int:
 
     main_settings = MAIN | {"steps": given.steps}
     best = run("AR-CSM", "main", main_settings)
+    name = f"the same, its flow from sigma = {BASE}"
+    rows[name] = {"training": rows["AR-CSM"]["training"]} | evaluated(common.flow_from(best, BASE), x)
     width = width_of_no_fewer_parameters(rows["AR-CSM"]["training"]["parameters"])
-    for dropout in (0.3, 0.5):
-        config = Config(**(main_settings | {"dropout": dropout}))
+    for dropout in given.mixture_dropouts:
+        config = Config(**(main_settings | {"dropout": dropout, "steps": given.mixture_steps}))
         folder = given.runs / f"mixture-{dropout}"
         model, done = common.fit_mixture(mixture(width, dropout), digits, config, noise=SIGMA, run=folder)
         with torch.no_grad():

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": "cosine",
     "weight_decay": 1e-3,
     "ema": 0.995,
-    "batch_size": 64,
+    "batch_size": 16,
     "steps": 10**6,
     "eval_every": 10**6,
 }
