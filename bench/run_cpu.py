@@ -15,7 +15,9 @@ from fastcsm import nn
 from fastcsm.benchmark import (
     CsmLoss,
     Draw,
+    ExactDraw,
     Langevin,
+    LogDensity,
     MaskedLayers,
     TrainingStep,
     document,
@@ -54,6 +56,7 @@ def main() -> int:
         keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
     for rows in (64, 4096):
         keep(run_case(Langevin(rows=rows), precisions=["highest"], rounds=rounds))
+    keep(run_case(LogDensity(), precisions=["highest"], rounds=rounds))
     for masked in MaskedLayers().variants():
         keep(run_case(masked, rounds=rounds))
     for step in TrainingStep().variants():
@@ -61,6 +64,7 @@ def main() -> int:
     keep(step_table(model=digits_model(), batch=128, rounds=rounds))
     for draw in Draw().variants():
         keep(run_case(draw, precisions=["highest"], rounds=rounds))
+    keep(run_case(ExactDraw(), precisions=["highest"], rounds=rounds))
 
     measured = document(results, rounds)
     print(format_header(measured))

@@ -141,7 +141,8 @@ class Conditionals:
 
         def score(index: Tensor, t: Tensor) -> Tensor:
             own = rows[index].unsqueeze(1).expand(-1, t.shape[1], -1)
-            value = self._output(own, t.to(rows.dtype), torch.full_like(t, self._base))[0]
+            context = self._levels(own, torch.full_like(t, self._base))
+            value = losses.score(self._head, context, t.to(rows.dtype)).double()
             return value / self._base if self._conditional else value
 
         result = quadrature.solve(
@@ -179,8 +180,16 @@ class Conditionals:
                     change=change,
                 )
             rows = context.reshape(-1, context.shape[-1])
+
+            def output(index: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+                own, t = self._levels(rows[index], sigma), t.to(rows.dtype)
+                if not change:
+                    return losses.score(self._head, own, t).double(), torch.zeros_like(sigma)
+                s, ds = losses.score_and_derivative(self._head, own, t)
+                return s.double(), ds.double()
+
             result = flow.solve(
-                lambda index, t, sigma: self._output(rows[index], t.to(rows.dtype), sigma),
+                output,
                 x.reshape(-1).double(),
                 start,
                 end,
@@ -190,9 +199,8 @@ class Conditionals:
             y, dlog, error = (value.to(x.dtype).reshape(x.shape) for value in result)
             return y, dlog, error
 
-    def _output(self, context: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of a head of any kind and its derivative, float64."""
-        if self._conditional:
-            context = torch.cat([context, sigma.log().to(context.dtype).unsqueeze(-1)], -1)
-        s, ds = losses.score_and_derivative(self._head, context, x)
-        return s.double(), ds.double()
+    def _levels(self, context: Tensor, sigma: Tensor) -> Tensor:
+        """Contexts with log sigma, where the head reads it."""
+        if not self._conditional:
+            return context
+        return torch.cat([context, sigma.log().to(context.dtype).unsqueeze(-1)], -1)

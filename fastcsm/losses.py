@@ -134,22 +134,32 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+def score(head: Head, context: Tensor, x: Tensor) -> Tensor:
+    """The score alone: :func:`score_and_derivative` without the derivative, which any head has."""
+    found = head_parameters(head)
+    if isinstance(found, HeadParameters):
+        return score_and_derivative(head, context, x)[0]
+    return _applied(head, context, x)
+
+
+def _applied(head: Head, context: Tensor, x: Tensor) -> Tensor:
+    """head([c, x]) of a head of any kind, in the shape of x."""
+    output = head(torch.cat([context, x.unsqueeze(-1)], -1))
+    if output.shape not in (x.shape, (*x.shape, 1)):
+        raise ValueError(
+            f"head must return shape {(*x.shape, 1)} or {tuple(x.shape)}, got {tuple(output.shape)}"
+        )
+    return output.reshape(x.shape)
+
+
 def _by_forward_mode(head: Head, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if context.shape[:-1] != x.shape or context.dim() == 0:
         raise ValueError(
             f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
             f" got {tuple(x.shape)}"
         )
-
-    def score(x: Tensor) -> Tensor:
-        output = head(torch.cat([context, x.unsqueeze(-1)], -1))
-        if output.shape not in (x.shape, (*x.shape, 1)):
-            raise ValueError(
-                f"head must return shape {(*x.shape, 1)} or {tuple(x.shape)}, got {tuple(output.shape)}"
-            )
-        return output.reshape(x.shape)
-
-    result = torch.func.jvp(score, (x,), (torch.ones_like(x),))
+    tangent = (torch.ones_like(x),)
+    result = torch.func.jvp(lambda x: _applied(head, context, x), (x,), tangent)
     return result[0], result[1]
 
 

@@ -123,9 +123,10 @@ def exact(
         panels=_DRAW_PANELS,
         margin=_DRAW_MARGIN,
     )
-    return _draw(
-        model, n, _Exact(model, rows), seed, batch_size, first_sample, given, known, denoise, progress
-    )
+    draw = _Fused.exact(model, rows) or _Exact(model, rows)
+    if batch_size is None and isinstance(draw, _Fused):
+        batch_size = _ROWS
+    return _draw(model, n, draw, seed, batch_size, first_sample, given, known, denoise, progress)
 
 
 def _draw(
@@ -375,10 +376,10 @@ def _contexts(net: nn.Module, x: Tensor) -> Callable[[int, int], Tensor]:
 def _score(model: ARCSM, context: Tensor, x: Tensor) -> Tensor:
     """Score of the smallest noise level at x (n,), given contexts (n, C) without log sigma."""
     if not model.conditional:
-        return losses.score_and_derivative(model.head, context, x)[0]
+        return losses.score(model.head, context, x)
     sigma = model.noise.sigma_min
     level = context.new_full((len(x), 1), math.log(sigma))
-    return losses.score_and_derivative(model.head, torch.cat([context, level], 1), x)[0] / sigma
+    return losses.score(model.head, torch.cat([context, level], 1), x) / sigma
 
 
 def _langevin(
@@ -419,7 +420,7 @@ def _langevin(
             c = torch.cat([context, context.new_full((len(x), 1), math.log(sigmas[index]))], 1)
             scale = 1 / sigmas[index]
         for _ in range(steps):
-            score = scale * losses.score_and_derivative(head, c, x)[0]
+            score = scale * losses.score(head, c, x)
             x = (
                 x
                 + size / 2 * score

@@ -190,10 +190,10 @@ void conditional_density_draw_kernel(const DrawArgs& a) {
 namespace fastcsm {
 namespace {
 
-// Unit of rounding.
-double unit_of(Storage storage) {
+// Unit of rounding, of bfloat16 where products may round their operands to it.
+double unit_of(Storage storage, bool reduced) {
   if (storage == Storage::f64) return std::numeric_limits<double>::epsilon();
-  return storage == Storage::f32 ? double(std::numeric_limits<float>::epsilon()) : 1.0 / 128;
+  return storage == Storage::f32 && !reduced ? double(std::numeric_limits<float>::epsilon()) : 1.0 / 128;
 }
 
 DensityArgs density_args(const Tensor& context, const Tensor& point, const Tensors& weights, const Tensors& biases,
@@ -212,7 +212,7 @@ DensityArgs density_args(const Tensor& context, const Tensor& point, const Tenso
   a.context = checked(context, "context", point.scalar_type(), a.rows * (a.head.context - a.has_feature));
   a.point = checked(point, "x", point.scalar_type(), a.rows);
   a.score_scale = score_scale, a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
-  a.unit = unit_of(a.head.storage);
+  a.unit = unit_of(a.head.storage, reduced);
   return a;
 }
 
@@ -280,7 +280,7 @@ std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, T
   a.sigma_to = sigmas.empty() ? 0 : sigmas.back();
   a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
   a.flow_tolerance = flow_tolerance;
-  a.unit = unit_of(a.storage);
+  a.unit = unit_of(a.storage, reduced);
   a.denoise = sigmas.empty() ? denoise : denoise / sigmas.back();
   if (a.rows > 0) FASTCSM_DISPATCH(conditional_density_draw_kernel, uses_pairs(a), a);
   return draw.results();

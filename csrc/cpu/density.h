@@ -174,8 +174,10 @@ struct Row {
   // Splits panels and adds some where the answer needs it; pending receives the new ones, whose number is returned.
   int refine(const DensityOptions& o, double point, int* pending) {
     double share[kMaxPanels], sum = 0;
-    for (int j = 0; j < count; ++j)
-      sum += share[j] = influence(j, point, o.inverse) * at(j).error + at(j).mass_error * mass[j];
+    for (int j = 0; j < count; ++j) {
+      const double real = at(j).error > at(j).rounding ? at(j).error : 0;  // splitting does not help rounding
+      sum += share[j] = influence(j, point, o.inverse) * real + at(j).mass_error * mass[j];
+    }
     const double asked[2] = {o.inverse ? (point < tails[0] ? 1. : 0.) : begin() - point,
                              o.inverse ? (1 - point < tails[1] ? 1. : 0.) : point - end()};
     bool move[2];

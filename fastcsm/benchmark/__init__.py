@@ -13,6 +13,7 @@ import torch
 from ..activations import ACTIVATIONS
 from .base import Case
 from .cases import CsmLoss, Langevin, Rows
+from .densities import ExactDraw, LogDensity
 from .draw import Draw
 from .masked import MaskedLayers
 from .measure import extra_memory, interleave, machine_slug, quartiles
@@ -25,7 +26,9 @@ __all__ = [
     "Case",
     "CsmLoss",
     "Draw",
+    "ExactDraw",
     "Langevin",
+    "LogDensity",
     "MaskedLayers",
     "TrainingStep",
     "document",
@@ -43,13 +46,13 @@ __all__ = [
 ]
 
 CASES: Mapping[str, type[Case]] = {
-    kind.op: kind for kind in (CsmLoss, Langevin, MaskedLayers, TrainingStep, Draw)
+    kind.op: kind for kind in (CsmLoss, Langevin, LogDensity, MaskedLayers, TrainingStep, Draw, ExactDraw)
 }
 _SIZES = {
-    "rows": "rows N of csm_loss (default: 50176) or langevin (4096)",
+    "rows": "rows N of csm_loss and conditional_density (default: 50176) or langevin (4096)",
     "features": "variables D of a model (default: 784)",
     "batch": "samples B of masked_linear (default: 128) or training_step (64)",
-    "samples": "samples that langevin_draw draws (default: 64)",
+    "samples": "samples that a draw draws (default: 64)",
     "context": "context features C (default: 32)",
 }
 _WIDTHS = {

@@ -29,6 +29,7 @@ class Contender:
         own: True for fastcsm itself.
         check: compared with the truth in place of ``call``, where that draws its own noise or returns less.
         memory: measured for extra memory in place of ``call``, where that does more than is asked about.
+        limit: largest error let pass, for a contender that is not exact by choice.
         scale: factor of the measured seconds, where ``call`` is a part of the work; the label says so.
     """
 
@@ -40,6 +41,7 @@ class Contender:
     check: Callable[[], Outputs] | None = None
     memory: Callable[[], Outputs] | None = None
     scale: float = 1.0
+    limit: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ __all__ = [
 
 Numbers = float | Tensor
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "tanh": torch.tanh,
     "silu": F.silu,
@@ -83,7 +83,7 @@ def _inputs(context: Tensor, x: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def _layers(h: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str) -> Tensor:
-    f = _ACTIVATIONS[activation]
+    f = ACTIVATIONS[activation]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         h = f(F.linear(h, weight, bias))
     return F.linear(h, weights[-1], biases[-1]).squeeze(1)
@@ -225,7 +225,7 @@ def langevin_step(
     activation: str,
 ) -> Tensor:
     """One step with the context's share of the first layer, base (N, H_1), already there."""
-    f = _ACTIVATIONS[activation]
+    f = ACTIVATIONS[activation]
     if frequencies.numel():
         angles = x.unsqueeze(1) * frequencies
         h = torch.cat([x.unsqueeze(1), torch.sin(angles), torch.cos(angles)], 1)

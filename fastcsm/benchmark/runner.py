@@ -39,7 +39,7 @@ def check_rows(
     The first contender is plain PyTorch: each of its outputs must lie within 1e-4 of the float64 truth (norm
     of the difference over norm). The others must lie within twice its error, or 1e-5, whichever is larger;
     under "medium" within 2e-2, or twice the error of the first contender under bfloat16 autocast, whichever
-    is larger, but never beyond 0.1.
+    is larger, but never beyond 0.1. A contender's own ``limit`` comes before all of these.
     """
     rounded: dict[str, float] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -65,6 +65,7 @@ def check_rows(
                     limit = min(max(limit, 2 * rounded[output]), MEDIUM_MOST)
             else:
                 limit = max(2 * plain[output], FLOOR) if plain else PLAIN_LIMIT
+                limit = limit if contender.limit is None else contender.limit
             if not value <= limit:
                 row |= {"status": "failed", "reason": f"{output} is off by {value:.1e}, allowed {limit:.1e}"}
                 break

@@ -22,12 +22,13 @@ exceed the error of what is returned.
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from numpy.polynomial import legendre
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NODES, FINE, TOP = 16, 32, 4
 #: Panels a row may have, and panels of doubling width an end may be moved by.
@@ -74,6 +75,9 @@ class _Rule(NamedTuple):
 @cache
 def rule(n: int) -> _Rule:
     """Gauss-Legendre rule of n nodes on [-1, 1], and integrals of the interpolating polynomial."""
+    import numpy as np
+    from numpy.polynomial import legendre
+
     nodes, weights = legendre.leggauss(n)
     degree = np.arange(n)
     coefficients = (legendre.legvander(nodes, n - 1) * weights[:, None]).T * (2 * degree[:, None] + 1) / 2
@@ -88,8 +92,11 @@ def rule(n: int) -> _Rule:
     return _Rule(*map(torch.tensor, tables))
 
 
-def _integrals(t: np.ndarray, n: int) -> np.ndarray:
+def _integrals(t: "np.ndarray", n: int) -> "np.ndarray":
     """Integrals from -1 to t of the Legendre polynomials P_0, ..., P_{n-1}; (len(t), n)."""
+    import numpy as np
+    from numpy.polynomial import legendre
+
     p = legendre.legvander(t, n)
     first = t[:, None] + 1
     return np.concatenate([first, (p[:, 2:] - p[:, :-2]) / (2 * np.arange(1, n) + 1)], 1)
@@ -235,7 +242,8 @@ def refine(
         row = _row(grid, parts)
         influence = _influence(grid, row, point, inverse)
         count = (grid.h > 0).sum(1)
-        share = influence * parts.error + parts.mass_error * row.mass
+        real = torch.where(parts.error > parts.rounding, parts.error, 0.0)  # splitting does not help rounding
+        share = influence * real + parts.mass_error * row.mass
         begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
         outside = torch.stack([point < begin, point > end], 1)
         if inverse:

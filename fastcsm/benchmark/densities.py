@@ -1,0 +1,220 @@
+"""conditional_density on rows, and whole draws by quantiles beside those by Langevin dynamics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import functional, random
+from ..density import Conditionals
+from ..nn import ARCSM
+from ..reference import conditional_density as reference
+from ..sampling import exact
+from . import baselines
+from .base import Contender, Outputs, own_contenders
+from .cases import Rows, step_operations
+from .draw import Draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ExactDraw", "LogDensity"]
+
+SIGMA = 0.04
+#: Root-mean-square error of the probabilities of draws that is let pass.
+_DRAWN = {"inverse_cdf": 2e-3, "flow": 3e-2}
+
+
+def restoring(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Add the line -x to a random softplus head, so that its densities exist: two units a layer pass x on."""
+    with torch.no_grad():
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            weight[:2], bias[:2] = 0.0, 0.0
+        weights[0][:2, -1] = torch.tensor([1.0, -1.0])
+        for weight in weights[1:-1]:
+            weight[:2, :2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        weights[-1][0, :2] = torch.tensor([-1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class LogDensity(Rows):
+    """log q(x given c) of rows at sigma = 0.04 by quadrature over [-1.2, 1.2], float32, tolerance 1e-4.
+
+    The head is conditional, without frequencies, and begins with ``panels`` panels of 16 evaluations.
+    """
+
+    panels: int = 4
+
+    op = "conditional_density"
+    most_rounds = 3
+    warmup = 1
+
+    def title(self) -> str:
+        return f"{super().title()}, {self.panels} panels of 16 nodes at first"
+
+    def variants(self) -> list[Self]:
+        return [self]
+
+    def operations(self) -> float:
+        """2 sum H_k H_{k+1} a node of the first panels, 2 C H_1 once a row."""
+        steps = 16 * self.panels * step_operations(self.hidden, self.frequencies)
+        return self.rows * (steps + 2.0 * self.context * self.hidden[0])
+
+    def inputs(self) -> tuple[Any, ...]:
+        weights, biases, frequencies, generator = self._head()
+        restoring(weights, biases)
+        context = torch.randn(self.rows, self.context - 1, generator=generator)
+        x = 0.2 * torch.randn(self.rows, generator=generator)
+        return context, x, weights, biases, frequencies, self.activation
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        arguments = self.inputs()
+        context, x, weights, biases, frequencies, activation = arguments
+        options = 1 / SIGMA, [math.log(SIGMA)], -1.2, 1.2, 1e-4, self.panels, False
+
+        @torch.no_grad()
+        def fixed() -> Outputs:
+            return {"log_density": eager_quadrature(*arguments, panels=2 * self.panels)}
+
+        @torch.no_grad()
+        def adaptive() -> Outputs:
+            parts = [
+                reference.conditional_density(c, v, weights, biases, frequencies, activation, *options)[1]
+                for c, v in zip(context.split(4096), x.split(4096), strict=True)
+            ]
+            return {"log_density": torch.cat(parts)}
+
+        def own() -> Outputs:
+            found = functional.conditional_density(
+                context, x, weights, biases, activation=activation, frequencies=frequencies,
+                score_scale=1 / SIGMA, stage_feature=math.log(SIGMA), low=-1.2, high=1.2,
+                tolerance=1e-4, panels=self.panels,
+            )  # fmt: skip
+            return {"log_density": found.log_density}
+
+        label = f"eager quadrature, {2 * self.panels} panels for all rows"
+        found = {
+            "fixed": Contender(label, fixed),
+            "adaptive": Contender("eager quadrature, panels as fastcsm chooses them", adaptive),
+        }
+        return found | own_contenders(own, precisions)
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        context, x, weights, biases, frequencies, activation = self.inputs()
+        layers = [w.double() for w in weights], [b.double() for b in biases]
+        truth = eager_quadrature(
+            context.double(), x.double(), *layers, frequencies.double(), activation, panels=12
+        )
+        return {"log_density": truth}, {}
+
+
+def eager_quadrature(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    *,
+    panels: int,
+) -> Tensor:
+    """log q(x) by panels of 16 Gauss-Legendre nodes, the same for all rows; no error estimate.
+
+    Fair because the context's product is taken once a row, the integrals of s and exp(L) are two small
+    products, and rows come in parts that fit the cache of a processor many times over, not all at once.
+    """
+    return torch.cat(
+        [
+            _eager_part(c, v, weights, biases, frequencies, activation, panels)
+            for c, v in zip(context.split(512), x.split(512), strict=True)
+        ]
+    )
+
+
+def _eager_part(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    panels: int,
+) -> Tensor:
+    low, width = -1.2, 2.4 / panels
+    nodes, rule = np.polynomial.legendre.leggauss(16)
+    upto = np.linalg.inv(np.polynomial.legendre.legvander(nodes, 15)).T  # (node, degree)
+
+    def integrals(t: Tensor) -> Tensor:
+        p = torch.as_tensor(np.polynomial.legendre.legvander(t.double().numpy(), 16)).to(x)
+        k = torch.arange(1, 16).to(x)
+        first = (p[..., 1] + 1).unsqueeze(-1)
+        return torch.cat([first, (p[..., 2:] - p[..., :-2]) / (2 * k + 1)], -1) @ torch.as_tensor(upto.T).to(
+            x
+        )
+
+    t = low + width * (torch.arange(panels)[:, None] + (torch.as_tensor(nodes) + 1) / 2)
+    c = context.shape[1]
+    base = F.linear(context, weights[0][:, :c], biases[0]) + math.log(SIGMA) * weights[0][:, c]
+    h = base[:, None] + t.flatten().to(x)[:, None] * weights[0][:, c + 1]
+    f = baselines.ACTIVATIONS[activation]
+    for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+        h = F.linear(f(h), weight, bias)
+    s = F.linear(f(h), weights[-1], biases[-1])[..., 0].view(len(x), panels, 16) / SIGMA
+    total = (s @ torch.as_tensor(rule).to(x)) * width / 2
+    start = total.cumsum(1) - total
+    log_q = start[..., None] + width / 2 * s @ integrals(torch.as_tensor(nodes)).T
+    log_z = (log_q + torch.as_tensor(rule * width / 2).to(x).log()).flatten(1).logsumexp(1)
+    place = ((x - low) / width).floor().clamp(0, panels - 1).long()
+    inside = integrals(2 * ((x - low) / width - place) - 1)
+    own = s[torch.arange(len(x)), place]
+    return start.gather(1, place[:, None])[:, 0] + width / 2 * (own * inside).sum(1) - log_z
+
+
+@dataclass(frozen=True)
+class ExactDraw(Draw):
+    """Draws by quantiles, of the density at the last level and by the probability flow, beside Langevin's."""
+
+    op = "conditional_density_draw"
+
+    def variants(self) -> list[Self]:
+        return [replace(self, staged=False)]
+
+    def model(self) -> ARCSM:
+        model = super().model()
+        restoring(model.head.weights, model.head.biases)  # type: ignore[arg-type]
+        model.data_range = (-1.5, 1.5)
+        return model
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        found = super().contenders(precisions[:1], compiled)
+        model, variables = self.model(), self.shares()[0]
+        samples = torch.arange(self.samples)
+        dimensions = torch.tensor(variables)
+        u = random.uniform(0, samples[:, None], dimensions, 0, torch.float64)
+
+        def drawn(method: str) -> Outputs:
+            return {"x": exact(model, self.samples, method, seed=0)}
+
+        def check(method: str) -> Outputs:
+            x, wide = drawn(method)["x"].double(), self.model().double()
+            rows = Conditionals(wide, "flow" if method == "flow" else "quadrature")
+            return {"error": rows.cdf(wide.context_net(x)[:, variables], x[:, variables]) - u}
+
+        own = next(name for name in found if name.startswith("fastcsm"))
+        found[own] = replace(found[own], label="fastcsm, Langevin")
+        for method, label in (("inverse_cdf", "inverse CDF"), ("flow", "probability flow")):
+            found[method] = Contender(
+                f"fastcsm, {label}",
+                lambda method=method: drawn(method),  # type: ignore[misc]
+                own=True,
+                check=lambda method=method: check(method),  # type: ignore[misc]
+                limit=_DRAWN[method],
+            )
+        return found
