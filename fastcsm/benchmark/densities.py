@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from .. import functional, random
 from ..density import Conditionals
 from ..nn import ARCSM
-from ..reference import conditional_density as reference
 from ..sampling import exact
 from . import baselines
 from .base import Contender, Outputs, own_contenders
@@ -77,19 +76,10 @@ class LogDensity(Rows):
     def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
         arguments = self.inputs()
         context, x, weights, biases, frequencies, activation = arguments
-        options = 1 / SIGMA, [math.log(SIGMA)], -1.2, 1.2, 1e-4, self.panels, False
 
         @torch.no_grad()
         def fixed() -> Outputs:
             return {"log_density": eager_quadrature(*arguments, panels=2 * self.panels)}
-
-        @torch.no_grad()
-        def adaptive() -> Outputs:
-            parts = [
-                reference.conditional_density(c, v, weights, biases, frequencies, activation, *options)[1]
-                for c, v in zip(context.split(4096), x.split(4096), strict=True)
-            ]
-            return {"log_density": torch.cat(parts)}
 
         def own() -> Outputs:
             found = functional.conditional_density(
@@ -100,10 +90,7 @@ class LogDensity(Rows):
             return {"log_density": found.log_density}
 
         label = f"eager quadrature, {2 * self.panels} panels for all rows"
-        found = {
-            "fixed": Contender(label, fixed),
-            "adaptive": Contender("eager quadrature, panels as fastcsm chooses them", adaptive),
-        }
+        found = {"fixed": Contender(label, fixed)}
         return found | own_contenders(own, precisions)
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:

@@ -51,8 +51,8 @@ def solve(
     x, begin, end = x.clone(), sigma_from**0.5, sigma_to**0.5
     dlog, error = torch.zeros_like(x), torch.zeros_like(x)
     v, h = torch.full_like(x, begin), torch.full_like(x, FIRST_STEP * (end - begin))
-    rows = torch.arange(len(x)) if begin != end else torch.arange(0)
-    known = torch.zeros(len(x), dtype=torch.bool)
+    rows = torch.arange(len(x) if begin != end else 0, device=x.device)
+    known = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     slopes = x.new_zeros(2, len(TIMES), len(x))  # of x and of log p, by stage
 
     def slope(rows: Tensor, v: Tensor, x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class _Rule(NamedTuple):
 
 
 @cache
-def rule(n: int) -> _Rule:
+def rule(n: int, device: torch.device) -> _Rule:
     """Gauss-Legendre rule of n nodes on [-1, 1], and integrals of the interpolating polynomial."""
     import numpy as np
     from numpy.polynomial import legendre
@@ -89,7 +89,7 @@ def rule(n: int) -> _Rule:
         _integrals(fine, n) @ coefficients,
         _integrals(nodes, n) @ coefficients,
     ]
-    return _Rule(*map(torch.tensor, tables))
+    return _Rule(*(torch.tensor(table, device=device) for table in tables))
 
 
 def _integrals(t: "np.ndarray", n: int) -> "np.ndarray":
@@ -128,18 +128,18 @@ class _Parts(NamedTuple):
 
 
 def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
-    coarse, fine, half = rule(NODES), rule(FINE), panels.h / 2
+    coarse, fine, half = rule(NODES, s.device), rule(FINE, s.device), panels.h / 2
     c = s @ coarse.coefficients.T
     local = half[..., None] * (s @ coarse.to_fine.T)
     most = local.detach().amax(-1)
     density = torch.exp(local - most[..., None])
     mass = density @ fine.weights
     rough = torch.exp(half[..., None] * (s @ coarse.to_nodes.T) - most[..., None]) @ coarse.weights
-    k = torch.arange(NODES, dtype=s.dtype)
+    k = torch.arange(NODES, dtype=s.dtype, device=s.device)
     sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
     # |integral from -1 of P_k| <= 2 / (2k + 1)
     shares = c.abs() * (2 / (2 * k + 1))
-    high = torch.arange(FINE - TOP, FINE, dtype=s.dtype)
+    high = torch.arange(FINE - TOP, FINE, dtype=s.dtype, device=s.device)
     inside = ((density @ fine.coefficients[-TOP:].T).abs() * (4 / (2 * high + 1))).sum(-1)
     top, middle = shares[..., -TOP:].sum(-1), shares[..., -2 * TOP : -TOP].sum(-1)
     rest = torch.where(2 * top < middle, top / (middle - top), 1.0).clamp_min(_LEAST)
@@ -230,10 +230,11 @@ def refine(
 ) -> Panels:
     """Panels on which the answer's estimated error is at most ``tolerance``, as far as MAX_PANELS allow."""
     rows, width = len(point), (high - low) / panels
-    a = (low + width * torch.arange(panels, dtype=torch.float64)).expand(rows, panels).clone()
+    first = torch.arange(panels, dtype=torch.float64, device=point.device)
+    a = (low + width * first).expand(rows, panels).clone()
     grid = Panels(a, torch.full_like(a, width))
     s, stale = a.new_zeros(rows, panels, NODES), torch.ones_like(a, dtype=torch.bool)
-    moves = torch.zeros(rows, 2, dtype=torch.int64)
+    moves = torch.zeros(rows, 2, dtype=torch.int64, device=point.device)
     open_rows = _valid(point, inverse)
     while True:
         stale &= open_rows[:, None]
@@ -288,7 +289,7 @@ def _valid(point: Tensor, inverse: bool) -> Tensor:
 
 def _nodes(grid: Panels, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (M,) and nodes (M, 16) of the chosen panels."""
-    t = grid.a[chosen][:, None] + grid.h[chosen][:, None] / 2 * (rule(NODES).nodes + 1)
+    t = grid.a[chosen][:, None] + grid.h[chosen][:, None] / 2 * (rule(NODES, grid.a.device).nodes + 1)
     return chosen.nonzero()[:, 0], t
 
 
@@ -314,7 +315,7 @@ def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, un
 
     half, c, local = of(grid.h) / 2, rows_of(parts.coefficients), rows_of(parts.fine)
     most = local.detach().amax(1)
-    d = torch.exp(local - most[:, None]) @ rule(FINE).coefficients.T
+    d = torch.exp(local - most[:, None]) @ rule(FINE, s.device).coefficients.T
     unit_mass = half * torch.exp(of(row.start) + most - row.log_z)
     if inverse:
         t = _invert(d, (point - of(row.before)) / unit_mass)
@@ -408,7 +409,7 @@ def nodes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``conditional_density_nodes``; arguments as for :func:`solve`."""
     grid = refine(score, low, high, point, False, tolerance, panels, unit)
-    coarse, fine = rule(NODES), rule(FINE)
+    coarse, fine = rule(NODES, point.device), rule(FINE, point.device)
     s = _scores(score, grid, point)
     parts = _parts(grid, s, unit)
     row = _row(grid, parts)
@@ -418,12 +419,12 @@ def nodes(
     mean = density @ coarse.to_fine / density.sum(-1, keepdim=True)
     after = 1 - row.before - row.mass
     moved = -row.mass[..., None] * mean - after[..., None] * coarse.weights
-    place = torch.arange(grid.h.shape[1])
+    place = torch.arange(grid.h.shape[1], device=point.device)
     moved = moved + (place < own)[..., None] * coarse.weights
     x = ((point[:, None] - grid.a) / half).gather(1, own)[:, 0] - 1
     basis = torch.stack([_series(c, x)[1] for c in coarse.coefficients.T.unsqueeze(1)], -1)
     moved = moved + (place == own)[..., None] * basis[:, None]
-    at_point = _series(parts.coefficients[torch.arange(len(point)), own[:, 0]], x)[0]
+    at_point = _series(parts.coefficients[torch.arange(len(point), device=point.device), own[:, 0]], x)[0]
     t = grid.a[..., None] + half[..., None] * (coarse.nodes + 1)
     exists = _valid(point, False) & row.tails.isfinite().all(1)
     weight = torch.where(exists[:, None, None], half[..., None] * moved, torch.nan)

@@ -375,3 +375,16 @@ def test_compiles_whole_and_once(backend):
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         density(Restoring(rows=2), **change)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("inverse", [False, True])
+def test_reference_on_gpu(inverse):
+    case = Restoring(rows=9)
+    point = torch.linspace(0.1, 0.9, 9).double() if inverse else case.x
+    expected = density(case, "reference", point=point, inverse=inverse)
+    for name in ("context", "x", "frequencies"):
+        setattr(case, name, getattr(case, name).cuda())
+    case.weights, case.biases = ([p.cuda() for p in part] for part in (case.weights, case.biases))
+    for a, b in zip(density(case, "reference", point=point.cuda(), inverse=inverse), expected):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-6)

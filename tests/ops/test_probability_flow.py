@@ -221,3 +221,14 @@ def test_opcheck_and_compile(backend):
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         flow(Case(rows=2), **change)
+
+
+@pytest.mark.gpu
+def test_reference_on_gpu():
+    case = Case(rows=9)
+    expected = flow(case, "reference")
+    for name in ("context", "x", "frequencies"):
+        setattr(case, name, getattr(case, name).cuda())
+    case.weights, case.biases = ([p.cuda() for p in part] for part in (case.weights, case.biases))
+    for a, b in zip(flow(case, "reference"), expected):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-6)
