@@ -43,6 +43,8 @@ class Conditionals:
         model: a trained :class:`fastcsm.nn.ARCSM`. Of a staged one the current parameters are used.
         method: "quadrature" or "flow"; by default the flow where the model is conditional.
         sigma: noise level of the density, conditional form only; the last level by default.
+        base: noise level at which the score is integrated for the flow; the first by default. Any at which
+            the conditionals are smooth will do, and a lower one leaves less of the flow's error.
         tolerance: as for :func:`fastcsm.functional.conditional_density` and
             :func:`fastcsm.functional.probability_flow`.
         flow_tolerance: of the flow, where it differs.
@@ -58,6 +60,7 @@ class Conditionals:
         method: str | None = None,
         *,
         sigma: float | None = None,
+        base: float | None = None,
         tolerance: float | None = None,
         flow_tolerance: float | None = None,
         panels: int = 4,
@@ -68,10 +71,15 @@ class Conditionals:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if not model.conditional and (method == "flow" or sigma is not None):
-            name, value = ("method", method) if method == "flow" else ("sigma", sigma)
-            raise ValueError(f"{name} is {value!r}, expected a model whose noise schedule is conditional")
-        if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma must be a positive number, got {sigma}")
+            given = ("method", method) if method == "flow" else ("sigma", sigma)
+            raise ValueError(
+                f"{given[0]} is {given[1]!r}, expected a model whose noise schedule is conditional"
+            )
+        if base is not None and method != "flow":
+            raise ValueError(f"base is {base}, expected none with method {method!r}")
+        for name, value in (("sigma", sigma), ("base", base)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
         self._head = model.head
         self._found = losses.head_parameters(model.head)
         self._conditional = model.conditional
@@ -79,7 +87,7 @@ class Conditionals:
         levels = model.noise.sigmas if model.noise else [0.0]
         self._sigma = sigma or (levels[model.stage] if model.staged else levels[-1])
         #: The level at which the score is integrated.
-        self._base = levels[0] if method == "flow" else self._sigma
+        self._base = (base or levels[0]) if method == "flow" else self._sigma
         self._tolerance, self._panels, self._margin = tolerance, panels, margin
         self._flow_tolerance = tolerance if flow_tolerance is None else flow_tolerance
 

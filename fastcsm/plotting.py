@@ -62,7 +62,12 @@ def loss_curve(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
 
 
 def samples(
-    drawn: np.ndarray, transform: Transform, path: str | Path, *, data: np.ndarray | None = None
+    drawn: np.ndarray,
+    transform: Transform,
+    path: str | Path,
+    *,
+    data: np.ndarray | None = None,
+    titles: tuple[str, str] = ("data", "samples"),
 ) -> None:
     """A picture of samples, beside as many rows of data where these are given.
 
@@ -74,8 +79,9 @@ def samples(
         transform: of the data set.
         path: PNG file.
         data: (n, *shape).
+        titles: of the data's panel and of the samples'.
     """
-    panels = [("samples", drawn)] if data is None else [("data", data), ("samples", drawn)]
+    panels = [(titles[1], drawn)] if data is None else [(titles[0], data), (titles[1], drawn)]
     if transform.is_image:
         _grids(panels, transform, path)
     elif transform.features == 2:

@@ -91,6 +91,7 @@ def exact(
     seed: int = 0,
     tolerance: float = DRAW_TOLERANCE,
     flow_tolerance: float = FLOW_TOLERANCE,
+    base: float | None = None,
     batch_size: int | None = None,
     first_sample: int = 0,
     given: Tensor | None = None,
@@ -107,6 +108,7 @@ def exact(
         model: a trained model; of a staged one the current parameters are used.
         method: "flow" or "inverse_cdf", as for :meth:`fastcsm.nn.ARCSM.sample`.
         tolerance, flow_tolerance: as for :func:`fastcsm.functional.conditional_density_draw`.
+        base: noise level at which the flow begins; the first by default.
         n, seed, batch_size, first_sample, given, known, denoise, progress: as for :func:`annealed_langevin`.
 
     Returns:
@@ -120,6 +122,7 @@ def exact(
         "quadrature" if method == "inverse_cdf" else method,
         tolerance=tolerance,
         flow_tolerance=flow_tolerance,
+        base=base,
         panels=_DRAW_PANELS,
         margin=_DRAW_MARGIN,
     )

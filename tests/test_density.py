@@ -227,6 +227,23 @@ def test_likelihood_trains():
         assert -model.log_prob(data, "quadrature").mean() / 3 < entropy + 0.1
 
 
+def test_the_flow_may_begin_at_any_level():
+    model, x = wave_model(), torch.randn(6, 4, dtype=torch.float64) / 3
+    last = model.log_density(x, "flow", base=SIGMAS[1], tolerance=1e-9).log_density
+    torch.testing.assert_close(last, model.log_density(x, "quadrature", tolerance=1e-9).log_density)
+    middle = model.log_density(x, "flow", base=0.4, tolerance=1e-9).log_density
+    assert (middle - last).abs().max() > 1e-3
+    u = model.cdf(x, "flow", base=0.4, tolerance=1e-9)
+    torch.testing.assert_close(model.quantile(u, "flow", base=0.4, tolerance=1e-9), x, rtol=0, atol=1e-5)
+    tight = {"seed": 1, "tolerance": 1e-8, "flow_tolerance": 1e-8}
+    drawn = exact(model, 5, "flow", base=SIGMAS[1], **tight)
+    torch.testing.assert_close(drawn, exact(model, 5, "inverse_cdf", **tight), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"base is 0\.4, expected none with method 'quadrature'"):
+        model.log_prob(x, "quadrature", base=0.4)
+    with pytest.raises(ValueError, match="base must be a positive number, got 0"):
+        model.log_prob(x, "flow", base=0)
+
+
 def test_bits_per_dim():
     model = wave_model()
     x = torch.rand(6, 4, dtype=torch.float64) * 2 - 1

@@ -288,6 +288,7 @@ class ARCSM(nn.Module):
         method: str | None = None,
         *,
         sigma: float | None = None,
+        base: float | None = None,
         tolerance: float | None = None,
     ) -> LogDensity:
         """log q(x_d given the variables before it) of every dimension, with an estimate of its error.
@@ -300,6 +301,8 @@ class ARCSM(nn.Module):
             method: "quadrature", the integral of the scores of level sigma; or "flow", that of the first
                 level carried along the probability flow (the default of a conditional model, which it needs).
             sigma: noise level, conditional form only; the last by default.
+            base: noise level at which the flow begins, the first by default; see
+                :class:`fastcsm.density.Conditionals`.
             tolerance: largest estimated error of a dimension's log-density by quadrature, and of a step of
                 the flow, in nats; by default 1e-7 in float64 and 1e-4 otherwise.
 
@@ -312,7 +315,7 @@ class ARCSM(nn.Module):
             ValueError: the method is not known, or it or sigma needs a conditional model.
         """
         _check_data(x)
-        rows = Conditionals(self, method, sigma=sigma, tolerance=tolerance)
+        rows = Conditionals(self, method, sigma=sigma, base=base, tolerance=tolerance)
         return rows.log_density(self.context_net(x), x)
 
     def log_prob(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
