@@ -103,7 +103,9 @@ def main() -> int:
         given.out, {"samples": len(x), "config": config.to_dict() | {"data": "mnist"}, "rows": rows}, text
     )
     drawn = [images.transform.decode(m.sample(64, seed=0)) for m in (model, made)]
-    plotting.samples(drawn[0], images.transform, given.out.with_suffix(".png"), data=drawn[1])
+    titles = ("samples of the MADE", "samples of the AR-CSM")
+    path = given.out.with_suffix(".png")
+    plotting.samples(drawn[0], images.transform, path, data=drawn[1], titles=titles)
     return 0
 
 
