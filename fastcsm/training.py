@@ -255,6 +255,7 @@ class Trainer:
     def _average(self, step: int) -> None:
         if self.average is None:
             return
+        step -= self.finetuned_from or 0
         weight = 1 - min(self.config.ema, (1 + step) / (10 + step))
         new = self.parameters()
         old = [*self.average.context_net.parameters(), *self.average.head.parameters()]

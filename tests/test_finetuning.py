@@ -56,6 +56,12 @@ def test_it_lowers_the_negative_log_likelihood(tmp_path, moons):
     assert rows[-1]["held_out"] == summary["held_out"] > 0
 
 
+def test_the_average_forgets_the_weights_before(tmp_path, moons):
+    _train(tmp_path / "before", moons, finetune_steps=0, ema=0.999)
+    _train(tmp_path / "run", moons, ema=0.999)
+    assert _nll(tmp_path / "run", moons) < _nll(tmp_path / "before", moons) - 0.01
+
+
 def test_a_finished_run_can_be_fine_tuned(tmp_path, moons):
     _train(tmp_path / "whole", moons)
     _train(tmp_path / "parts", moons, finetune_steps=0)

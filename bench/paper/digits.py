@@ -125,7 +125,7 @@ def main() -> int:
         run(
             f"AR-CSM, then {given.finetune_steps} steps of likelihood",
             "finetuned",
-            main_settings | {"finetune_steps": given.finetune_steps, "eval_every": 10},
+            main_settings | {"finetune_steps": given.finetune_steps, "finetune_lr": 5e-4},
         )
 
     header = ["model", "parameters", "steps", "nats/dim", "quadrature at sigma_L"]
