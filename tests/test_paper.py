@@ -23,7 +23,7 @@ PAPER = Path(__file__).resolve().parents[1] / "bench" / "paper"
 def _paths(monkeypatch):
     monkeypatch.syspath_prepend(str(PAPER))
     yield
-    for name in ("common", "digits", "likelihood", "toys"):
+    for name in ("common", "digits", "likelihood", "readme", "toys"):
         sys.modules.pop(name, None)
 
 
@@ -93,3 +93,10 @@ def test_the_likelihood_experiment(tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(result)
     assert out.with_suffix(".md").read_text().count("\n| ") == 5
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_has_the_committed_tables():
+    import readme
+
+    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.updated(text, readme.ROOT / "bench" / "results" / "paper") == text
