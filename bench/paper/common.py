@@ -174,6 +174,17 @@ def write(out: Path, results: dict[str, Any], text: str) -> None:
     print(text)
 
 
+def shrink(picture: Path, width: int = 1000) -> None:
+    """Make a PNG file small enough to keep in the repository: that wide at most, of 64 colours."""
+    from PIL import Image
+
+    with Image.open(picture) as opened:
+        image = opened.convert("RGB")
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)))
+    image.quantize(64).save(picture, optimize=True)
+
+
 def report(title: str) -> Progress:
     """Progress on standard error."""
     from fastcsm.progress import Bar

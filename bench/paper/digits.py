@@ -139,6 +139,7 @@ def main() -> int:
     drawn = digits.transform.decode(best.sample(100, seed=0, denoise=True))
     shown = digits.transform.decode(digits.held_out("test", 0, 100))
     plotting.samples(drawn, digits.transform, given.out.with_suffix(".png"), data=shown)
+    common.shrink(given.out.with_suffix(".png"))
     return 0
 
 

@@ -106,6 +106,7 @@ def main() -> int:
     titles = ("samples of the MADE", "samples of the AR-CSM")
     path = given.out.with_suffix(".png")
     plotting.samples(drawn[0], images.transform, path, data=drawn[1], titles=titles)
+    common.shrink(path)
     return 0
 
 

@@ -173,6 +173,7 @@ def main() -> int:
     text += ".\n\n" + common.table(header, lines)
     common.write(given.out, {"settings": settings, "rows": rows}, text)
     draw(pictures, given.out.with_suffix(".png"))
+    common.shrink(given.out.with_suffix(".png"))
     return 0
 
 
