@@ -222,14 +222,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "step_size": 1.8e-3,
     },
     "toy": {
-        "hidden": (64, 64),
-        "sigma_min": 0.02,
+        "hidden": (128, 128, 128),
+        "frequencies": 32,
+        "frequency_scale": 8.0,
+        "objective": "denoising",
+        "sigma_min": 0.05,
         "sigma_max": 2.0,
         "continuous": True,
-        "lr": 1e-3,
+        "lr": 2e-3,
         "schedule": "cosine",
         "batch_size": 512,
-        "steps": 3000,
+        "steps": 8000,
     },
 }
 

@@ -137,7 +137,10 @@ def density(
     figure = new_figure(12.6, 4.4)
     extent = (corners[0, 0], corners[1, 0], corners[0, 1], corners[1, 1])
     axes = figure.add_subplot(1, 3, 1)
-    axes.imshow(values, origin="lower", extent=extent, cmap="magma", vmin=0, interpolation="bilinear")
+    bright = float(np.quantile(values, 0.998))  # a spike of a few pixels must not hide the rest
+    axes.imshow(
+        values, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=bright, interpolation="bilinear"
+    )
     axes.set(title="density", aspect="equal")
     for number, (title, points) in enumerate((("data", data), ("samples", drawn)), start=2):
         axes = figure.add_subplot(1, 3, number)
