@@ -83,10 +83,10 @@ def line(name: str, row: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = common.arguments(__doc__, "digits")
     parser.add_argument("--steps", type=int, default=14_000, help="steps of the main models")
-    parser.add_argument("--ablation-steps", type=int, default=1200)
+    parser.add_argument("--ablation-steps", type=int, default=3000)
     parser.add_argument("--finetune-steps", type=int, default=30)
     parser.add_argument("--mixture-steps", type=int, default=8000, help="steps of the mixture")
-    parser.add_argument("--mixture-dropouts", type=float, nargs="+", default=[0.3, 0.5])
+    parser.add_argument("--mixture-dropouts", type=float, nargs="+", default=[0.3])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     digits = data.load("digits")
