@@ -117,20 +117,25 @@ def _summary(values: list[Tensor], features: int) -> dict[str, float] | None:
 
 @torch.no_grad()
 def log_densities(
-    model: ARCSM, x: Tensor, method: str | None = None, *, progress: Progress | None = None
+    model: ARCSM,
+    x: Tensor,
+    method: str | None = None,
+    *,
+    base: float | None = None,
+    progress: Progress | None = None,
 ) -> LogDensity:
     """``model.log_density(x, method)`` of x (N, D), a part of the samples at a time.
 
     Args:
         model: in evaluation mode.
         x: in model space, on the model's device and in its dtype.
-        method: as for :meth:`fastcsm.nn.ARCSM.log_density`.
+        method, base: as for :meth:`fastcsm.nn.ARCSM.log_density`.
         progress: called with (samples done, samples in all).
     """
     size = max(1, _DENSITY_ROWS // x.shape[1])
     parts = []
     for part in x.split(size):
-        parts.append(model.log_density(part, method))
+        parts.append(model.log_density(part, method, base=base))
         if progress:
             progress(min(size * len(parts), len(x)), len(x))
     return LogDensity(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -24,6 +24,7 @@ from .ops import masked_linear as _masked_linear
 from .ops import probability_flow as _probability_flow
 from .ops import score_head as _score_head
 from .ops.library import needs_grad
+from .reference.quadrature import Density
 
 __all__ = [
     "Density",
@@ -38,17 +39,6 @@ __all__ = [
     "probability_flow",
     "score_head",
 ]
-
-
-class Density(NamedTuple):
-    """Results of :func:`conditional_density`: each of the shape of x; ends (..., 2)."""
-
-    point: Tensor
-    log_density: Tensor
-    log_normalizer: Tensor
-    cdf: Tensor
-    error: Tensor
-    ends: Tensor
 
 
 class Flow(NamedTuple):

@@ -21,7 +21,7 @@ from fastcsm.benchmark.measure import machine, versions
 from fastcsm.config import Config
 from fastcsm.data import Dataset
 from fastcsm.evaluation import Progress
-from fastcsm.nn import ARCSM, NoiseSchedule
+from fastcsm.nn import ARCSM
 
 #: Added to a seed for Gaussian noise, which must not repeat the dequantisation's random numbers.
 _NOISE = 1_000_003
@@ -122,17 +122,6 @@ def parameters(model: torch.nn.Module) -> int:
             else:
                 count += value.numel()
     return count
-
-
-def flow_from(model: ARCSM, sigma: float) -> ARCSM:
-    """The same model with its flow density beginning at noise level ``sigma`` instead of sigma_1.
-
-    Any level at which the conditionals are smooth will do; a lower one leaves less of the flow's error.
-    """
-    other = copy.copy(model)
-    last = model.noise
-    other.noise = NoiseSchedule(sigma, last.sigma_min, last.levels, continuous=True)
-    return other
 
 
 def noisy(data: Dataset, sigma: float, repeats: int = 1, limit: int | None = None) -> Tensor:

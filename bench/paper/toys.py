@@ -23,6 +23,7 @@ from fastcsm.config import Config
 from fastcsm.density import Conditionals
 from fastcsm.evaluation import log_densities
 from fastcsm.nn import ARCSM
+from fastcsm.sampling import exact
 
 SETTINGS: dict[str, Any] = {
     "hidden": (128, 128, 128),
@@ -49,9 +50,9 @@ def line() -> torch.Tensor:
     return torch.arange(-SIDE, SIDE + SPACING / 2, SPACING)
 
 
-def on_grid(model: ARCSM, method: str) -> torch.Tensor:
+def on_grid(model: ARCSM, method: str, base: float | None) -> torch.Tensor:
     """The model's density (points of x_1, points of x_2); q(x_1) is evaluated once a line."""
-    rows, densities = Conditionals(model, method), []
+    rows, densities = Conditionals(model, method, base=base), []
     with torch.no_grad():
         for first in line():
             x = torch.stack([first.expand_as(line()), line()], 1)
@@ -74,13 +75,13 @@ def measure(
     x, points = common.noisy(toy, sigma, limit=POINTS), torch.cartesian_prod(line(), line())
     truth = toys.log_density(name, x, sigma)
     model, done = common.trained(config, toy, runs / f"{name}-{config.objective}")
-    model = common.flow_from(model, BASE)
     row: dict[str, Any] = {"training": done | {"parameters": common.parameters(model)}}
     side = len(line())
     pictures = {"truth": toys.log_density(name, points, sigma).exp().reshape(side, side)}
     for method in ("flow", "quadrature"):
-        found = log_densities(model, x, method, progress=common.report(method))
-        pictures[method] = on_grid(model, method)
+        base = BASE if method == "flow" else None
+        found = log_densities(model, x, method, base=base, progress=common.report(method))
+        pictures[method] = on_grid(model, method, base)
         row[method] = {
             "divergence": divergence(truth, found.log_density.sum(1)),
             "largest_error": found.error.sum(1).max().item(),
@@ -95,7 +96,7 @@ def measure(
             row["mixture"] = {"training": done, "divergence": divergence(truth, mixture.log_prob(x))}
             pictures["mixture"] = mixture.log_prob(points).double().exp().reshape(side, side)
     images = {key: value.T.numpy() for key, value in pictures.items()}
-    images["samples"] = model.sample(4000, "flow", seed=0).numpy()
+    images["samples"] = exact(model, 4000, "flow", seed=0, base=BASE).numpy()
     return row, images
 
 

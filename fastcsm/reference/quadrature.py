@@ -47,7 +47,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class Density(NamedTuple):
-    """Of N rows, float64, as ``conditional_density`` describes them."""
+    """Results of :func:`fastcsm.functional.conditional_density`: each of the shape of x; ends (..., 2)."""
 
     point: Tensor
     log_density: Tensor
