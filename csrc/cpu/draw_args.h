@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "cpu/launch.h"
-#include "cpu/ops.h"
+#include "common/ops.h"
 
 namespace fastcsm {
 

@@ -159,13 +159,11 @@ inline void pairs_along_rows(int64_t rows, int64_t k, const float* a, int64_t ld
 
 // The 16 words of pairs (r, r+1) in columns [j, j+16); rows at or beyond `rows` are zero.
 FASTCSM_INLINE __m512i pairs_of_rows(int64_t r, int64_t rows, const float* a, int64_t lda, int64_t j) {
-  __m512i pair = _mm512_setzero_si512();
-  if (r < rows) pair = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + r * lda + j)));
-  if (r + 1 < rows) {
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + (r + 1) * lda + j)));
-    pair = _mm512_or_si512(pair, _mm512_slli_epi32(high, 16));
-  }
-  return pair;
+  const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                          23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 low = r < rows ? _mm512_loadu_ps(a + r * lda + j) : _mm512_setzero_ps();
+  const __m512 high = r + 1 < rows ? _mm512_loadu_ps(a + (r + 1) * lda + j) : _mm512_setzero_ps();
+  return _mm512_permutexvar_epi16(halves, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 inline void pairs_across_rows(int64_t rows, int64_t cols, const float* a, int64_t lda, float* out, int64_t ldo) {
   for (int64_t w = 0; w < words<float>(rows); ++w)

@@ -178,6 +178,7 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
   using V = Vec<T>;
   const int64_t R = tile.rows, ld = head.ld[k], P = head.P[k];
   const bool last = k == head.K - 1;
+  const Value<T, A> value;
   for (int64_t r = 0; r < R; ++r) {
     T* z = tile.zu[k] + r * ld;
     T* u = z + R * ld;
@@ -188,7 +189,11 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
     for (int64_t j = 0; j < P; j += V::W) {
       V a = V::load(pre + r * ld + j) + V::load(head.bias[k] + j), t, f, d, e;
       if (x_weight != nullptr) a += xr * V::load(x_weight + j);
-      activate<A>(a, f, d, e);
+      if constexpr (kKeep == kValue) {
+        f = value(a);
+      } else {
+        activate<A>(a, f, d, e);
+      }
       f.store(z + j);
       if constexpr (kKeep != kValue) {
         t = x_weight != nullptr ? V::load(x_weight + j) : V::load(u + j);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/head.h"
+#include "cpu/value_table.h"
 
 namespace fastcsm {
 

@@ -1,48 +1,17 @@
-// From tensors to raw pointers. Shapes were checked in fastcsm/functional.py; what is checked again here is what would
-// otherwise read memory that is not there.
+// What the processor's launchers need: tensors to pointers, the kernels' arguments, and the choice of instruction set.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <vector>
-
+#include "common/launch.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
 namespace fastcsm {
 
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-
-// Describes the head; throws a sentence naming what does not fit.
-HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                   const Tensor& frequencies, int64_t activation, bool reduced);
-
 // Whether products may run on pairs of bfloat16.
 template <class Args>
 bool uses_pairs(const Args& a) {
   return a.reduced && a.storage != Storage::f64;
 }
-
-// The storage type of a tensor; throws if the kernels do not know its dtype.
-Storage storage_of(const Tensor& x);
-
-// Contiguous, on the processor, of the given type and number of elements; throws otherwise.
-const void* checked(const Tensor& t, const char* name, torch::headeronly::ScalarType type, int64_t count);
-
-// The type arithmetic is done in: float for bfloat16, else the storage type.
-torch::headeronly::ScalarType compute_type(const Tensor& t);
-
-struct GradientTensors {
-  Tensor context, x;
-  Tensors weights, biases;
-  HeadGradients pointers;
-};
-// Outputs for the gradients wanted; the others have no elements.
-GradientTensors new_gradients(const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
-                              bool need_context, bool need_x, bool need_params);
 
 }  // namespace fastcsm

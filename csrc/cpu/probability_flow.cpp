@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "cpu/launch.h"
-#include "cpu/ops.h"
+#include "common/ops.h"
 #include "cpu/foreach_isa.h"
 #endif
 

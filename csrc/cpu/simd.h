@@ -313,3 +313,41 @@ FASTCSM_INLINE Vec<T> cos_turn(Vec<T> u) {
 }
 
 #include "common/activations.h"
+
+// f alone, without f' and f''. Made once for many vectors, so that what it looks up stays in registers.
+template <class T, int A>
+struct Value {
+  FASTCSM_INLINE Vec<T> operator()(Vec<T> x) const {
+    Vec<T> f, d, e;
+    activate<A>(x, f, d, e);
+    return f;
+  }
+};
+
+#if FASTCSM_VECTOR_BYTES == 64
+template <int A>
+  requires(A == kSoftplus || A == kSilu || A == kGelu)
+struct Value<float, A> {
+  const ValueTable& table = *value_table(A);
+  __m512 low[5], high[5];
+
+  FASTCSM_INLINE Value() {
+    for (int k = 0; k < 5; ++k) {
+      low[k] = _mm512_load_ps(table.coefficient[k]);
+      high[k] = _mm512_load_ps(table.coefficient[k] + 16);
+    }
+  }
+  FASTCSM_INLINE Vec<float> operator()(Vec<float> x) const {
+    const __m512 one = _mm512_set1_ps(1), v = (__m512)x.v;
+    const __m512 t = _mm512_min_ps(_mm512_set1_ps(table.last), (__m512)(abs_(x) * Vec<float>(table.scale)).v);
+    const __m512 z = _mm512_add_ps(t, one);
+    const __m512i segment = _mm512_srli_epi32((__m512i)z, 20);
+    const __m512 begin = (__m512)_mm512_and_si512((__m512i)z, _mm512_set1_epi32(~0 << 20));
+    const __m512 r = _mm512_sub_ps(t, _mm512_sub_ps(begin, one));
+    __m512 g = _mm512_permutex2var_ps(low[4], segment, high[4]);
+#pragma GCC unroll 4
+    for (int k = 3; k >= 0; --k) g = _mm512_fmadd_ps(g, r, _mm512_permutex2var_ps(low[k], segment, high[k]));
+    return (Vec<float>::N)_mm512_add_ps(g, _mm512_max_ps(_mm512_setzero_ps(), v));
+  }
+};
+#endif

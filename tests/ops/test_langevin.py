@@ -58,6 +58,25 @@ def test_every_activation_and_depth(backend, activation, dtype):
         check(Case(hidden=hidden, activation=activation, frequencies=frequencies), backend, dtype)
 
 
+@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_values_of_an_activation_over_the_line(backend, activation):
+    """One unit that reads the context: the step is its value, with noise of 1e-6 beside it."""
+    tiny = torch.tensor([0.0, 1e-30, 1e-6, 1e-3], dtype=torch.float64)
+    line = torch.cat([torch.linspace(-40, 40, 9001, dtype=torch.float64), tiny, -tiny, 1e4 * tiny, -1e4 * tiny])
+    case = Case(rows=len(line), context=1, hidden=(1,), activation=activation, frequencies=0)
+    case.context, case.x = line[:, None], torch.zeros_like(line)
+    case.weights = [torch.tensor([[1.0, 0.0]]), torch.ones(1, 1)]
+    case.biases = [torch.zeros(1), torch.zeros(1)]
+    settings = {"step_sizes": [1e-12], "score_scales": [2e12], "steps": 1}
+    single = case.to(torch.float32)
+    exact = run(single.to(torch.float64), "reference", **settings)
+    got = run(single, backend, **settings)
+    assert ((got - exact).abs() / exact.abs().clamp(min=1)).max() < 1.5 * torch.finfo(torch.float32).eps
+    nan = run(single, backend, context=single.context * float("nan"), **settings)
+    assert nan.isnan().all()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 129, 1000])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_every_number_of_rows(backend, rows):
