@@ -63,7 +63,8 @@ def test_every_activation_and_depth(backend, activation, dtype):
 def test_values_of_an_activation_over_the_line(backend, activation):
     """One unit that reads the context: the step is its value, with noise of 1e-6 beside it."""
     tiny = torch.tensor([0.0, 1e-30, 1e-6, 1e-3], dtype=torch.float64)
-    line = torch.cat([torch.linspace(-40, 40, 9001, dtype=torch.float64), tiny, -tiny, 1e4 * tiny, -1e4 * tiny])
+    line = torch.linspace(-40, 40, 9001, dtype=torch.float64)
+    line = torch.cat([line, tiny, -tiny, 1e4 * tiny, -1e4 * tiny])
     case = Case(rows=len(line), context=1, hidden=(1,), activation=activation, frequencies=0)
     case.context, case.x = line[:, None], torch.zeros_like(line)
     case.weights = [torch.tensor([[1.0, 0.0]]), torch.ones(1, 1)]
