@@ -328,7 +328,7 @@ struct Value {
 template <int A>
   requires(A == kSoftplus || A == kSilu || A == kGelu)
 struct Value<float, A> {
-  const ValueTable& table = *value_table(A);
+  const fastcsm::ValueTable& table = *fastcsm::value_table(A);
   __m512 low[5], high[5];
 
   FASTCSM_INLINE Value() {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/amx.h"
+#include "cpu/value_table.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
