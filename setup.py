@@ -131,6 +131,11 @@ class BuildPython(build_py):
         return outputs if self.editable_mode else [*outputs, str(self._record())]
 
 
+def sources(pattern: str) -> list[str]:
+    """Files under csrc/ as the build names them, in a fixed order."""
+    return sorted(f"csrc/{name}" for name in glob(pattern, root_dir=ROOT / "csrc"))
+
+
 def library_arguments() -> dict:
     """setup() arguments that compile csrc/ into fastcsm/_cpu.abi3.so with torch's ninja build."""
     os.environ["CXX"] = find_compiler() or ""  # one compiler for objects and link
@@ -143,7 +148,7 @@ def library_arguments() -> dict:
 
     library = CppExtension(
         "fastcsm._cpu",
-        ["csrc/library_cpu.cpp", *sorted(glob("csrc/cpu/*.cpp", root_dir=ROOT))],
+        ["csrc/library_cpu.cpp", *sources("common/*.cpp"), *sources("cpu/*.cpp")],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=[*COMPILE_FLAGS, f"-ffile-prefix-map={include_paths()[0]}{os.sep}="],
         extra_link_args=LINK_FLAGS,

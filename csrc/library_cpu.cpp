@@ -3,11 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "common/launch.h"
+#include "common/ops.h"
 #include "cpu/isa.h"
-#include "cpu/ops.h"
 
 namespace {
 
@@ -17,46 +17,10 @@ std::vector<std::string> isas() { return fastcsm::available_isas(); }
 
 }  // namespace
 
-#define FASTCSM_HEAD "Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation"
-#define FASTCSM_NEED "bool need_context, bool need_x, bool need_params"
-#define FASTCSM_STAIRS "Tensor in_degrees, Tensor out_degrees, int activation, bool reduced"
-#define FASTCSM_STAIRS_BACKWARD \
-  "Tensor in_degrees, Tensor out_degrees, int activation, bool need_x, bool need_weight, bool need_bias, bool reduced"
-#define FASTCSM_DENSITY                                                                                   \
-  "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, " \
-  "float score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
-#define FASTCSM_DRAW                                                                                         \
-  "Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, Tensor[] made_weights, " \
-  "Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool residual"
-#define FASTCSM_DRAWN "int seed, Tensor samples, int first, int last, float denoise, bool reduced) -> (Tensor, Tensor"
-#define FASTCSM_GRADIENTS "Tensor, Tensor, Tensor[], Tensor[]"
+bool fastcsm::on_device(const Tensor& t) { return t.is_cpu(); }
 
 STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
-  m.def("score_head(" FASTCSM_HEAD ", bool reduced) -> (Tensor, Tensor)");
-  m.def("score_head_backward(Tensor grad_score, Tensor grad_derivative, " FASTCSM_HEAD ", " FASTCSM_NEED
-        ", bool reduced) -> (" FASTCSM_GRADIENTS ")");
-  m.def("csm_loss(" FASTCSM_HEAD ", Tensor alpha, Tensor beta, Tensor gamma, " FASTCSM_NEED
-        ", bool reduced) -> (Tensor, " FASTCSM_GRADIENTS ")");
-  m.def("langevin(" FASTCSM_HEAD
-        ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
-        "Tensor dimensions, int first_step, bool reduced) -> Tensor");
-  m.def("langevin_draw(" FASTCSM_DRAW
-        ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, " FASTCSM_DRAWN ")");
-  m.def("conditional_density_draw(" FASTCSM_DRAW
-        ", float[] sigmas, float low, float high, float tolerance, float flow_tolerance, int panels, " FASTCSM_DRAWN
-        ")");
-  m.def("conditional_density(" FASTCSM_DENSITY
-        ", bool inverse, bool reduced) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("conditional_density_nodes(" FASTCSM_DENSITY ", bool reduced) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("probability_flow(" FASTCSM_HEAD
-        ", float sigma_from, float sigma_to, float tolerance, bool change, bool reduced) -> (Tensor, Tensor, Tensor)");
-  m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
-  m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
-        ") -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, Tensor in_degrees, "
-      "Tensor out_degrees, int activation, bool need_x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, bool reduced) -> "
-      "Tensor");
+  fastcsm::define_ops(m);
   m.def("isa() -> str");
   m.def("isas() -> str[]");
   m.def("set_isa(str name) -> ()");

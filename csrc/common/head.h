@@ -19,9 +19,9 @@ struct HeadArgs {
   const void* frequency;  // (E)
   int activation;
   Storage storage;
-  bool reduced;  // products may use bfloat16 units
+  bool reduced;  // products of float32 may use narrower units: bfloat16 on processors, tf32 on GPUs
 
-  int64_t features() const { return 1 + 2 * frequencies; }
+  constexpr int64_t features() const { return 1 + 2 * frequencies; }
 };
 
 // Where the gradients go; a null pointer means not wanted.
