@@ -83,6 +83,40 @@ def head_launches(
     return launches
 
 
+def draw_launches(
+    dtype: torch.dtype,
+    frequencies: int,
+    rows: int = 512,
+    models: int = 1,
+    variables: int = 784,
+    hidden: tuple[int, ...] = (512, 512),
+    widths: tuple[int, ...] = (128, 128),
+    residual: bool = False,
+) -> list[launch.Launch]:
+    """The launches of a draw: conditional by one model, or staged by several."""
+    context, stage = 32, int(models == 1)
+    head = [context + stage + 1 + 2 * frequencies, *widths, 1]
+    made = [variables, *hidden, variables * context]
+    with launch.recorded() as launches:
+        langevin.langevin_draw(
+            empty(rows, variables, dtype=dtype),
+            [empty(o, i, dtype=dtype) for i, o in pairwise(head)] * models,
+            [empty(o, dtype=dtype) for o in head[1:]] * models,
+            empty(frequencies, dtype=dtype),
+            "silu" if frequencies else "softplus",
+            [empty(o, i, dtype=dtype) for i, o in pairwise(made)] * models,
+            [empty(o, dtype=dtype) for o in made[1:]] * models,
+            [empty(width, dtype=torch.int64) for width in hidden],
+            empty(variables, dtype=torch.int64),
+            "silu",
+            residual,
+            *([0.1] * 10, [1.0] * 10, [0.0] * 10 * stage, 20, 0),
+            empty(rows, dtype=torch.int64),
+            *(0, variables, 0.01),
+        )
+    return launches
+
+
 def layer_launches(dtype: torch.dtype, rows: int = 1024) -> list[launch.Launch]:
     """The launches of a masked layer 4096 x 4096."""
     x, weight = empty(rows, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
@@ -99,7 +133,8 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         launches = [("", entry) for entry in layer_launches(dtype)]
         for frequencies in (0, 16):
-            launches += [(f" E={frequencies}", entry) for entry in head_launches(dtype, frequencies)]
+            of_heads = head_launches(dtype, frequencies) + draw_launches(dtype, frequencies)
+            launches += [(f" E={frequencies}", entry) for entry in of_heads]
         seen = set()
         for suffix, entry in launches:
             label = f"{entry.kernel.__name__}{suffix} {name}"
@@ -113,6 +148,7 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
 #: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
 ROWS = ("context", "x", "score", "derivative", "grad_score", "grad_derivative", "grad_context", "grad_x")
 ROWS += ("alpha", "beta", "gamma", "samples", "dimensions", "states", "y", "grad", "grad_y", "preactivation")
+ROWS += ("clean", "values", "sums")
 
 
 def translate(entry: launch.Launch, architecture: int = 90) -> str:
@@ -129,9 +165,12 @@ def translate(entry: launch.Launch, architecture: int = 90) -> str:
 
 def short_offsets(text: str) -> list[str]:
     """The arguments of ROWS that a translated kernel adds an offset of less than 64 bits to."""
-    splats = dict(re.findall(r"(%\S+) = tt\.splat %(\w+) : !tt\.ptr", text))
-    found = re.findall(r"tt\.addptr (%\S+), %\S+ : \S+, tensor<(?:\d+x)*(i\d+)>", text)
-    return sorted({splats[base] for base, width in found if splats.get(base) in ROWS and width != "i64"})
+    short = set()
+    for function in text.split("tt.func "):
+        splats = dict(re.findall(r"(%\S+) = tt\.splat %(\w+) : !tt\.ptr", function))
+        sums = re.findall(r"tt\.addptr (%\S+), %\S+ : \S+, tensor<(?:\d+x)*(i\d+)>", function)
+        short |= {splats[base] for base, width in sums if splats.get(base) in ROWS and width != "i64"}
+    return sorted(short)
 
 
 def source(entry: launch.Launch) -> ASTSource:
@@ -206,6 +245,9 @@ def translate_all() -> int:
     heads = ((0, 3, (5,)), (2, 0, (5,)), (1, 70, (130, 70)), (0, 5, (33, 16, 7)), (2, 5, (8, 24, 15, 31)))
     for frequencies, context, widths in (*heads, (16, 32, (128, 128))):
         launches += head_launches(torch.bfloat16, frequencies, rows, context, widths, backward=True)
+    launches += draw_launches(torch.bfloat16, 0, rows) + draw_launches(
+        torch.bfloat16, 3, rows, models=3, variables=5, hidden=(20, 20, 20), widths=(70, 5, 9), residual=True
+    )
     for entry in launches:
         short += [f"{entry.kernel.__name__}: {name}" for name in short_offsets(translate(entry))]
     print(f"{len(launches)} launches translated", *short, sep="\n")

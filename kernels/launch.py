@@ -1,94 +1,23 @@
-"""How kernels are launched: tile sizes, number of programs, and where partial sums go."""
+"""How kernels are launched: number of programs, arguments, and where partial sums go."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from .configurations import head_config, precision_of
 from .head_sums import reduce_partials_kernel
 
 #: Programs on a device without multiprocessors, which is the interpreter.
 INTERPRETED_PROGRAMS = 3
 #: Bound of all programs' partial sums together.
 PARTIAL_BYTES = 48 << 20
-#: Most sums of gradients a program holds in registers, in elements of float32.
-RESIDENT_ELEMENTS = 4 * 1024
-
-
-#: Most columns of the context in one product.
-CONTEXT_CHUNK = 64
-
-
-class Config(NamedTuple):
-    """How one kernel of the head is compiled.
-
-    Attributes:
-        tile: rows, chunk of hidden units, chunk of the context, and frequencies padded.
-        warps: warps of a program.
-        resident: whether the sums of the parameters' gradients stay in registers.
-    """
-
-    tile: tuple[int, int, int, int]
-    warps: int
-    resident: bool
-
-
-def padded(size: int) -> int:
-    """The next power of two, at least 16: a size that ``tl.dot`` takes."""
-    return max(triton.next_power_of_2(size), 16)
-
-
-def chunk(widths: Sequence[int]) -> int:
-    """Columns of hidden units in a tensor: all of a layer up to 128, else 128 or 64, whichever pads less."""
-    if max(widths) <= 128:
-        return padded(max(widths))
-    return min((128, 64), key=lambda block: sum(-(-width // block) * block for width in widths))
-
-
-def head_config(
-    op: str, dtype: torch.dtype, context: int, frequencies: int, widths: tuple[int, ...]
-) -> Config:
-    """The configuration of ``op`` ("score_head", "csm_loss" or "langevin") for one head.
-
-    A warp's product covers 16 rows and whole chunks, so that chunks bound the registers of a thread.
-    """
-    most = {"score_head": 128 if dtype.itemsize == 2 else 64, "csm_loss": 64, "langevin": 32}[op]
-    block = min(chunk(widths), most if max(widths) <= 128 else 64)
-    full = [-(-width // block) * block for width in widths]
-    features = min(padded(context), CONTEXT_CHUNK), padded(frequencies)
-    sums = full[0] * (context + 2 * features[1] * (frequencies > 0))
-    sums += sum(i * o for i, o in pairwise(full))
-    rows, warps = (16, 1) if op == "langevin" else (64, 4)
-    tile = rows, block, *features
-    return Config(tile, warps, sums <= RESIDENT_ELEMENTS)
-
-
-class LinearConfig(NamedTuple):
-    """How the kernels of a masked layer are compiled: tiles (bm, bn), steps of bk along the sum."""
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int
-    stages: int
-
-    def tile(self) -> dict[str, Any]:
-        return {"BM": self.bm, "BN": self.bn, "BK": self.bk}
-
-
-def linear_config(dtype: torch.dtype) -> LinearConfig:
-    """The configuration of the kernels of ``masked_linear``."""
-    if dtype.itemsize == 2:
-        return LinearConfig(128, 128, 64, 8, 3)
-    if precision_of(dtype) == "tf32":
-        return LinearConfig(128, 128, 32, 8, 3)
-    return LinearConfig(64, 64, 16, 4, 2)
 
 
 @cache
@@ -100,13 +29,6 @@ def programs(device: torch.device, most: int) -> int:
     """Programs of a persistent kernel that has ``most`` tiles, at least one."""
     available = _multiprocessors(device.index) if device.type == "cuda" else INTERPRETED_PROGRAMS
     return max(min(available, most), 1)
-
-
-def precision_of(dtype: torch.dtype, exact: str = "ieee") -> str:
-    """``tl.dot``'s input_precision by torch's setting for float32 products, ``exact`` for "highest"."""
-    if dtype is not torch.float32:
-        return "ieee"
-    return exact if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
@@ -156,7 +78,8 @@ class HeadLaunch:
         if op == "csm_loss":
             slices = PARTIAL_BYTES // ((self.offsets[-1] + 1) * self.dtype.itemsize)
             tiles = min(tiles, max(slices, 1))
-        self.programs = max(tiles, 1) if op == "langevin" else programs(x.device, tiles)
+        chains = op in ("langevin", "langevin_draw")
+        self.programs = max(tiles, 1) if chains else programs(x.device, tiles)
 
     def gradients(self, need_context: bool, need_x: bool) -> tuple[Tensor, Tensor]:
         """Where the gradients of context and x go, empty where not needed."""

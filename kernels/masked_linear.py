@@ -8,13 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .launch import (
-    launch,
-    linear_config,
-    precision_of,
-    programs,
-    reduce_partials,
-)
+from .configurations import linear_config, precision_of
+from .launch import launch, programs, reduce_partials
 
 
 @triton.jit(do_not_specialize=["inputs", "outputs"])
@@ -277,7 +272,7 @@ def masked_linear(
     preactivation = x.new_empty(0) if activation == "identity" else torch.empty_like(y)
     if y.numel() == 0:
         return y, preactivation
-    config = linear_config(x.dtype)
+    config = linear_config(x.dtype, inputs, outputs)
     tiles = triton.cdiv(outputs, config.bn)
     bounds = _reach(in_degrees, out_degrees, tiles, config.bn, True)
     launch(
@@ -340,7 +335,7 @@ def masked_linear_backward_into(
             empty.zero_()
         return grad_x
     grad = _grad_of_preactivation(grad_y, preactivation, activation, grad_bias)
-    config = linear_config(x.dtype)
+    config = linear_config(x.dtype, inputs, outputs)
     constants: dict[str, Any] = {**config.tile(), "P": precision_of(x.dtype)}
     compiled = config.warps, config.stages
     if need_x and inputs > 0:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastcsm.kernels import csm_loss, launch, masked_linear, philox
+from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, philox, score_head, tuning
 from fastcsm.kernels.activations import activate
+from triton.runtime.errors import OutOfResources
 
 from fastcsm import random
 from fastcsm.activations import ACTIVATIONS
@@ -122,7 +123,81 @@ def test_partial_sums_stay_small(hidden, monkeypatch):
     ("widths", "block"), [((1,), 16), ((128, 5), 128), ((130, 257), 64), ((256, 256), 128)]
 )
 def test_chunks(widths, block):
-    assert launch.chunk(widths) == block
+    assert configurations.chunk(widths) == block
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    monkeypatch.setattr(configurations.choices, "best", {})
+    return configurations.choices
+
+
+def test_tuning_takes_the_fastest_of_each_choice(choices):
+    layer = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4), torch.ones(5).long(), torch.ones(4).long()
+    rows, biases = (torch.randn(3, 5), torch.randn(3)), [torch.randn(4), torch.randn(1)]
+    head = *rows, [torch.randn(4, 6), torch.randn(1, 4)], biases, torch.empty(0), "silu"
+
+    def call():
+        y, _ = masked_linear.masked_linear(*layer, "silu")
+        score_head.score_head(*head)
+        return y
+
+    before, ran = call(), []
+
+    def timer(call):
+        call()
+        with launch.recorded() as launches:
+            call()
+        ran.append([(entry.constants.get("BM"), entry.options["num_warps"]) for entry in launches])
+        return [3.0, 1.0, 2.0][(len(ran) - 1) % 3]
+
+    found = tuning.tune(call, timer=timer)
+    linear, narrow = configurations.LINEAR[4, True], configurations.HEAD["score_head"]["narrow", 4]
+    assert list(found.values()) == [linear[1], narrow[1]]
+    assert [entry[1] for entry in ran[:3]] == [(one.bm, one.warps) for one in linear]
+    assert [entry[2][1] for entry in ran[3:]] == [one.warps for one in narrow]
+    assert choices.best == found
+    torch.testing.assert_close(call(), before)
+
+
+def test_tuning_keeps_what_it_had_when_a_call_fails(choices):
+    layer = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4), torch.ones(5).long(), torch.ones(4).long()
+
+    def failing(call):
+        raise KeyError("timer")
+
+    with pytest.raises(KeyError, match="timer"):
+        tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=failing)
+    assert list(choices.best.values()) == [configurations.LINEAR[4, True][0]]
+    assert choices.asked is None
+
+    def too_large(call):
+        raise OutOfResources(1, 0, "shared memory")
+
+    found = tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=too_large)
+    assert list(found.values()) == [configurations.LINEAR[4, True][0]]
+
+
+def test_no_tuning_during_a_capture(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"):
+        tuning.tune(lambda: None)
+
+
+@pytest.mark.parametrize("op", [*configurations.HEAD, "another"])
+@pytest.mark.parametrize("widths", [(5,), (128, 128), (130, 512)])
+def test_every_candidate_of_a_head_covers_it(op, widths, choices):
+    for dtype in (torch.float32, torch.bfloat16):
+        choices.asked = {}
+        configurations.head_config(op, dtype, 32, 0, widths)
+        ((key, candidates),) = choices.asked.items()
+        assert len(set(candidates)) == len(candidates) >= 2
+        for candidate in candidates:
+            choices.best[key] = candidate
+            config = configurations.head_config(op, dtype, 32, 0, widths)
+            assert config.tile[:2] == (candidate.rows, min(candidate.chunk, configurations.chunk(widths)))
+    choices.asked = None
 
 
 def reach(in_degrees, out_degrees, forward):

@@ -8,7 +8,8 @@ import fastcsm
 from fastcsm.nn import MADE, ScoreHead
 from fastcsm.ops.langevin import langevin_draw
 
-BACKENDS = backend_params("langevin")
+BACKENDS = backend_params("langevin_draw")
+TRITON = backend_params("langevin_draw", "triton")[1:]
 SIZES, SCALES = [0.3, 0.1, 0.03], [1.0, 2.0, 3.0]
 
 
@@ -47,6 +48,7 @@ class Draw:
         sample=5,
         x=None,
         seed=77,
+        steps=4,
     ):
         layers = [[*made.layers, made.output] for made in self.made]
 
@@ -71,7 +73,7 @@ class Draw:
                 SIZES,
                 SCALES,
                 [0.1, -0.4, -1.0] if self.stages else [],
-                4,
+                steps,
                 seed,
                 torch.arange(sample, sample + len(x)),
                 first,
@@ -106,6 +108,46 @@ def test_same_draw_as_the_float64_reference(form, backend):
     ):
         error, own = (got.double() - exact).norm(), (plain.double() - exact).norm()
         assert error <= 2 * own + 1e-6 * exact.norm()
+
+
+FEW_VARIABLES = {
+    "conditional": {"features_of_stages": True, "order": [2, 0, 1]},
+    "staged_residual": {"models": 3, "hidden": (19, 19, 19), "residual": True, "frequencies": 0},
+    "deep": {"hidden": (3, 70, 5)},
+    "single_variable": {"features": 1},
+}
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("form", FEW_VARIABLES)
+def test_triton_draws_the_same(form, backend):
+    draw = Draw(**({"features": 3} | FEW_VARIABLES[form]))
+    few = {"batch": 17, "steps": 1, "sample": 2**33}
+    exact = draw.run("reference", **few)
+    for got, expected in zip(draw.run(backend, **few), exact, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+    if form == "conditional":
+        plain = draw.run("reference", torch.float32, **few)
+        for got, own, expected in zip(draw.run(backend, torch.float32, **few), plain, exact, strict=True):
+            error, allowed = (got.double() - expected).norm(), 2 * (own.double() - expected).norm()
+            assert error <= allowed + 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_draws_in_parts_and_reads_nothing_else(backend):
+    draw, few = Draw(features=3, order=[1, 2, 0]), {"batch": 2, "steps": 1}
+    whole, clean = draw.run(backend, **few)
+    x, cleaned = torch.full((2, 3), torch.nan, dtype=torch.float64), torch.zeros_like(clean)
+    for first, last in ((0, 1), (1, 1), (1, 3)):
+        x, part = draw.run(backend, x=x, first=first, last=last, **few)
+        places = draw.made[0].order[first:last]
+        cleaned[:, places] = part[:, places]
+    torch.testing.assert_close(x, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cleaned, clean, rtol=0, atol=1e-12)
+    undisturbed, same = draw.run(backend, denoise=0.0, **few)
+    assert torch.equal(undisturbed, whole)
+    assert torch.equal(same, whole)
+    assert draw.run(backend, batch=0)[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,149 @@
+"""How each kernel is compiled: candidates for every op, dtype and size, of which the first is the default.
+
+``tuning.tune`` times the candidates of a call and has the fastest used for the rest of the process; nothing
+else ever changes which one is used, so that equal calls give equal bits.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+#: Most sums of gradients a program holds in registers, in elements of float32.
+RESIDENT_ELEMENTS = 4 * 1024
+#: Most columns of the context in one product.
+CONTEXT_CHUNK = 64
+#: Widths up to which a head counts as narrow.
+NARROW = 128
+
+
+class Head(NamedTuple):
+    """A candidate for a kernel of the head: rows of a tile, most hidden units in a chunk, and warps."""
+
+    rows: int
+    chunk: int
+    warps: int
+
+
+class Linear(NamedTuple):
+    """A candidate for the kernels of a masked layer: tiles (bm, bn), steps of bk along the sum."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+
+    def tile(self) -> dict[str, Any]:
+        return {"BM": self.bm, "BN": self.bn, "BK": self.bk}
+
+
+class Config(NamedTuple):
+    """How one kernel of the head is compiled.
+
+    Attributes:
+        tile: rows, chunk of hidden units, chunk of the context, and frequencies padded.
+        warps: warps of a program.
+        resident: whether the sums of the parameters' gradients stay in registers.
+    """
+
+    tile: tuple[int, int, int, int]
+    warps: int
+    resident: bool
+
+
+_ROWS = {
+    ("narrow", 2): (Head(64, 128, 4), Head(64, 64, 4), Head(64, 128, 8)),
+    ("narrow", 4): (Head(64, 64, 4), Head(64, 64, 8), Head(64, 128, 8)),
+    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
+    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
+}
+_PASS = {
+    ("narrow", 2): (Head(64, 64, 4), Head(64, 64, 8), Head(32, 64, 4)),
+    ("narrow", 4): (Head(64, 64, 4), Head(64, 64, 8), Head(32, 64, 4)),
+    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
+    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
+}
+#: A chain's time is the latency of its steps: few rows, and their columns spread over warps.
+_CHAIN = {
+    ("narrow", 2): (Head(16, 64, 4), Head(16, 128, 8), Head(32, 128, 8), Head(16, 32, 1)),
+    ("narrow", 4): (Head(16, 64, 4), Head(16, 128, 8), Head(32, 128, 8), Head(16, 32, 1)),
+    ("wide", 2): (Head(16, 64, 4), Head(16, 64, 8)),
+    ("wide", 4): (Head(16, 64, 4), Head(16, 64, 8)),
+}
+#: For each op, by size class of the head and bytes of an element.
+HEAD = {"score_head": _ROWS, "csm_loss": _PASS, "langevin": _CHAIN, "langevin_draw": _CHAIN}
+#: By bytes of an element, and whether float32 products are exact.
+LINEAR = {
+    (2, False): (Linear(128, 128, 64, 8, 3), Linear(128, 64, 64, 4, 3), Linear(128, 256, 64, 8, 3)),
+    (4, False): (Linear(128, 128, 32, 8, 3), Linear(128, 64, 32, 4, 3), Linear(64, 64, 32, 4, 3)),
+    (4, True): (Linear(64, 64, 16, 4, 2), Linear(128, 64, 16, 8, 2), Linear(64, 64, 32, 4, 2)),
+}
+
+Key = tuple[Any, ...]
+
+
+class Choices:
+    """Which candidate is in force for each choice; one object for the process, so for autograd's threads too.
+
+    Attributes:
+        best: the candidates that are not the first of their list.
+        asked: the choices met so far with their candidates, while someone wants to know; else None.
+    """
+
+    def __init__(self) -> None:
+        self.best: dict[Key, Any] = {}
+        self.asked: dict[Key, tuple[Any, ...]] | None = None
+
+    def pick(self, key: Key, candidates: tuple[Any, ...]) -> Any:
+        """The candidate in force for one choice."""
+        if self.asked is not None:
+            self.asked.setdefault(key, candidates)
+        return self.best.get(key, candidates[0])
+
+
+choices = Choices()
+
+
+def precision_of(dtype: torch.dtype, exact: str = "ieee") -> str:
+    """``tl.dot``'s input_precision by torch's setting for float32 products, ``exact`` for "highest"."""
+    if dtype is not torch.float32:
+        return "ieee"
+    return exact if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def padded(size: int) -> int:
+    """The next power of two, at least 16: a size that ``tl.dot`` takes."""
+    return max(triton.next_power_of_2(size), 16)
+
+
+def chunk(widths: Sequence[int]) -> int:
+    """Columns of hidden units in a tensor: all of a layer up to 128, else 128 or 64, whichever pads less."""
+    if max(widths) <= NARROW:
+        return padded(max(widths))
+    return min((128, 64), key=lambda block: sum(-(-width // block) * block for width in widths))
+
+
+def head_config(
+    op: str, dtype: torch.dtype, context: int, frequencies: int, widths: tuple[int, ...]
+) -> Config:
+    """The configuration of ``op`` for one head; ops that HEAD does not name are compiled like csm_loss."""
+    size = "narrow" if max(widths) <= NARROW else "wide"
+    candidates = HEAD.get(op, _PASS)[size, 2 if dtype.itemsize == 2 else 4]
+    key = op, dtype, precision_of(dtype), context, frequencies, widths
+    found = choices.pick(key, candidates)
+    block = min(chunk(widths), found.chunk)
+    full = [-(-width // block) * block for width in widths]
+    features = min(padded(context), CONTEXT_CHUNK), padded(frequencies)
+    sums = full[0] * (context + 2 * features[1] * (frequencies > 0))
+    sums += sum(i * o for i, o in pairwise(full))
+    return Config((found.rows, block, *features), found.warps, sums <= RESIDENT_ELEMENTS)
+
+
+def linear_config(dtype: torch.dtype, inputs: int, outputs: int) -> Linear:
+    """The configuration of the kernels of ``masked_linear``."""
+    exact = dtype.itemsize > 2 and precision_of(dtype) == "ieee"
+    key = "masked_linear", dtype, precision_of(dtype), inputs, outputs
+    return choices.pick(key, LINEAR[2 if dtype.itemsize == 2 else 4, exact])
