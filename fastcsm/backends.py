@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .activations import ACTIVATIONS
-from .dispatch import why_not_cuda
 
 __all__ = ["Backend", "Request", "backend", "chosen", "compose", "info", "register", "select"]
 
@@ -36,16 +35,15 @@ OPS = (
     "probability_flow",
 )
 PREFERENCE = ("cuda", "triton", "cpu")
-ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, cuda, or python for no library"}
+ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
 
 
 class Request(NamedTuple):
-    """What a call asks of a backend: device type, dtype, output widths of the head's layers, its inputs."""
+    """What a call asks of a backend: device type, dtype, and the output widths of the head's layers."""
 
     device: str
     dtype: torch.dtype
     widths: tuple[int, ...]
-    inputs: int = 0
 
 
 class Backend(Protocol):
@@ -88,67 +86,8 @@ class Reference:
         return importlib.import_module(f".reference.{_module(op)}", __package__)
 
 
-class _Library:
-    """What backends that live in a library built from ``csrc/`` share; the library is named for the backend."""
-
-    name: str
-    ops: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
-    max_hidden = 4
-
-    @cache  # noqa: B019 (one instance lives as long as the module)
-    def missing(self) -> list[str]:
-        path = self.path()
-        if path is None:
-            return [f"the {self.name} library is not built: {self._why_not_built()}"]
-        try:
-            torch.ops.load_library(str(path))
-        except OSError as error:
-            return [f"{path.name} does not load: {error}"]
-        return []
-
-    def path(self) -> Path | None:
-        """The library file, or None."""
-        suffix = ".pyd" if sys.platform == "win32" else ".so"
-        return next(iter(sorted(Path(__file__).parent.glob(f"_{self.name}*{suffix}"))), None)
-
-    def _why_not_built(self) -> str:
-        record = Path(__file__).parent / "_build.json"
-        reasons = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        return reasons.get(self.name) or "install the package with a compiler for it and FASTCSM_BUILD unset"
-
-    def refuses(self, op: str, request: Request) -> list[str]:
-        if _module(op) not in self.ops:
-            return [f"it has no {op}"]
-        reasons = []
-        if request.device != self.name:
-            reasons.append(f"the tensors are on {request.device}")
-        if request.dtype not in self.dtypes:
-            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, self.dtypes))}")
-        if len(request.widths) > self.max_hidden + 1:
-            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
-        return reasons
-
-    def implementation(self, op: str) -> Callable[..., Any]:
-        kernel = getattr(self.kernels(), op).default
-
-        def run(*args: Any) -> Any:
-            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), self.reduced(dtype))
-
-        return run
-
-    def kernels(self) -> Any:
-        """The library's ops."""
-        return getattr(torch.ops, f"fastcsm_{self.name}")
-
-    def reduced(self, dtype: torch.dtype) -> bool:
-        """Whether products may use narrower units, by torch's setting for float32 products."""
-        raise NotImplementedError
-
-
-class CPU(_Library):
-    """Fused C++ kernels for processors."""
+class CPU:
+    """Fused C++ kernels for processors, in the library built from ``csrc/``."""
 
     name = "cpu"
     ops = (
@@ -161,53 +100,52 @@ class CPU(_Library):
     )
     composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    max_hidden = 4
 
-    def refuses(self, op: str, request: Request) -> list[str]:
-        return [f"it has no {op}"] if op in self.composed else super().refuses(op, request)
-
-    def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.bfloat16 or (
-            dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
-        )
-
-
-class CUDA(_Library):
-    """CUDA C++ kernels, in ``csrc/cuda/``. "auto" takes them where ``dispatch.json`` has them measured as faster."""
-
-    name = "cuda"
-    ops = ("score_head",)
-    dtypes = (torch.float32, torch.bfloat16)
-    max_width = 128
-    least_major = 8
-
-    @cache  # noqa: B019
+    @cache  # noqa: B019 (one instance lives as long as the module)
     def missing(self) -> list[str]:
-        if not torch.cuda.is_available():
-            return ["no CUDA device is available"]
-        major, minor = torch.cuda.get_device_capability()
-        if major < self.least_major:
-            return [f"the CUDA device has compute capability {major}.{minor}, {self.least_major}.0 is needed"]
-        return super().missing()
+        path = self.path()
+        if path is None:
+            return [f"the C++ library is not built: {self._why_not_built()}"]
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            return [f"{path.name} does not load: {error}"]
+        return []
+
+    def path(self) -> Path | None:
+        """The library file, or None."""
+        suffix = ".pyd" if sys.platform == "win32" else ".so"
+        return next(iter(sorted(Path(__file__).parent.glob(f"_cpu*{suffix}"))), None)
+
+    def _why_not_built(self) -> str:
+        record = Path(__file__).parent / "_build.json"
+        reason = json.loads(record.read_text(encoding="utf-8"))["reason"] if record.exists() else ""
+        return reason or "install the package with a C++ compiler on the machine and FASTCSM_BUILD unset"
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        reasons = super().refuses(op, request)
-        if reasons:
-            return reasons
-        if max(request.widths[:-1], default=0) > self.max_width:
-            reasons.append(
-                f"a hidden layer of {max(request.widths)} units is wider than {self.max_width}: Triton's kernel runs it"
-            )
-        if not reasons:
-            half = request.dtype is torch.bfloat16
-            need, most = self.kernels().shared_bytes(op, half, request.inputs, len(request.widths) - 1)
-            if need > most:
-                reasons.append(f"it needs {need >> 10} KiB of shared memory, a block has {most >> 10}")
-        if chosen() == "auto" and not reasons:
-            reasons.append(why_not_cuda(op, request.dtype, request.inputs, request.widths))
-        return [reason for reason in reasons if reason]
+        reasons = []
+        if _module(op) not in self.ops or op in self.composed:
+            return [f"it has no {op}"]
+        if request.device != "cpu":
+            reasons.append(f"the tensors are on {request.device}")
+        if request.dtype not in self.dtypes:
+            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, self.dtypes))}")
+        if len(request.widths) > self.max_hidden + 1:
+            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
+        return reasons
 
-    def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    def implementation(self, op: str) -> Callable[..., Any]:
+        kernel = getattr(torch.ops.fastcsm_cpu, op).default
+
+        def run(*args: Any) -> Any:
+            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+            reduced = dtype is torch.bfloat16 or (
+                dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
+            )
+            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
+
+        return run
 
 
 def _code(activation: str) -> int:
@@ -437,7 +375,7 @@ def info() -> Info:
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
             + "".join(f", {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
         },
-        libraries={name: _describe(_backends[name]) for name in ("cpu", "cuda")},
+        libraries={"cpu": _describe(_backends["cpu"])},
         ops=ops,
         environment={
             name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT.items()
@@ -447,13 +385,13 @@ def info() -> Info:
 
 def _describe(backend: Backend) -> str:
     reasons = backend.missing()
-    if reasons or not isinstance(backend, _Library):
+    if reasons or not isinstance(backend, CPU):
         return "; ".join(reasons) or "available"
-    isa = f", instruction set {torch.ops.fastcsm_cpu.isa()}" if isinstance(backend, CPU) else ""
-    return f"{backend.path()}{isa}"
+    isa = torch.ops.fastcsm_cpu.isa()
+    return f"{backend.path()}, instruction set {isa}"
 
 
 register(Reference())
 register(CPU())
 register(Triton())
-register(CUDA())
+register(Absent("cuda", "not in this version"))
