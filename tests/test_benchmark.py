@@ -10,7 +10,18 @@ import torch
 
 import fastcsm.activations
 from fastcsm import benchmark, nn
-from fastcsm.benchmark import CASES, Draw, ExactDraw, LogDensity, MaskedLayers, TrainingStep, measure, runner
+from fastcsm.benchmark import (
+    CASES,
+    Draw,
+    ExactDraw,
+    FlowOfRows,
+    LogDensity,
+    MaskedLayers,
+    ScoresOfRows,
+    TrainingStep,
+    measure,
+    runner,
+)
 from fastcsm.benchmark.base import Contender, from_config
 from fastcsm.benchmark.cases import CsmLoss, Langevin
 
@@ -21,6 +32,7 @@ MODELS = [
     MaskedLayers(features=7, hidden=(9, 11), context=3, batch=5, backward=True),
     TrainingStep(features=7, hidden=(9, 11), context=3, head=(6, 5), batch=4),
     LogDensity(rows=21, context=5),
+    FlowOfRows(rows=21, context=5),
     ExactDraw(features=6, hidden=(9, 9), context=3, head=(6, 6), samples=5, levels=3, steps=2, measured=5),
     Draw(features=7, hidden=(9, 9), context=3, head=(6, 6), samples=5, levels=3, steps=2, measured=5),
     Draw(features=7, hidden=(9, 9), context=3, head=(6, 6), samples=5, levels=3, steps=2, staged=True),
@@ -124,7 +136,15 @@ def test_medium_is_held_to_what_rounding_does_to_plain_pytorch():
 
 @pytest.mark.parametrize("activation", fastcsm.activations.ACTIVATIONS)
 @pytest.mark.parametrize("frequencies", [0, 3])
-@pytest.mark.parametrize("case", [SMALL, Langevin(rows=13, context=3, hidden=(7, 5), levels=3, steps=4)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        SMALL,
+        ScoresOfRows(rows=33, context=3, hidden=(7, 5)),
+        ScoresOfRows(rows=33, context=3, hidden=(7, 5), backward=True),
+        Langevin(rows=13, context=3, hidden=(7, 5), levels=3, steps=4),
+    ],
+)
 def test_contenders_agree(case, activation, frequencies):
     case = replace(case, activation=activation, frequencies=frequencies)
     rows = runner.check_rows(case.contenders(["highest", "medium"], compiled=False), *case.reference())
@@ -178,7 +198,7 @@ def test_counted_operations_of_models():
     edges = first + second + last
     assert 0.4 * dense < edges < 0.7 * dense
     forward, both, step, draw, staged = (
-        case.operations() for case in MODELS if not case.op.startswith("conditional_density")
+        case.operations() for case in MODELS if not case.op.startswith(("conditional", "probability"))
     )
     assert forward == 2 * 5 * edges
     assert both == 2 * 5 * (3 * edges - first)
@@ -196,6 +216,25 @@ def test_counted_operations():
     steps = Langevin(rows=3, context=5, hidden=(2, 7), levels=4, steps=6)
     assert steps.operations() == 3 * 2 * (24 * 14 + 5 * 2)
     assert replace(steps, frequencies=2).operations() == 3 * 2 * (24 * (14 + 5 * 2) + 5 * 2)
+
+
+def test_counted_bytes():
+    head = 4 * 6 + 6 + 6 + 1
+    assert CsmLoss(rows=9, context=3, hidden=(6,)).bytes() == 4 * (9 * (3 + 1 + 3) + 2 * head)
+    assert CsmLoss(rows=9, context=3, hidden=(6,), dtype="bfloat16").bytes() == 2 * (9 * 7 + 2 * head)
+    sizes = {"rows": 9, "context": 3, "hidden": (6,)}
+    assert ScoresOfRows(**sizes).bytes() == 4 * (9 * (3 + 1 + 2) + head)
+    assert ScoresOfRows(**sizes, backward=True).bytes() == 4 * (9 * (3 + 1 + 2 + 2 + 3) + 2 * head)
+    assert Langevin(**sizes).bytes() == LogDensity(**sizes).bytes() == 4 * (9 * (2 + 2) + head)
+    assert FlowOfRows(**sizes).bytes() == 4 * (9 * (2 + 3) + head)
+    first, backward, step = MODELS[:3]
+    parameters = first.operations() / (2 * 5) + 9 + 11 + 21
+    assert first.bytes() == 4 * (5 * 7 + 5 * 7 * 3 + parameters)
+    assert backward.bytes() == 4 * (5 * 7 + 2 * (5 * 7 * 3 + parameters))
+    dense = 7 * 9 + 9 * 11 + 11 * 21 + 9 + 11 + 21
+    assert step.bytes() == 4 * (4 * 7 + 6 * (dense + 4 * 6 + 6 * 5 + 5 + 6 + 5 + 1))
+    draw, staged = MODELS[-2:]
+    assert staged.bytes() - 4 * 5 * 7 == 3 * (draw.bytes() - 4 * 5 * 7 - 4 * 6)
 
 
 def test_matrix_calls_count_their_operations():

@@ -12,8 +12,8 @@ import torch
 
 from ..activations import ACTIVATIONS
 from .base import Case
-from .cases import CsmLoss, Langevin, Rows
-from .densities import ExactDraw, LogDensity
+from .cases import CsmLoss, Langevin, Rows, ScoresOfRows
+from .densities import ExactDraw, FlowOfRows, LogDensity
 from .draw import Draw
 from .masked import MaskedLayers
 from .measure import extra_memory, interleave, machine_slug, quartiles
@@ -27,9 +27,11 @@ __all__ = [
     "CsmLoss",
     "Draw",
     "ExactDraw",
+    "FlowOfRows",
     "Langevin",
     "LogDensity",
     "MaskedLayers",
+    "ScoresOfRows",
     "TrainingStep",
     "document",
     "extra_memory",
@@ -46,7 +48,18 @@ __all__ = [
 ]
 
 CASES: Mapping[str, type[Case]] = {
-    kind.op: kind for kind in (CsmLoss, Langevin, LogDensity, MaskedLayers, TrainingStep, Draw, ExactDraw)
+    kind.op: kind
+    for kind in (
+        CsmLoss,
+        ScoresOfRows,
+        MaskedLayers,
+        TrainingStep,
+        Langevin,
+        Draw,
+        LogDensity,
+        FlowOfRows,
+        ExactDraw,
+    )
 }
 _SIZES = {
     "rows": "rows N of csm_loss and conditional_density (default: 50176) or langevin (4096)",

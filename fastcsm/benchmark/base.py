@@ -62,6 +62,10 @@ class Case:
         """Floating-point operations in matrix products that the op cannot do without."""
         raise NotImplementedError
 
+    def bytes(self) -> float:
+        """Bytes that the op must move once: inputs and parameters read, outputs written."""
+        raise NotImplementedError
+
     def matrix_shape(self) -> tuple[int, int, int]:
         """(m, k, n) of the case's largest kind of product, at which the matrix rate is measured too."""
         raise NotImplementedError

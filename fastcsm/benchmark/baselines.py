@@ -1,11 +1,12 @@
 """The same computations in plain PyTorch, as a careful user writes them without fastcsm.
 
-Every CSM baseline has the signature ``(context, x, weights, biases, frequencies, activation, alpha, beta)``
-and returns the scalar sum over rows of alpha s^2 / 2 + beta s', ready for one backward pass: context (N, C),
-x (N,), weights and biases as in nn.Linear (the last layer has one output), frequencies (E,), alpha and beta
-floats or (N,).
+Every baseline of the head has the signature ``(context, x, weights, biases, frequencies, activation)`` and
+returns (s, s'), each (N,), ready for one backward pass: context (N, C), x (N,), weights and biases as in
+nn.Linear (the last layer has one output), frequencies (E,). The CSM loss by the same way takes alpha and beta
+more, floats or (N,), and is the scalar sum over rows of alpha s^2 / 2 + beta s'.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,13 +17,18 @@ __all__ = [
     "csm_double_backward",
     "csm_jvp",
     "csm_tangent",
+    "flow_rk4",
     "head",
     "langevin_hoisted",
     "langevin_loop",
     "langevin_step",
+    "scores_double_backward",
+    "scores_jvp",
+    "scores_tangent",
 ]
 
 Numbers = float | Tensor
+Pair = tuple[Tensor, Tensor]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
@@ -35,35 +41,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+def _silu(a: Tensor) -> Pair:
     p = torch.sigmoid(a)
     z = a * p
     return z, p + z * (1 - p)
 
 
-def _gelu(a: Tensor) -> tuple[Tensor, Tensor]:
+def _gelu(a: Tensor) -> Pair:
     square = a * a
     t = torch.tanh(0.7978845608028654 * a * (1 + 0.044715 * square))
     slope = 0.5 * (1 + t) + 0.3989422804014327 * a * (1 - t * t) * (1 + 0.134145 * square)
     return 0.5 * a * (1 + t), slope
 
 
-def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
+def _tanh(a: Tensor) -> Pair:
     z = torch.tanh(a)
     return z, 1 - z * z
 
 
-def _elu(a: Tensor) -> tuple[Tensor, Tensor]:
+def _elu(a: Tensor) -> Pair:
     z = F.elu(a)
     return z, 1 + z.clamp(max=0)
 
 
-def _sigmoid(a: Tensor) -> tuple[Tensor, Tensor]:
+def _sigmoid(a: Tensor) -> Pair:
     z = torch.sigmoid(a)
     return z, z * (1 - z)
 
 
-_WITH_SLOPE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+_WITH_SLOPE: dict[str, Callable[[Tensor], Pair]] = {
     "softplus": lambda a: (F.softplus(a), torch.sigmoid(a)),
     "tanh": _tanh,
     "silu": _silu,
@@ -101,37 +107,35 @@ def head(
     return _layers(_inputs(context, x, frequencies), weights, biases, activation)
 
 
-def csm_double_backward(
+def scores_double_backward(
     context: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     frequencies: Tensor,
     activation: str,
-    alpha: Numbers,
-    beta: Numbers,
-) -> Tensor:
+    graph: bool = True,
+) -> Pair:
     """The usual way: s' by autograd.grad(create_graph=True), then backward through both passes.
 
     Fair because one gradient of the summed score gives every row's derivative (rows are independent), only x
-    is differentiated in the first pass, and the head is nothing but library calls.
+    is differentiated in the first pass, and the head is nothing but library calls. Without ``graph`` no graph
+    of the derivative is kept, and there is no second pass.
     """
     x = x.detach().requires_grad_()
     s = head(context, x, weights, biases, frequencies, activation)
-    (ds,) = torch.autograd.grad(s.sum(), x, create_graph=True)
-    return (alpha * s.square() / 2 + beta * ds).sum()
+    (ds,) = torch.autograd.grad(s.sum(), x, create_graph=graph)
+    return s, ds
 
 
-def csm_tangent(
+def scores_tangent(
     context: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     frequencies: Tensor,
     activation: str,
-    alpha: Numbers,
-    beta: Numbers,
-) -> Tensor:
+) -> Pair:
     """The tangent written by hand beside the primal, so that one ordinary backward pass is enough.
 
     Fair because it shares the slope's transcendental with the activation, and starts from the column of x in
@@ -154,20 +158,17 @@ def csm_tangent(
         z, slope = f_and_slope(F.linear(z, weight, bias))
         u = slope * F.linear(u, weight)
     s = F.linear(z, weights[-1], biases[-1]).squeeze(1)
-    ds = F.linear(u, weights[-1]).squeeze(1)
-    return (alpha * s.square() / 2 + beta * ds).sum()
+    return s, F.linear(u, weights[-1]).squeeze(1)
 
 
-def csm_jvp(
+def scores_jvp(
     context: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     frequencies: Tensor,
     activation: str,
-    alpha: Numbers,
-    beta: Numbers,
-) -> Tensor:
+) -> Pair:
     """Forward-mode: (s, s') from one torch.func.jvp with respect to x, then an ordinary backward pass.
 
     Fair because it is the library's own way to a directional derivative and needs a single forward pass.
@@ -175,8 +176,31 @@ def csm_jvp(
     outputs = torch.func.jvp(
         lambda v: head(context, v, weights, biases, frequencies, activation), (x,), (torch.ones_like(x),)
     )
-    s, ds = outputs[0], outputs[1]
-    return (alpha * s.square() / 2 + beta * ds).sum()
+    return outputs[0], outputs[1]
+
+
+def _csm(scores: Callable[..., Pair]) -> Callable[..., Tensor]:
+    """The CSM loss around one way to (s, s')."""
+
+    def loss(
+        context: Tensor,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        frequencies: Tensor,
+        activation: str,
+        alpha: Numbers,
+        beta: Numbers,
+    ) -> Tensor:
+        s, ds = scores(context, x, weights, biases, frequencies, activation)
+        return (alpha * s.square() / 2 + beta * ds).sum()
+
+    return loss
+
+
+csm_double_backward = _csm(scores_double_backward)
+csm_jvp = _csm(scores_jvp)
+csm_tangent = _csm(scores_tangent)
 
 
 def langevin_loop(
@@ -269,3 +293,39 @@ def langevin_hoisted(
                 )
                 step += 1
     return x
+
+
+@torch.no_grad()
+def flow_rk4(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    sigma_from: float,
+    sigma_to: float,
+    steps: int,
+) -> Pair:
+    """x and the change of log p along a conditional head's flow, by ``steps`` Runge-Kutta steps of order 4.
+
+    Fair because the steps are equal in sqrt(sigma), where the flow bends least, and the derivative comes from
+    the hand-written tangent; every row takes the same steps, as eager code must.
+    """
+    v, step = sigma_from**0.5, (sigma_to**0.5 - sigma_from**0.5) / steps
+
+    def slope(v: float, x: Tensor) -> Pair:
+        c = torch.cat([context, context.new_full((len(x), 1), 2 * math.log(v))], 1)
+        r, dr = scores_tangent(c, x, weights, biases, frequencies, activation)
+        return -2 * v * r, 2 * v * dr
+
+    change = torch.zeros_like(x)
+    for _ in range(steps):
+        k1, l1 = slope(v, x)
+        k2, l2 = slope(v + step / 2, x + step / 2 * k1)
+        k3, l3 = slope(v + step / 2, x + step / 2 * k2)
+        k4, l4 = slope(v + step, x + step * k3)
+        x = x + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        change = change + step / 6 * (l1 + 2 * l2 + 2 * l3 + l4)
+        v += step
+    return x, change

@@ -1,10 +1,11 @@
-"""csm_loss and langevin on rows: inputs, contenders, the float64 truth and the counted operations."""
+"""score_head, csm_loss and langevin on rows: inputs, contenders, the float64 truth, counted operations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,15 @@ from .base import Case, Contender, Outputs, own_contenders, widths
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CsmLoss", "Langevin", "loss_operations", "step_operations"]
+__all__ = [
+    "CsmLoss",
+    "Langevin",
+    "Rows",
+    "ScoresOfRows",
+    "head_numbers",
+    "loss_operations",
+    "step_operations",
+]
 
 SAMPLE_DIMENSIONS = 784
 
@@ -32,6 +41,10 @@ class Rows(Case):
     hidden: tuple[int, ...] = (128, 128)
     activation: str = "softplus"
     frequencies: int = 0
+
+    def parameters(self) -> int:
+        """Weights and biases of the head."""
+        return head_numbers(self.context, self.hidden, self.frequencies)
 
     def title(self) -> str:
         extra = f", {self.frequencies} frequencies" if self.frequencies else ""
@@ -61,6 +74,17 @@ class Rows(Case):
         return weights, biases, 3 * torch.randn(self.frequencies, generator=generator), generator
 
 
+def head_numbers(context: int, hidden: Sequence[int], frequencies: int = 0) -> int:
+    """Weights and biases of a head."""
+    return sum((a + 1) * b for a, b in pairwise([context + 1 + 2 * frequencies, *hidden, 1]))
+
+
+def score_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
+    """Operations a row of (s, s')."""
+    count = context * hidden[0] + 2 * sum(a * b for a, b in pairwise(hidden))
+    return 2.0 * (count + (2 * (1 + 2 * frequencies) * hidden[0] if frequencies else 0))
+
+
 def loss_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
     """Operations a row of the CSM loss with its backward pass."""
     count = 3 * context * hidden[0] + 6 * sum(a * b for a, b in pairwise(hidden))
@@ -73,33 +97,57 @@ def step_operations(hidden: Sequence[int], frequencies: int) -> float:
     return 2.0 * (count + ((1 + 2 * frequencies) * hidden[0] if frequencies else 0))
 
 
-def _gradients(loss: Tensor, context: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Outputs:
-    grads = torch.autograd.grad(loss, [context, *weights, *biases])
+def _gradients(
+    outputs: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    context: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> Outputs:
+    grads = torch.autograd.grad(outputs, [context, *weights, *biases], upstream)
     names = ["grad_context"]
     names += [f"grad_weights[{k}]" for k in range(len(weights))]
     names += [f"grad_biases[{k}]" for k in range(len(biases))]
-    return {"loss": loss.detach(), **dict(zip(names, grads, strict=True))}
+    return dict(zip(names, grads, strict=True))
+
+
+def _loss_and_gradients(
+    loss: Tensor, context: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Outputs:
+    grads = _gradients([loss], [torch.ones_like(loss)], context, weights, biases)
+    return {"loss": loss.detach(), **grads}
 
 
 @dataclass(frozen=True)
 class CsmLoss(Rows):
-    """csm_loss forward and backward: the loss and the gradients of context, weights and biases, float32.
+    """csm_loss forward and backward: the loss and the gradients of context, weights and biases.
 
     The coefficients are those of the mean over samples of 784 dimensions: alpha = beta = 784 / N, gamma = 0.
     """
 
+    dtype: str = "float32"
+
     op = "csm_loss"
+
+    def title(self) -> str:
+        return super().title() + ("" if self.dtype == "float32" else f", {self.dtype}")
 
     def operations(self) -> float:
         """2 (3 C H_1 + 6 sum H_k H_{k+1}) a row, and 2 * 4 (1 + 2E) H_1 more with E frequencies."""
         return self.rows * loss_operations(self.context, self.hidden, self.frequencies)
 
+    def bytes(self) -> float:
+        """c and x read, the gradient of c written; parameters read, their gradients written."""
+        numbers = self.rows * (2 * self.context + 1) + 2 * self.parameters()
+        return float(getattr(torch, self.dtype).itemsize * numbers)
+
     def inputs(self) -> tuple[Any, ...]:
+        dtype = getattr(torch, self.dtype)
         weights, biases, frequencies, generator = self._head()
-        context = torch.randn(self.rows, self.context, generator=generator).requires_grad_()
-        x = torch.randn(self.rows, generator=generator)
-        for tensor in (*weights, *biases):
-            tensor.requires_grad_()
+        context = torch.randn(self.rows, self.context, generator=generator).to(dtype).requires_grad_()
+        x = torch.randn(self.rows, generator=generator).to(dtype)
+        weights, biases = ([t.to(dtype).requires_grad_() for t in tensors] for tensors in (weights, biases))
+        frequencies = frequencies.to(dtype)
         coefficient = 1.0 / max(1, self.rows // SAMPLE_DIMENSIONS)
         return context, x, weights, biases, frequencies, self.activation, coefficient, coefficient
 
@@ -108,7 +156,7 @@ class CsmLoss(Rows):
         context, x, weights, biases, frequencies, activation, alpha, beta = inputs
 
         def plain(loss_function: Callable[..., Tensor]) -> Callable[[], Outputs]:
-            return lambda: _gradients(loss_function(*inputs), context, weights, biases)
+            return lambda: _loss_and_gradients(loss_function(*inputs), context, weights, biases)
 
         def own() -> Outputs:
             loss = functional.csm_loss(
@@ -121,7 +169,7 @@ class CsmLoss(Rows):
                 alpha=alpha,
                 beta=beta,
             )
-            return _gradients(loss, context, weights, biases)
+            return _loss_and_gradients(loss, context, weights, biases)
 
         found = {
             "double_backward": Contender("eager double backward", plain(baselines.csm_double_backward)),
@@ -134,11 +182,18 @@ class CsmLoss(Rows):
                 ("compile_jvp", baselines.csm_jvp, "torch.compile of func.jvp"),
             ):
                 found[name] = Contender(label, plain(torch.compile(function, dynamic=False)), compiled=True)
+        if self.dtype != "float32":
+            found |= own_contenders(own, ["highest"])
+            return {name: replace(entry, limit=self._limit(name)) for name, entry in found.items()}
         if "medium" in precisions:
             found["double_backward_medium"] = Contender(
                 'eager double backward, "medium"', plain(baselines.csm_double_backward), precision="medium"
             )
         return found | own_contenders(own, precisions)
+
+    def _limit(self, name: str) -> float | None:
+        """Of errors, where that of float32 does not fit; None: twice plain PyTorch's."""
+        return 1e-10 if self.dtype == "float64" else 0.1 if name == "double_backward" else None
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         context, x, weights, biases, frequencies, activation, alpha, beta = self.inputs()
@@ -148,12 +203,92 @@ class CsmLoss(Rows):
         for c, v in zip(context.detach().split(4096), x.split(4096), strict=True):
             c = c.double().requires_grad_()
             arguments = (c, v.double(), weights, biases, frequencies.double(), activation)
-            part = _gradients(baselines.csm_double_backward(*arguments, alpha, beta), c, weights, biases)
+            part = _loss_and_gradients(
+                baselines.csm_double_backward(*arguments, alpha, beta), c, weights, biases
+            )
             square = baselines.csm_double_backward(*arguments, alpha, 0.0).item()
             scale += square + abs(part["loss"].item() - square)
             context_grads.append(part.pop("grad_context"))
             total = {name: total[name] + value for name, value in part.items()} if total else part
         return {**total, "grad_context": torch.cat(context_grads)}, {"loss": scale}
+
+
+@dataclass(frozen=True)
+class ScoresOfRows(Rows):
+    """score_head, float32: (s, s'), or also the gradients of context, weights and biases for an upstream."""
+
+    backward: bool = False
+
+    op = "score_head"
+
+    def title(self) -> str:
+        return f"{super().title()}, {'forward and backward' if self.backward else 'forward'}"
+
+    def variants(self) -> list[Self]:
+        return [replace(self, backward=False), replace(self, backward=True)]
+
+    def operations(self) -> float:
+        """2 (C H_1 + 2 sum H_k H_{k+1}) a row, 2 * 2 (1 + 2E) H_1 more with E frequencies; with the backward
+        pass those of csm_loss."""
+        count = loss_operations if self.backward else score_operations
+        return self.rows * count(self.context, self.hidden, self.frequencies)
+
+    def bytes(self) -> float:
+        """c and x read, s and s' written; backward: upstreams read, gradients of c and parameters written."""
+        numbers = self.rows * (self.context + 3) + self.parameters()
+        return 4.0 * (numbers + (self.rows * (self.context + 2) + self.parameters() if self.backward else 0))
+
+    def inputs(self) -> tuple[Any, ...]:
+        weights, biases, frequencies, generator = self._head()
+        context = torch.randn(self.rows, self.context, generator=generator)
+        x = torch.randn(self.rows, generator=generator)
+        for tensor in (context, *weights, *biases):
+            tensor.requires_grad_(self.backward)
+        return context, x, weights, biases, frequencies, self.activation
+
+    def _upstream(self) -> tuple[Tensor, Tensor]:
+        g, p = torch.randn(2, self.rows, generator=torch.Generator().manual_seed(1))
+        return g, p
+
+    def _call(self, scores: Callable[..., tuple[Tensor, Tensor]], inputs: tuple[Any, ...]) -> Outputs:
+        context, _, weights, biases, *_ = inputs
+        pair = scores(*inputs)
+        found = dict(zip(("score", "derivative"), (part.detach() for part in pair), strict=True))
+        if self.backward:
+            upstream = [part.to(pair[0].dtype) for part in self._upstream()]
+            found |= _gradients(pair, upstream, context, weights, biases)
+        return found
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        inputs = self.inputs()
+
+        def own(*arguments: Any) -> tuple[Tensor, Tensor]:
+            *rows, frequencies, activation = arguments
+            return functional.score_head(*rows, activation=activation, frequencies=frequencies)
+
+        def of(scores: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[], Outputs]:
+            return partial(self._call, scores, inputs)
+
+        eager = partial(baselines.scores_double_backward, graph=self.backward)
+        label = "eager double backward" if self.backward else "eager, autograd.grad"
+        found = {
+            "double_backward": Contender(label, of(eager)),
+            "tangent": Contender("hand-written tangent, eager", of(baselines.scores_tangent)),
+            "jvp": Contender("torch.func.jvp", of(baselines.scores_jvp)),
+        }
+        if compiled:
+            tangent = torch.compile(baselines.scores_tangent, dynamic=False)
+            found["compile_tangent"] = Contender("torch.compile of the tangent", of(tangent), compiled=True)
+        return found | own_contenders(of(own), precisions)
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        context, x, weights, biases, frequencies, activation = self.inputs()
+        weights, biases = (
+            [t.detach().double().requires_grad_(self.backward) for t in ts] for ts in (weights, biases)
+        )
+        context = context.detach().double().requires_grad_(self.backward)
+        wide = context, x.double(), weights, biases, frequencies.double(), activation
+        return self._call(baselines.scores_tangent, wide), {}
 
 
 @dataclass(frozen=True)
@@ -176,6 +311,10 @@ class Langevin(Rows):
         """2 sum H_k H_{k+1} a row and step (2 (1 + 2E) H_1 more with E frequencies), 2 C H_1 once a row."""
         step = step_operations(self.hidden, self.frequencies)
         return self.rows * (self.levels * self.steps * step + 2.0 * self.context * self.hidden[0])
+
+    def bytes(self) -> float:
+        """c (without log sigma) and x read, the drawn x written; parameters read."""
+        return 4.0 * (self.rows * (self.context + 1) + self.parameters())
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         weights, biases, frequencies, generator = self._head()

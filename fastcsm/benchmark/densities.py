@@ -1,4 +1,4 @@
-"""conditional_density on rows, and whole draws by quantiles beside those by Langevin dynamics."""
+"""conditional_density and probability_flow on rows, and whole draws by quantiles beside Langevin's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .draw import Draw
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ExactDraw", "LogDensity"]
+__all__ = ["ExactDraw", "FlowOfRows", "LogDensity"]
 
 SIGMA = 0.04
 #: Root-mean-square error of the probabilities of draws that is let pass.
@@ -65,6 +65,10 @@ class LogDensity(Rows):
         """2 sum H_k H_{k+1} a node of the first panels, 2 C H_1 once a row."""
         steps = 16 * self.panels * step_operations(self.hidden, self.frequencies)
         return self.rows * (steps + 2.0 * self.context * self.hidden[0])
+
+    def bytes(self) -> float:
+        """c (without log sigma) and x read, log q written; parameters read."""
+        return 4.0 * (self.rows * (self.context + 1) + self.parameters())
 
     def inputs(self) -> tuple[Any, ...]:
         weights, biases, frequencies, generator = self._head()
@@ -162,6 +166,69 @@ def _eager_part(
     inside = integrals(2 * ((x - low) / width - place) - 1)
     own = s[torch.arange(len(x)), place]
     return start.gather(1, place[:, None])[:, 0] + width / 2 * (own * inside).sum(1) - log_z
+
+
+@dataclass(frozen=True)
+class FlowOfRows(Rows):
+    """probability_flow of rows from sigma = 0.04 to 1 with the change of log p, float32, tolerance 1e-4.
+
+    The head is conditional, without frequencies, and passes the line -x on. The eager row takes ``steps``
+    steps, about as exact as fastcsm at its tolerance.
+    """
+
+    rows: int = 12544
+    steps: int = 8
+
+    op = "probability_flow"
+    most_rounds = 3
+    warmup = 1
+
+    def variants(self) -> list[Self]:
+        return [self]
+
+    def operations(self) -> float:
+        """2 * 2 sum H_k H_{k+1} an evaluation, primal and tangent, and 2 C H_1 once a row; 13 evaluations,
+        those of two steps, the fewest that a way takes."""
+        evaluation = 2 * step_operations(self.hidden, self.frequencies)
+        return self.rows * (13 * evaluation + 2.0 * self.context * self.hidden[0])
+
+    def bytes(self) -> float:
+        """c (without log sigma) and x read, the point and the change written; parameters read."""
+        return 4.0 * (self.rows * (self.context + 2) + self.parameters())
+
+    def inputs(self) -> tuple[Any, ...]:
+        weights, biases, frequencies, generator = self._head()
+        restoring(weights, biases)
+        context = torch.randn(self.rows, self.context - 1, generator=generator)
+        x = 0.2 * torch.randn(self.rows, generator=generator)
+        return context, x, weights, biases, frequencies, self.activation
+
+    def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
+        arguments = self.inputs()
+        context, x, weights, biases, frequencies, activation = arguments
+
+        def fixed() -> Outputs:
+            return _flow(baselines.flow_rk4(*arguments, SIGMA, 1.0, self.steps))
+
+        def own() -> Outputs:
+            found = functional.probability_flow(
+                context, x, weights, biases, activation=activation, frequencies=frequencies,
+                sigma_from=SIGMA, sigma_to=1.0, tolerance=1e-4,
+            )  # fmt: skip
+            return _flow((found.point, found.change))
+
+        label = f"eager Runge-Kutta 4, {self.steps} steps for all rows"
+        return {"fixed": Contender(label, fixed)} | own_contenders(own, precisions, limit=1e-4)
+
+    def reference(self) -> tuple[Outputs, dict[str, float]]:
+        context, x, weights, biases, frequencies, activation = self.inputs()
+        layers = [w.double() for w in weights], [b.double() for b in biases]
+        head: tuple[Any, ...] = (*layers, frequencies.double(), activation)
+        return _flow(baselines.flow_rk4(context.double(), x.double(), *head, SIGMA, 1.0, 4 * self.steps)), {}
+
+
+def _flow(pair: tuple[Tensor, Tensor]) -> Outputs:
+    return {"point": pair[0], "change": pair[1]}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from ..nn import ARCSM, NoiseSchedule, ScoreHead
 from ..sampling import RELATIVE_STEP
 from . import baselines
 from .base import Case, Contender, Outputs, own_contenders, widths
-from .cases import step_operations
+from .cases import head_numbers, step_operations
 from .masked import made
-from .peers import edges, sharing, use_plain_layers
+from .peers import edges, made_numbers, sharing, use_plain_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,6 +69,12 @@ class Draw(Case):
         steps = self.levels * self.steps * step_operations(self.head, 0)
         once = 2.0 * sets * self.context * self.head[0]
         return 2.0 * self.samples * sets * sum(edges(net)) + rows * (steps + once)
+
+    def bytes(self) -> float:
+        """Every parameter set read, the samples written."""
+        net = made(self.features, self.hidden, self.context)
+        numbers = made_numbers(net) + head_numbers(self.context + (not self.staged), self.head)
+        return 4.0 * ((self.levels if self.staged else 1) * numbers + self.samples * self.features)
 
     def matrix_shape(self) -> tuple[int, int, int]:
         return self.samples, max(self.head), max(self.head)

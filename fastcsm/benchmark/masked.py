@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn import MADE
 from .base import Case, Contender, Outputs, own_contenders, widths
-from .peers import PlainMaskedLinear, made_operations, sharing, use_plain_layers
+from .peers import PlainMaskedLinear, made_numbers, made_operations, sharing, use_plain_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +46,13 @@ class MaskedLayers(Case):
     def operations(self) -> float:
         net = made(self.features, self.hidden, self.context)
         return made_operations(net, self.batch, self.backward)
+
+    def bytes(self) -> float:
+        """Data and parameters read, contexts written; backward: upstream read, gradients written."""
+        contexts = self.batch * self.features * self.context
+        parameters = made_numbers(made(self.features, self.hidden, self.context))
+        count = self.batch * self.features + (1 + self.backward) * (contexts + parameters)
+        return 4.0 * count
 
     def matrix_shape(self) -> tuple[int, int, int]:
         return self.batch, self.hidden[-1], max(self.hidden)

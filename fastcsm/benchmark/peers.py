@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .. import activations
 from ..nn import MADE, MaskedLinear
 
-__all__ = ["PlainMaskedLinear", "edges", "made_operations", "sharing", "use_plain_layers"]
+__all__ = ["PlainMaskedLinear", "edges", "made_numbers", "made_operations", "sharing", "use_plain_layers"]
 
 
 class PlainMaskedLinear(nn.Module):
@@ -63,3 +63,9 @@ def made_operations(made: MADE, batch: int, backward: bool) -> float:
     those of the data left out."""
     counts = edges(made)
     return 2.0 * batch * (3 * sum(counts) - counts[0] if backward else sum(counts))
+
+
+def made_numbers(made: MADE) -> int:
+    """Weights on the edges, and biases."""
+    biases = [layer.bias for layer in made.modules() if isinstance(layer, MaskedLinear)]
+    return sum(edges(made)) + sum(bias.numel() for bias in biases if bias is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -80,7 +80,12 @@ class _Trained:
         if plain:
             use_plain_layers(self.model)
         self.data = data
-        self.optimizer = adam([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
+        self.adam = adam
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when first used: torch.optim imports much."""
+        return self.adam([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
 
     def gradients(self, loss: Loss) -> Outputs:
         return _gradients(self.model.eval(), loss, *self.data)
@@ -180,6 +185,11 @@ class TrainingStep(Case):
         net = cast(MADE, self._model().context_net)
         rows = self.batch * self.features
         return made_operations(net, self.batch, True) + rows * loss_operations(self.context, self.head, 0)
+
+    def bytes(self) -> float:
+        """Data read; every parameter and Adam's two means of it read and written."""
+        numbers = sum(parameter.numel() for parameter in self._model().parameters())
+        return 4.0 * (self.batch * self.features + 6 * numbers)
 
     def matrix_shape(self) -> tuple[int, int, int]:
         return self.batch * self.features, max(self.head), max(self.head)
