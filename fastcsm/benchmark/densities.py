@@ -208,14 +208,14 @@ class FlowOfRows(Rows):
         context, x, weights, biases, frequencies, activation = arguments
 
         def fixed() -> Outputs:
-            return _flow(baselines.flow_rk4(*arguments, SIGMA, 1.0, self.steps))
+            return _by_rk4(arguments, self.steps)
 
         def own() -> Outputs:
             found = functional.probability_flow(
                 context, x, weights, biases, activation=activation, frequencies=frequencies,
                 sigma_from=SIGMA, sigma_to=1.0, tolerance=1e-4,
             )  # fmt: skip
-            return _flow((found.point, found.change))
+            return {"point": found.point, "change": found.change}
 
         label = f"eager Runge-Kutta 4, {self.steps} steps for all rows"
         return {"fixed": Contender(label, fixed)} | own_contenders(own, precisions, limit=1e-4)
@@ -223,12 +223,13 @@ class FlowOfRows(Rows):
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         context, x, weights, biases, frequencies, activation = self.inputs()
         layers = [w.double() for w in weights], [b.double() for b in biases]
-        head: tuple[Any, ...] = (*layers, frequencies.double(), activation)
-        return _flow(baselines.flow_rk4(context.double(), x.double(), *head, SIGMA, 1.0, 4 * self.steps)), {}
+        wide = (context.double(), x.double(), *layers, frequencies.double(), activation)
+        return _by_rk4(wide, 4 * self.steps), {}
 
 
-def _flow(pair: tuple[Tensor, Tensor]) -> Outputs:
-    return {"point": pair[0], "change": pair[1]}
+def _by_rk4(rows: tuple[Any, ...], steps: int) -> Outputs:
+    point, change = baselines.flow_rk4(*rows, sigma_from=SIGMA, sigma_to=1.0, steps=steps)
+    return {"point": point, "change": change}
 
 
 @dataclass(frozen=True)
