@@ -303,6 +303,7 @@ def flow_rk4(
     biases: Sequence[Tensor],
     frequencies: Tensor,
     activation: str,
+    *,
     sigma_from: float,
     sigma_to: float,
     steps: int,
