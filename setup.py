@@ -1,8 +1,8 @@
-"""Builds fastcsm's CPU library, or installs pure Python where it cannot be built.
+"""Builds fastcsm's libraries, or installs pure Python where they cannot be built.
 
-FASTCSM_BUILD chooses: unset or "auto" builds the library when a C++ compiler and torch are there, "cpu"
-insists on it, "python" installs no library. What was done, and why, is recorded in fastcsm/_build.json for
-`fastcsm info`.
+FASTCSM_BUILD chooses: unset or "auto" builds the CPU library when a C++ compiler and torch are there, and the
+CUDA library when nvcc is there too; "cpu" insists on the first alone, "cuda" on both, "python" installs none.
+What was done, and why, is recorded in fastcsm/_build.json for `fastcsm info`.
 """
 
 import json
@@ -12,12 +12,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from glob import glob
 from importlib import metadata
 from pathlib import Path
 
+from setuptools import Extension, find_packages, setup
 from setuptools import __version__ as setuptools_version
-from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -35,6 +37,18 @@ COMPILE_FLAGS = [
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
 ]
 LINK_FLAGS = ["-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-s"] if sys.platform == "linux" else []
+NVCC_MINIMUM = (12, 0)
+NVCC_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-prec-div=false",
+    "--expt-relaxed-constexpr",
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden",
+    "-DUSE_CUDA",
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+]
 
 
 def find_compiler() -> str | None:
@@ -82,6 +96,29 @@ def why_not() -> tuple[str, bool]:
     return "", False
 
 
+def find_nvcc() -> str | None:
+    """Path of nvcc: on PATH, or in CUDA_HOME."""
+    folder = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{folder}/bin") if folder else None)
+
+
+def nvcc_version(nvcc: str) -> str:
+    result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"release (\d+\.\d+)", result.stdout)
+    return found[1] if found else "0.0"
+
+
+def why_not_cuda() -> str:
+    """Why the CUDA library is not compiled here ("" if it is), where the CPU library is."""
+    nvcc = find_nvcc()
+    if sys.platform != "linux" or nvcc is None:
+        return "nvcc was not found; install the CUDA toolkit and reinstall fastcsm"
+    version = nvcc_version(nvcc)
+    if tuple(map(int, version.split("."))) < NVCC_MINIMUM:
+        return f"nvcc {version} was found and 12.0 or newer is needed"
+    return ""
+
+
 if int(setuptools_version.partition(".")[0]) < 77:
     sys.exit(
         f"fastcsm needs setuptools >= 77 to build, {setuptools_version} found: "
@@ -89,23 +126,30 @@ if int(setuptools_version.partition(".")[0]) < 77:
     )
 
 requested = os.environ.get("FASTCSM_BUILD", "").strip().lower() or "auto"
-if requested == "cuda":
-    sys.exit("FASTCSM_BUILD=cuda: this version has no CUDA library; use cpu or python, or leave it unset.")
-if requested not in ("auto", "cpu", "python"):
-    sys.exit(f"FASTCSM_BUILD={requested}: expected auto, cpu or python.")
+if requested not in ("auto", "cpu", "cuda", "python"):
+    sys.exit(f"FASTCSM_BUILD={requested}: expected auto, cpu, cuda or python.")
 
 if requested == "python":
     reason, installable = "FASTCSM_BUILD=python was set at installation; unset it and reinstall", False
 else:
     reason, installable = why_not()
 asks_requirements = "egg_info" in sys.argv
-if requested == "cpu" and reason and not (installable and asks_requirements):
-    sys.exit(f"FASTCSM_BUILD=cpu: {reason}.")
+if requested in ("cpu", "cuda") and reason and not (installable and asks_requirements):
+    sys.exit(f"FASTCSM_BUILD={requested}: {reason}.")
+if requested in ("cpu", "python"):
+    no_cuda = f"FASTCSM_BUILD={requested} was set at installation; unset it and reinstall"
+else:
+    no_cuda = reason or why_not_cuda()
+if requested == "cuda" and no_cuda and not reason:
+    sys.exit(f"FASTCSM_BUILD=cuda: {no_cuda}.")
 
-record: dict[str, str] = {"build": "python" if reason else "cpu", "reason": reason}
+# Under each library's name why it was not built, "" if it was.
+record: dict[str, str] = {"cpu": reason, "cuda": no_cuda}
 if not reason:
     record["torch"] = torch_version() or ""
     record["compiler"] = compiler_version(find_compiler() or "")
+if not no_cuda:
+    record["nvcc"] = nvcc_version(find_nvcc() or "")
 
 
 class BuildPython(build_py):
@@ -121,9 +165,10 @@ class BuildPython(build_py):
         path = self._record()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if reason:
-            for stale in path.parent.glob("_cpu*.so"):
+        for name in ("cpu", "cuda"):
+            for stale in path.parent.glob(f"_{name}*.so") if record[name] else ():
                 stale.unlink()
+        if reason:
             print(f"fastcsm: pure-Python install, no CPU library: {reason}.", file=sys.stderr)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
@@ -136,15 +181,49 @@ def sources(pattern: str) -> list[str]:
     return sorted(f"csrc/{name}" for name in glob(pattern, root_dir=ROOT / "csrc"))
 
 
+def build_cuda(target: Path, includes: list[str], libraries: list[str]) -> None:
+    """Compile the CUDA library with nvcc; of torch only libtorch_cpu is linked, so that any torch will do.
+
+    What did not change since the last build is not compiled again.
+    """
+    nvcc, folder = find_nvcc() or "", ROOT / "build" / "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [*ROOT.glob("csrc/common/*.h"), *ROOT.glob("csrc/cuda/*.h"), ROOT / "setup.py"]
+    newest = max(path.stat().st_mtime for path in headers)
+    compile_ = [nvcc, *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", *(f"-isystem={path}" for path in includes), "-c"]
+    objects, commands = [], []
+    for source in ["csrc/library_cuda.cpp", *sources("common/*.cpp"), *sources("cuda/*.cu")]:
+        path = folder / (source.replace("/", "_") + ".o")
+        objects.append(str(path))
+        if not path.exists() or path.stat().st_mtime < max(newest, (ROOT / source).stat().st_mtime):
+            commands.append([*compile_, str(ROOT / source), "-o", str(path)])
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        list(pool.map(partial(subprocess.run, check=True), commands))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    link = [nvcc, "-shared", "-cudart=static", *objects, *(f"-L{path}" for path in libraries), "-ltorch_cpu"]
+    subprocess.run([*link, "-Xlinker=--no-undefined,--as-needed,-s", "-o", str(target)], check=True)
+
+
 def library_arguments() -> dict:
     """setup() arguments that compile csrc/ into fastcsm/_cpu.abi3.so with torch's ninja build."""
     os.environ["CXX"] = find_compiler() or ""  # one compiler for objects and link
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+    from torch.utils.cpp_extension import (
+        BuildExtension,
+        CppExtension,
+        include_paths,
+        library_paths,
+    )
 
     class BuildLibrary(BuildExtension):
         def finalize_options(self) -> None:
             super().finalize_options()
             self.build_temp = os.path.join("build", "cpu")  # kept, so that ninja recompiles only what changed
+
+        def build_extension(self, extension: Extension) -> None:
+            if extension.name == "fastcsm._cuda":
+                build_cuda(Path(self.get_ext_fullpath(extension.name)), include_paths(), library_paths())
+            else:
+                super().build_extension(extension)
 
     library = CppExtension(
         "fastcsm._cpu",
@@ -154,8 +233,9 @@ def library_arguments() -> dict:
         extra_link_args=LINK_FLAGS,
         py_limited_api=True,
     )
+    cuda = Extension("fastcsm._cuda", ["csrc/library_cuda.cpp"], py_limited_api=True)
     return {
-        "ext_modules": [library],
+        "ext_modules": [library] if no_cuda else [library, cuda],
         "cmdclass": {"build_py": BuildPython, "build_ext": BuildLibrary},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
@@ -174,7 +254,7 @@ setup(
         *(kernels if Path("kernels").is_dir() else []),
     ],
     package_dir={"fastcsm.kernels": "kernels"},
-    package_data={"fastcsm": ["py.typed"]},
+    package_data={"fastcsm": ["py.typed", "dispatch.json"]},
     include_package_data=False,
     **arguments,
 )

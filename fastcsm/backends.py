@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .activations import ACTIVATIONS
+from .dispatch import why_not_cuda
 
 __all__ = ["Backend", "Request", "backend", "chosen", "compose", "info", "register", "select"]
 
@@ -35,15 +36,18 @@ OPS = (
     "probability_flow",
 )
 PREFERENCE = ("cuda", "triton", "cpu")
-ENVIRONMENT = {"FASTCSM_BUILD": "read at installation: auto (the default), cpu, or python for no C++ library"}
+ENVIRONMENT = {
+    "FASTCSM_BUILD": "read at installation: auto (the default), cpu, cuda, or python for no library"
+}
 
 
 class Request(NamedTuple):
-    """What a call asks of a backend: device type, dtype, and the output widths of the head's layers."""
+    """What a call asks of a backend: device type, dtype, output widths of the head's layers, its inputs."""
 
     device: str
     dtype: torch.dtype
     widths: tuple[int, ...]
+    inputs: int = 0
 
 
 class Backend(Protocol):
@@ -86,10 +90,70 @@ class Reference:
         return importlib.import_module(f".reference.{_module(op)}", __package__)
 
 
-class CPU:
-    """Fused C++ kernels for processors, in the library built from ``csrc/``."""
+class _Library:
+    """What backends share that live in a library built from ``csrc/``, named for the backend."""
 
-    name = "cpu"
+    name: str
+    device: str
+    ops: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    max_hidden = 4
+
+    @cache  # noqa: B019 (one instance lives as long as the module)
+    def missing(self) -> list[str]:
+        path = self.path()
+        if path is None:
+            return [f"the {self.name} library is not built: {self._why_not_built()}"]
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            return [f"{path.name} does not load: {error}"]
+        return []
+
+    def path(self) -> Path | None:
+        """The library file, or None."""
+        suffix = ".pyd" if sys.platform == "win32" else ".so"
+        return next(iter(sorted(Path(__file__).parent.glob(f"_{self.name}*{suffix}"))), None)
+
+    def _why_not_built(self) -> str:
+        record = Path(__file__).parent / "_build.json"
+        reasons = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        return reasons.get(self.name) or "install the package with a compiler for it and FASTCSM_BUILD unset"
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        if _module(op) not in self.ops:
+            return [f"it has no {op}"]
+        reasons = []
+        if request.device != self.device:
+            reasons.append(f"the tensors are on {request.device}")
+        if request.dtype not in self.dtypes:
+            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, self.dtypes))}")
+        if len(request.widths) > self.max_hidden + 1:
+            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
+        return reasons
+
+    def implementation(self, op: str) -> Callable[..., Any]:
+        kernel = getattr(self.kernels(), op).default
+
+        def run(*args: Any) -> Any:
+            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), self.reduced(dtype))
+
+        return run
+
+    def kernels(self) -> Any:
+        """The library's ops."""
+        return getattr(torch.ops, f"fastcsm_{self.name}")
+
+    def reduced(self, dtype: torch.dtype) -> bool:
+        """Whether products may use narrower units, by torch's setting for float32 products."""
+        raise NotImplementedError
+
+
+class CPU(_Library):
+    """Fused C++ kernels for processors."""
+
+    name = device = "cpu"
     ops = (
         "score_head",
         "csm_loss",
@@ -100,52 +164,52 @@ class CPU:
     )
     composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
-    max_hidden = 4
-
-    @cache  # noqa: B019 (one instance lives as long as the module)
-    def missing(self) -> list[str]:
-        path = self.path()
-        if path is None:
-            return [f"the C++ library is not built: {self._why_not_built()}"]
-        try:
-            torch.ops.load_library(str(path))
-        except OSError as error:
-            return [f"{path.name} does not load: {error}"]
-        return []
-
-    def path(self) -> Path | None:
-        """The library file, or None."""
-        suffix = ".pyd" if sys.platform == "win32" else ".so"
-        return next(iter(sorted(Path(__file__).parent.glob(f"_cpu*{suffix}"))), None)
-
-    def _why_not_built(self) -> str:
-        record = Path(__file__).parent / "_build.json"
-        reason = json.loads(record.read_text(encoding="utf-8"))["reason"] if record.exists() else ""
-        return reason or "install the package with a C++ compiler on the machine and FASTCSM_BUILD unset"
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        reasons = []
-        if _module(op) not in self.ops or op in self.composed:
-            return [f"it has no {op}"]
-        if request.device != "cpu":
-            reasons.append(f"the tensors are on {request.device}")
-        if request.dtype not in self.dtypes:
-            reasons.append(f"{request.dtype} is not one of {', '.join(map(str, self.dtypes))}")
-        if len(request.widths) > self.max_hidden + 1:
-            reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
-        return reasons
+        return [f"it has no {op}"] if op in self.composed else super().refuses(op, request)
 
-    def implementation(self, op: str) -> Callable[..., Any]:
-        kernel = getattr(torch.ops.fastcsm_cpu, op).default
+    def reduced(self, dtype: torch.dtype) -> bool:
+        return dtype is torch.bfloat16 or (
+            dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
+        )
 
-        def run(*args: Any) -> Any:
-            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            reduced = dtype is torch.bfloat16 or (
-                dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
-            )
-            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
 
-        return run
+class CUDA(_Library):
+    """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
+
+    name = device = "cuda"
+    ops = ("score_head",)
+    dtypes = (torch.float32, torch.bfloat16)
+    max_width = 128
+    least_major = 8
+
+    @cache  # noqa: B019
+    def missing(self) -> list[str]:
+        if not torch.cuda.is_available():
+            return ["no CUDA device is available"]
+        major, minor = torch.cuda.get_device_capability()
+        if major < self.least_major:
+            return [f"the CUDA device has compute capability {major}.{minor}, {self.least_major}.0 is needed"]
+        return super().missing()
+
+    def refuses(self, op: str, request: Request) -> list[str]:
+        reasons = super().refuses(op, request)
+        if reasons:
+            return reasons
+        widest = max(request.widths[:-1], default=0)
+        if widest > self.max_width:
+            reasons.append(f"a hidden layer of {widest} units is wider than {self.max_width}: see triton")
+        if not reasons:
+            half = request.dtype is torch.bfloat16
+            need, most = self.kernels().shared_bytes(op, half, request.inputs, len(request.widths) - 1)
+            if need > most:
+                reasons.append(f"it needs {need >> 10} KiB of shared memory, a block has {most >> 10}")
+        if chosen() == "auto" and not reasons:
+            reasons.append(why_not_cuda(op, request.dtype, request.inputs, request.widths))
+        return [reason for reason in reasons if reason]
+
+    def reduced(self, dtype: torch.dtype) -> bool:
+        return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def _code(activation: str) -> int:
@@ -235,7 +299,7 @@ class Composition(NamedTuple):
 _backends: dict[str, Backend] = {}
 _compositions: dict[str, Composition] = {}
 _choice: ContextVar[str] = ContextVar("fastcsm_backend", default="auto")
-_selected: dict[tuple[str, Request, str], Implementation] = {}
+_selected: dict[tuple[str, Request, str, str], Implementation] = {}
 
 
 def register(backend: Backend) -> None:
@@ -290,7 +354,7 @@ def select(op: str, request: Request) -> Callable[..., Any]:
         RuntimeError: if the backend was chosen by name and cannot run the call; the message has every reason.
     """
     choice = _choice.get()
-    key = (op, request, choice)
+    key = (op, request, choice, torch.get_float32_matmul_precision())
     found = _selected.get(key)
     if found is None:
         picked = _pick(op, request, choice)
@@ -362,7 +426,7 @@ def info() -> Info:
         for device in devices:
             passed = {}
             for candidate in _order():
-                reasons = _reasons(candidate, op, Request(device, torch.float32, (128, 128, 1)))
+                reasons = _reasons(candidate, op, Request(device, torch.float32, (128, 128, 1), 65))
                 if not reasons:
                     break
                 passed[candidate.name] = reasons
@@ -375,7 +439,7 @@ def info() -> Info:
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
             + "".join(f", {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
         },
-        libraries={"cpu": _describe(_backends["cpu"])},
+        libraries={name: _describe(_backends[name]) for name in ("cpu", "cuda")},
         ops=ops,
         environment={
             name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT.items()
@@ -385,13 +449,13 @@ def info() -> Info:
 
 def _describe(backend: Backend) -> str:
     reasons = backend.missing()
-    if reasons or not isinstance(backend, CPU):
+    if reasons or not isinstance(backend, _Library):
         return "; ".join(reasons) or "available"
-    isa = torch.ops.fastcsm_cpu.isa()
-    return f"{backend.path()}, instruction set {isa}"
+    isa = f", instruction set {torch.ops.fastcsm_cpu.isa()}" if isinstance(backend, CPU) else ""
+    return f"{backend.path()}{isa}"
 
 
 register(Reference())
 register(CPU())
 register(Triton())
-register(Absent("cuda", "not in this version"))
+register(CUDA())

@@ -82,8 +82,7 @@ def test_pure_python_wheel(tree, tmp_path):
     )
     assert not any(name.endswith((".so", ".cpp", ".h")) for name in names)
     record = json.loads((site / "fastcsm" / "_build.json").read_text())
-    assert record["build"] == "python"
-    assert record["reason"] == reason
+    assert record["cpu"] == record["cuda"] == reason
     code = """
 import importlib.util, torch, fastcsm, fastcsm.kernels
 assert importlib.util.find_spec("kernels") is None
@@ -119,9 +118,16 @@ def test_broken_compile_fails(tree):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"FASTCSM_BUILD": "cuda"}, "FASTCSM_BUILD=cuda: this version has no CUDA library"),
-        ({"FASTCSM_BUILD": "nothing"}, "FASTCSM_BUILD=nothing: expected auto, cpu or python."),
+        ({"FASTCSM_BUILD": "nothing"}, "FASTCSM_BUILD=nothing: expected auto, cpu, cuda or python."),
         ({"FASTCSM_BUILD": "cpu", "CXX": "no-such-compiler"}, "FASTCSM_BUILD=cpu: no C++ compiler was found"),
+        (
+            {"FASTCSM_BUILD": "cuda", "CXX": "no-such-compiler"},
+            "FASTCSM_BUILD=cuda: no C++ compiler was found",
+        ),
+        (
+            {"FASTCSM_BUILD": "cuda", "CXX": "/bin/true", "PATH": "", "CUDA_HOME": ""},
+            "FASTCSM_BUILD=cuda: nvcc was not found",
+        ),
     ],
 )
 def test_build_refuses_in_one_line(tree, environment, message):

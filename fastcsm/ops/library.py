@@ -46,7 +46,9 @@ def _request(args: tuple[Any, ...]) -> backends.Request:
     """The first tensor tells device and dtype, the first list of tensors the widths."""
     tensor = next(arg for arg in args if isinstance(arg, Tensor))
     weights = next((arg for arg in args if isinstance(arg, list)), ())
-    return backends.Request(tensor.device.type, tensor.dtype, tuple(weight.shape[0] for weight in weights))
+    inputs = weights[0].shape[1] if weights else 0
+    widths = tuple(weight.shape[0] for weight in weights)
+    return backends.Request(tensor.device.type, tensor.dtype, widths, inputs)
 
 
 def needs_grad(*tensors: Tensor) -> bool:

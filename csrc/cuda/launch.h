@@ -1,0 +1,73 @@
+// How kernels are launched: on the device and the current stream of a tensor, with as much shared memory as asked for.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+
+#include "cuda/device.h"
+
+namespace fastcsm {
+
+using torch::stable::Tensor;
+
+// Most bytes of shared memory a block may have on the current device.
+int block_limit();
+
+// A device as launches see it. Making one makes it the current device until it is destroyed.
+class Device {
+ public:
+  explicit Device(const Tensor& tensor);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  int multiprocessors() const { return multiprocessors_; }
+  // Runs kernel(args) in blocks of threads. Errors become exceptions.
+  template <class Args>
+  void launch(void (*kernel)(Args), int64_t blocks, int threads, int bytes, const Args& args) const {
+#if defined(__CUDACC__)
+    if (bytes > kDefaultBytes) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    }
+    kernel<<<dim3(unsigned(blocks)), dim3(threads), bytes, static_cast<cudaStream_t>(stream_)>>>(args);
+    check(cudaGetLastError());
+#else
+    struct Call {
+      void (*kernel)(Args);
+      const Args& args;
+    } call{kernel, args};
+    emulation::run(
+        dim3(unsigned(blocks)), dim3(threads), bytes,
+        [](void* self) { static_cast<Call*>(self)->kernel(static_cast<Call*>(self)->args); }, &call);
+#endif
+  }
+
+ private:
+  static constexpr int kDefaultBytes = 48 << 10;
+  static void check(int error);
+
+  void* guard_ = nullptr;
+  void* stream_ = nullptr;
+  int multiprocessors_;
+};
+
+// Calls function with the precision of the head's products as a constant.
+template <Precision P>
+struct PrecisionConstant {
+  static constexpr Precision value = P;
+};
+template <class Function>
+void with_precision(const HeadArgs& head, const Function& function) {
+  if (head.storage == Storage::bf16) {
+    function(PrecisionConstant<Precision::bf16>());
+  } else if (head.storage == Storage::f32 && head.reduced) {
+    function(PrecisionConstant<Precision::tf32>());
+  } else if (head.storage == Storage::f32) {
+    function(PrecisionConstant<Precision::exact>());
+  } else {
+    throw std::invalid_argument("fastcsm: x is float64, expected float32 or bfloat16");
+  }
+}
+
+}  // namespace fastcsm

@@ -1,0 +1,112 @@
+// (s, s') for every row in one pass. Blocks are persistent: each keeps the head in shared memory and takes every
+// gridDim-th tile of kRows rows. The backward pass is csm_loss's kernel, given its upstream gradients.
+#include <tuple>
+
+#include "common/launch.h"
+#include "common/ops.h"
+#include "cuda/head.h"
+#include "cuda/launch.h"
+#include "cuda/sizes.h"
+
+namespace fastcsm {
+namespace {
+
+struct ScoreHeadArgs {
+  HeadArgs head;
+  int64_t rows;
+  const void *context, *x;
+  void *score, *derivative;
+};
+
+template <Precision P>
+struct ForwardMemory {
+  Head<P> head;
+  Inputs<P> inputs;
+  Element<P>* z;  // (2, 2 kRows, kUnits), of layers in turn; the second where three or more need it
+  float* shares;  // (kColumnGroups, 2 kRows)
+
+  __host__ __device__ ForwardMemory(const HeadArgs& args, SharedMemory& memory)
+      : head(args, memory), inputs(head, memory) {
+    z = memory.take<Element<P>>((args.layers > 2 ? 2 : 1) * 2 * kRows * Head<P>::kStride);
+    shares = memory.take<float>(kColumnGroups * 2 * kRows);
+  }
+};
+
+template <Precision P>
+__global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __grid_constant__ ScoreHeadArgs args) {
+  SharedMemory memory(block_memory());
+  ForwardMemory<P> m(args.head, memory);
+  const Place at;
+  m.head.load();
+  m.inputs.clear(m.head);
+  __syncthreads();
+  const int64_t tiles = (args.rows + kRows - 1) / kRows;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int64_t first = tile * kRows;
+    m.inputs.load(m.head, args.context, args.x, first, args.rows);
+    __syncthreads();
+    Pair layer;
+    begin(layer, at, nullptr);
+    product_forward<P>(layer, at, m.inputs.h, m.head.stride, m.head.first, m.head.stride, m.head.columns,
+                       int(args.head.context));
+#pragma unroll 1
+    for (int k = 0; k + 1 < args.head.layers; ++k) {
+      Element<P>* z = m.z + k % 2 * 2 * kRows * Head<P>::kStride;
+      store_activated<P>(layer, at, args.head.activation, z);
+      __syncthreads();
+      begin(layer, at, m.head.bias + k * kUnits);
+      product_forward<P>(layer, at, z, Head<P>::kStride, m.head.matrix(k), Head<P>::kStride, kUnits, 0);
+    }
+    store_shares(layer, at, args.head.activation, m.head.output, m.shares);
+    __syncthreads();
+    if (threadIdx.x < 2 * kRows) {
+      const int row = threadIdx.x % kRows;
+      const float sum = sum_shares(m.shares, threadIdx.x);
+      if (first + row < args.rows) {
+        const bool primal = threadIdx.x < kRows;
+        auto* out = static_cast<Element<P>*>(primal ? args.score : args.derivative);
+        out[first + row] = to_storage<Element<P>>(primal ? sum + m.head.output_bias : sum);
+      }
+    }
+    // The next tile's barrier after its inputs stands between this reading of the shares and their next writing.
+  }
+}
+
+template <Precision P>
+int forward_bytes(const HeadArgs& head) {
+  SharedMemory measure;
+  ForwardMemory<P>(head, measure);
+  return measure.used();
+}
+
+template <Precision P>
+void run(const ScoreHeadArgs& args, const Device& device) {
+  const int64_t tiles = (args.rows + kRows - 1) / kRows;
+  const int64_t blocks = tiles < device.multiprocessors() ? tiles : device.multiprocessors();
+  if (blocks > 0) device.launch(score_head_fwd_kernel<P>, blocks, kThreads, forward_bytes<P>(args.head), args);
+}
+
+}  // namespace
+
+int64_t score_head_bytes(const HeadArgs& head) {
+  int bytes = 0;
+  with_precision(head, [&](auto precision) { bytes = forward_bytes<precision.value>(head); });
+  return bytes;
+}
+
+std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
+                                      int64_t activation, bool reduced) {
+  ScoreHeadArgs a{};
+  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
+  a.rows = x.numel();
+  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
+  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  const Device device(x);
+  Tensor score = torch::stable::empty_like(x), derivative = torch::stable::empty_like(x);
+  a.score = score.mutable_data_ptr();
+  a.derivative = derivative.mutable_data_ptr();
+  with_precision(a.head, [&](auto precision) { run<precision.value>(a, device); });
+  return {score, derivative};
+}
+
+}  // namespace fastcsm

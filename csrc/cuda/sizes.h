@@ -1,0 +1,11 @@
+// How much shared memory the ops' kernels need; each is defined in the file of its op. Of the head they look at the
+// number of layers and of inputs, and at the storage type.
+#pragma once
+
+#include "common/head.h"
+
+namespace fastcsm {
+
+int64_t score_head_bytes(const HeadArgs& head);
+
+}  // namespace fastcsm

@@ -1,0 +1,363 @@
+// The scheduler of emulated threads and the record of accesses to shared memory; compiled without sanitizers.
+#include "emulation/cuda_emulation.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+namespace {
+
+constexpr size_t kStackBytes = 256 << 10, kSlotBytes = 64;
+
+enum class State { ready, at_warp, at_block, done };
+
+struct Fiber {
+  void* jump[5];  // of __builtin_setjmp
+  ucontext_t start;
+  char* stack = nullptr;
+  bool started;
+  State state;
+  Place at;
+};
+
+struct Warp {
+  int arrived;
+  int turn;         // which of the two sets of slots is being filled
+  uint32_t fences;  // barriers of this warp so far
+  char slots[2][32 * kSlotBytes];
+};
+
+// What is known of one byte of shared memory. Threads count from 1, 0 is nobody; readers since the block's last barrier
+// may also be several of one warp, kOfWarp + its number, or of several warps, kMany.
+constexpr uint16_t kOfWarp = 0x8000, kMany = 0xffff;
+struct Byte {
+  bool allotted, written;
+  uint16_t writer, reader;
+  uint32_t write_block, write_warp, read_block, read_warp;  // epochs: barriers of the block and of the warp before it
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<Byte> bytes;
+  char* memory = nullptr;
+  size_t size = 0;
+  int threads = 0, current = 0, arrived = 0, finished = 0;
+  uint32_t barriers = 0;
+  void (*body)(void*) = nullptr;
+  void* closure = nullptr;
+  void* home[5];
+  bool running = false;
+} block;
+
+const char* file_name(const Place& at) {
+  const char* slash = std::strrchr(at.file_name(), '/');
+  return slash ? slash + 1 : at.file_name();
+}
+
+[[noreturn]] void report() {
+  std::fprintf(stderr, " (block %u, thread %d)\n", blockIdx.x, block.current);
+  std::fflush(stderr);
+  std::abort();
+}
+
+bool same(const Place& a, const Place& b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+[[noreturn]] void divergence() {
+  std::fprintf(stderr, "emulation: barrier divergence:");
+  int shown = 0;
+  for (int i = 0; i < block.threads && shown < 4; ++i) {
+    const Fiber& f = block.fibers[i];
+    const Fiber* before = i ? &block.fibers[i - 1] : nullptr;
+    if (before && before->state == f.state && (f.state == State::done || same(before->at, f.at))) continue;
+    const char* what = f.state == State::done      ? "has returned"
+                       : f.state == State::at_warp ? "waits for its warp"
+                                                   : "waits for its block";
+    std::fprintf(stderr, "%s thread %d %s", shown++ ? ";" : "", i, what);
+    if (f.state != State::done) std::fprintf(stderr, " at %s:%u", file_name(f.at), f.at.line());
+  }
+  report();
+}
+
+[[gnu::noinline, noreturn]] void jump(void** to) { __builtin_longjmp(to, 1); }
+
+void enter() {
+  block.body(block.closure);
+  block.fibers[block.current].state = State::done;
+  ++block.finished;
+  // A thread never waits for one that is gone.
+  if (block.arrived) divergence();
+  if (block.warps[block.current / 32].arrived) divergence();
+  for (int i = 1; i <= block.threads; ++i) {
+    const int next = (block.current + i) % block.threads;
+    if (block.fibers[next].state != State::ready) continue;
+    block.current = next;
+    threadIdx = dim3(next);
+    Fiber& f = block.fibers[next];
+    if (f.started) jump(f.jump);
+    f.started = true;
+    setcontext(&f.start);
+  }
+  if (block.finished < block.threads) divergence();
+  jump(block.home);
+}
+
+// Runs other threads until this one is ready again.
+[[gnu::noinline]] void wait() {
+  const int self = block.current;
+  int next = self;
+  do {
+    next = next + 1 == block.threads ? 0 : next + 1;
+    if (next == self) divergence();
+  } while (block.fibers[next].state != State::ready);
+  if (__builtin_setjmp(block.fibers[self].jump) == 0) {
+    block.current = next;
+    threadIdx = dim3(next);
+    Fiber& f = block.fibers[next];
+    if (f.started) jump(f.jump);
+    f.started = true;
+    setcontext(&f.start);
+  }
+}
+
+[[gnu::noinline]] void run_block() {
+  block.current = 0;
+  threadIdx = dim3(0);
+  if (__builtin_setjmp(block.home) == 0) {
+    block.fibers[0].started = true;
+    setcontext(&block.fibers[0].start);
+  }
+}
+
+void prepare(Fiber& f) {
+  if (f.stack == nullptr) {
+    f.stack = static_cast<char*>(
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (f.stack == MAP_FAILED) std::abort();
+    mprotect(f.stack, 4096, PROT_NONE);
+  }
+  getcontext(&f.start);
+  f.start.uc_stack.ss_sp = f.stack;
+  f.start.uc_stack.ss_size = kStackBytes;
+  f.start.uc_link = nullptr;
+  makecontext(&f.start, enter, 0);
+  f.started = false;
+  f.state = State::ready;
+}
+
+[[noreturn]] void report_access(const char* what, const void* p, size_t bytes) {
+  std::fprintf(stderr, "emulation: %s: %zu bytes at byte %td of shared memory", what, bytes,
+               static_cast<const char*>(p) - block.memory);
+  report();
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void* closure) {
+  if (threads.x == 0 || threads.x % 32 || threads.y != 1 || threads.z != 1 || grid.y != 1 || grid.z != 1) {
+    std::fprintf(stderr, "emulation: a launch has one dimension and whole warps\n");
+    std::abort();
+  }
+  gridDim = grid;
+  blockDim = threads;
+  block.threads = int(threads.x);
+  block.body = body;
+  block.closure = closure;
+  if (block.fibers.size() < threads.x) block.fibers.resize(threads.x);
+  for (unsigned b = 0; b < grid.x; ++b) {
+    blockIdx = dim3(b);
+    // Exactly as large as asked for, so that AddressSanitizer sees what lies outside.
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, shared_bytes ? shared_bytes : 1)) std::abort();
+    block.memory = static_cast<char*>(memory);
+    block.size = shared_bytes;
+    std::memset(block.memory, 0xff, shared_bytes);  // NaN in every type, should a read go unseen
+    block.bytes.assign(shared_bytes, Byte{});
+    block.warps.assign(threads.x / 32, Warp{});
+    block.arrived = block.finished = 0;
+    block.barriers = 1;
+    for (unsigned i = 0; i < threads.x; ++i) prepare(block.fibers[i]);
+    block.running = true;
+    run_block();
+    block.running = false;
+    std::free(block.memory);
+    block.memory = nullptr;
+  }
+}
+
+char* shared_memory() { return block.memory; }
+
+void allot(const void* begin, size_t bytes) {
+  const size_t first = static_cast<const char*>(begin) - block.memory;
+  if (first > block.size || bytes > block.size - first)
+    report_access("more allotted than the launch gave", begin, bytes);
+  for (size_t i = first; i < first + bytes; ++i) block.bytes[i].allotted = true;
+}
+
+void block_barrier(Place at) {
+  Fiber& self = block.fibers[block.current];
+  self.at = at;
+  self.state = State::at_block;
+  if (block.finished) divergence();
+  if (++block.arrived < block.threads) return wait();
+  for (int i = 0; i < block.threads; ++i) {
+    if (!same(block.fibers[i].at, at)) divergence();
+  }
+  for (int i = 0; i < block.threads; ++i) block.fibers[i].state = State::ready;
+  block.arrived = 0;
+  ++block.barriers;
+}
+
+const char* exchange(const void* mine, size_t bytes, bool fence, Place at) {
+  const int first = block.current / 32 * 32;
+  Warp& warp = block.warps[block.current / 32];
+  Fiber& self = block.fibers[block.current];
+  char* slots = warp.slots[warp.turn];
+  if (bytes) std::memcpy(slots + kSlotBytes * (block.current - first), mine, bytes);
+  self.at = at;
+  self.state = State::at_warp;
+  if (++warp.arrived < 32) {
+    for (int i = first; i < first + 32; ++i) {
+      if (block.fibers[i].state == State::done) divergence();
+    }
+    wait();
+    return slots;
+  }
+  for (int i = first; i < first + 32; ++i) {
+    if (!same(block.fibers[i].at, at)) divergence();
+  }
+  for (int i = first; i < first + 32; ++i) block.fibers[i].state = State::ready;
+  warp.arrived = 0;
+  warp.turn ^= 1;
+  warp.fences += fence;
+  return slots;
+}
+
+void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Place at) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) report_access("a matrix's row is not aligned to 16 bytes", row, 16);
+  const size_t offset = static_cast<const char*>(row) - block.memory;
+  if (offset >= block.size) report_access("a matrix's row lies outside", row, 16);
+  shared_access(row, 16, false);
+  const char* rows = exchange(&row, sizeof row, false, at);
+  const int lane = block.current % 32;
+  const auto half = [&](int matrix, int i, int j) {
+    const uint16_t* from;
+    std::memcpy(&from, rows + kSlotBytes * (8 * matrix + i), sizeof from);
+    return uint32_t(from[j]);
+  };
+  for (int m = 0; m < 4; ++m) {
+    const int i = lane / 4, j = lane % 4 * 2;
+    r[m] = transposed ? half(m, j, i) | half(m, j + 1, i) << 16 : half(m, i, j) | half(m, i, j + 1) << 16;
+  }
+}
+
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, Place at) {
+  uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const char* slots = exchange(mine, sizeof mine, false, at);
+  const int lane = block.current % 32, g = lane / 4, t = lane % 4;
+  const auto word = [&](int of, int i) {
+    uint32_t bits;
+    std::memcpy(&bits, slots + kSlotBytes * of + 4 * i, 4);
+    return bits;
+  };
+  const auto value = [](uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  };
+  for (int n = 0; n < 4; ++n) {
+    const int column = 2 * t + n % 2, below = n / 2;  // of the accumulator; its row is g + 8 * below
+    double sum = 0;
+    for (int k = 0; k < 8; ++k) {  // words of A's row and B's column: one tf32 or two bfloat16 each
+      const uint32_t x = word(4 * g + k % 4, 2 * (k / 4) + below), y = word(4 * column + k % 4, 4 + k / 4);
+      if (bf16) {
+        sum += double(value(x << 16)) * value(y << 16) + double(value(x & 0xffff0000u)) * value(y & 0xffff0000u);
+      } else {
+        sum += double(value(x & 0xffffe000u)) * value(y & 0xffffe000u);
+      }
+    }
+    c[n] = float(c[n] + sum);
+  }
+}
+
+void shared_access(const void* p, size_t bytes, bool write) {
+  const size_t first = static_cast<const char*>(p) - block.memory;
+  const uint16_t self = uint16_t(block.current + 1);
+  const int warp = block.current / 32;
+  const uint32_t fences = block.warps[warp].fences;
+  const auto warp_of = [](uint16_t reader) { return reader >= kOfWarp ? reader - kOfWarp : (reader - 1) / 32; };
+  // Whether an earlier access by `other` has no barrier behind it that this thread shares.
+  const auto races = [&](uint16_t other, uint32_t at_block, uint32_t at_warp) {
+    if (other == 0 || other == self || at_block != block.barriers) return false;
+    return other == kMany || warp_of(other) != warp || at_warp == fences;
+  };
+  for (size_t i = first; i < first + bytes; ++i) {
+    if (i >= block.size || !block.bytes[i].allotted) report_access("access outside of what was allotted", p, bytes);
+    Byte& byte = block.bytes[i];
+    if (!write && !byte.written) report_access("read before any write", p, bytes);
+    if (races(byte.writer, byte.write_block, byte.write_warp)) {
+      report_access(write ? "race of two writes" : "race of a write and a read", p, bytes);
+    }
+    if (write) {
+      if (races(byte.reader, byte.read_block, byte.read_warp)) report_access("race of a read and a write", p, bytes);
+      byte.written = true;
+      byte.writer = self;
+      byte.write_block = block.barriers;
+      byte.write_warp = fences;
+    } else {
+      if (byte.reader && byte.reader != self && byte.read_block == block.barriers) {
+        byte.reader = byte.reader != kMany && warp_of(byte.reader) == warp ? uint16_t(kOfWarp + warp) : kMany;
+      } else {
+        byte.reader = self;
+      }
+      byte.read_block = block.barriers;
+      byte.read_warp = fences;
+    }
+  }
+}
+
+}  // namespace emulation
+
+namespace {
+
+void access(const void* p, size_t bytes, bool write) {
+  using emulation::block;
+  if (block.running && static_cast<size_t>(static_cast<const char*>(p) - block.memory) < block.size) {
+    emulation::shared_access(p, bytes, write);
+  }
+}
+
+}  // namespace
+
+#define FASTCSM_WRAP(name, bytes, write)                       \
+  extern "C" void __real___asan_##name##bytes(const void* p);  \
+  extern "C" void __wrap___asan_##name##bytes(const void* p) { \
+    access(p, bytes, write);                                   \
+    __real___asan_##name##bytes(p);                            \
+  }
+#define FASTCSM_WRAP_ANY(name, write)                                    \
+  extern "C" void __real___asan_##name##N(const void* p, size_t bytes);  \
+  extern "C" void __wrap___asan_##name##N(const void* p, size_t bytes) { \
+    access(p, bytes, write);                                             \
+    __real___asan_##name##N(p, bytes);                                   \
+  }
+FASTCSM_WRAP(load, 1, false)
+FASTCSM_WRAP(load, 2, false)
+FASTCSM_WRAP(load, 4, false)
+FASTCSM_WRAP(load, 8, false)
+FASTCSM_WRAP(load, 16, false)
+FASTCSM_WRAP(store, 1, true)
+FASTCSM_WRAP(store, 2, true)
+FASTCSM_WRAP(store, 4, true)
+FASTCSM_WRAP(store, 8, true)
+FASTCSM_WRAP(store, 16, true)
+FASTCSM_WRAP_ANY(load, false)
+FASTCSM_WRAP_ANY(store, true)

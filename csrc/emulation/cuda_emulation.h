@@ -1,0 +1,132 @@
+// Lets g++ compile and run the sources of csrc/cuda/ on the host: a test instrument, never a backend.
+//
+// A block's threads are fibers of one host thread, run one after another from barrier to barrier; blocks follow each
+// other. Fibers, as a block of host threads takes milliseconds a barrier on two cores and a switch of fibers tens of
+// nanoseconds; a products' fragments go through a barrier of the warp, so there are thousands of them in a tile.
+//
+// Reported, by a sentence on stderr and abort():
+//   - barrier divergence: threads that wait at different barriers, or wait while others of the block or warp are gone;
+//   - of shared memory: a read before any write, an access outside what was allotted, and a race, that is two accesses
+//     of which one writes, by different threads, with no barrier in between;
+//   - by AddressSanitizer and UBSan, under which the sources are compiled: accesses outside of tensors, misaligned
+//     vectors, overflows.
+// Not seen: races in device memory or between blocks, uninitialised registers, bank conflicts, what depends on warps
+// running at once (a missing fence), limits of registers and shared memory, and the rounding inside matrix units,
+// whose sums are rounded here after every product.
+//
+// The compiler's calls to AddressSanitizer's checks pass through this file's (-Wl,--wrap), which is how accesses to
+// shared memory are known; kernels are written as usual. They use no static __shared__ memory, but cuda/device.h's
+// SharedMemory.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define __grid_constant__
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// Of the thread that runs.
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+using Place = std::source_location;
+
+// Runs body(closure) in every thread of every block.
+void run(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* closure);
+
+// The block's dynamic shared memory, and a part of it that may be used.
+char* shared_memory();
+void allot(const void* begin, size_t bytes);
+
+void block_barrier(Place at);
+// Returns when all lanes of the warp have called it, with what lane i brought at 64 i bytes; fence: a barrier for
+// shared memory too.
+const char* exchange(const void* mine, size_t bytes, bool fence, Place at);
+
+// Twins of the matrix instructions in cuda/device.h, with the fragments' real layouts.
+void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Place at = Place::current());
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16,
+                  Place at = Place::current());
+
+// Counts an access of the running thread to shared memory; the compiler's own accesses are counted already.
+void shared_access(const void* p, size_t bytes, bool write);
+
+}  // namespace emulation
+
+inline void __syncthreads(emulation::Place at = emulation::Place::current()) { emulation::block_barrier(at); }
+inline void __syncwarp(unsigned = 0xffffffffu, emulation::Place at = emulation::Place::current()) {
+  emulation::exchange(nullptr, 0, true, at);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane, int width = 32, emulation::Place at = emulation::Place::current()) {
+  const int from = (int(threadIdx.x % 32) / width) * width + lane % width;
+  T result;
+  std::memcpy(&result, emulation::exchange(&value, sizeof(T), false, at) + 64 * from, sizeof(T));
+  return result;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask, int = 32, emulation::Place at = emulation::Place::current()) {
+  T result;
+  std::memcpy(&result, emulation::exchange(&value, sizeof(T), false, at) + 64 * ((threadIdx.x % 32) ^ mask), sizeof(T));
+  return result;
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned by, int = 32, emulation::Place at = emulation::Place::current()) {
+  const unsigned lane = threadIdx.x % 32, from = lane + by < 32 ? lane + by : lane;
+  T result;
+  std::memcpy(&result, emulation::exchange(&value, sizeof(T), false, at) + 64 * from, sizeof(T));
+  return result;
+}
+
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline void sincospif(float x, float* s, float* c) {
+  const double turn = std::remainder(double(x), 2.0) * 3.14159265358979323846;
+  *s = float(std::sin(turn));
+  *c = float(std::cos(turn));
+}

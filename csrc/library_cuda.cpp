@@ -1,0 +1,48 @@
+// Registrations of the GPU's kernels, one line an op, as library_cpu.cpp's. Under FASTCSM_EMULATION the same kernels
+// are registered for tensors of the processor, in a library that only tests build and load.
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "common/launch.h"
+#include "common/ops.h"
+#include "cuda/launch.h"
+#include "cuda/sizes.h"
+
+#if defined(FASTCSM_EMULATION)
+#define FASTCSM_LIBRARY STABLE_TORCH_LIBRARY(fastcsm_emulation, m)
+#define FASTCSM_KERNELS STABLE_TORCH_LIBRARY_IMPL(fastcsm_emulation, CPU, m)
+#define FASTCSM_QUESTIONS STABLE_TORCH_LIBRARY_IMPL(fastcsm_emulation, CompositeExplicitAutograd, m)
+bool fastcsm::on_device(const Tensor& t) { return t.is_cpu(); }
+#else
+#define FASTCSM_LIBRARY STABLE_TORCH_LIBRARY(fastcsm_cuda, m)
+#define FASTCSM_KERNELS STABLE_TORCH_LIBRARY_IMPL(fastcsm_cuda, CUDA, m)
+#define FASTCSM_QUESTIONS STABLE_TORCH_LIBRARY_IMPL(fastcsm_cuda, CompositeExplicitAutograd, m)
+bool fastcsm::on_device(const Tensor& t) { return t.is_cuda(); }
+#endif
+
+namespace {
+
+// Bytes of shared memory that a block of the op's kernel needs, and the most it may have on the current device.
+std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inputs, int64_t layers) {
+  fastcsm::HeadArgs head{};
+  head.storage = half ? fastcsm::Storage::bf16 : fastcsm::Storage::f32;
+  head.layers = layers;
+  head.context = inputs - head.features();
+  const int64_t most = fastcsm::block_limit();
+  if (op == "score_head") return {fastcsm::score_head_bytes(head), most};
+  throw std::invalid_argument("fastcsm: no op " + op);
+}
+
+}  // namespace
+
+FASTCSM_LIBRARY {
+  fastcsm::define_ops(m);
+  m.def("shared_bytes(str op, bool half, int inputs, int layers) -> (int, int)");
+}
+
+FASTCSM_KERNELS { m.impl("score_head", TORCH_BOX(&fastcsm::score_head)); }
+
+FASTCSM_QUESTIONS { m.impl("shared_bytes", TORCH_BOX(&shared_bytes)); }
