@@ -18,15 +18,15 @@ FASTCSM_INLINE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint3
   c3 = uint32_t(a);
 }
 
-// Words 0 and 1 of the blocks at counter (step, dimension, sample) of a stream under the seed, for count <=
-// kPhiloxLanes rows at once, round by round so that rows share vectors.
+// Words 0 and 1 of the blocks at counter (step, dimension, sample) of a stream under the seed, for count <= kLanes rows
+// at once, round by round so that rows share vectors.
 enum Stream { kNormals, kUniforms };
 constexpr int kPhiloxLanes = 16;
-template <Stream kStream = kNormals>
+template <Stream kStream = kNormals, int kLanes = kPhiloxLanes>
 FASTCSM_INLINE void noise_words(uint64_t seed, const int64_t* samples, const int64_t* dimensions, uint32_t step,
                                 int count, uint32_t* w0, uint32_t* w1) {
-  uint32_t c2[kPhiloxLanes], c3[kPhiloxLanes];
-  for (int i = 0; i < kPhiloxLanes; ++i) {
+  uint32_t c2[kLanes], c3[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
     const int j = i < count ? i : 0;
     w0[i] = step;
     w1[i] = static_cast<uint32_t>(dimensions[j]);
@@ -35,7 +35,7 @@ FASTCSM_INLINE void noise_words(uint64_t seed, const int64_t* samples, const int
   }
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kPhiloxLanes; ++i) philox_round(w0[i], w1[i], c2[i], c3[i], k0, k1);
+    for (int i = 0; i < kLanes; ++i) philox_round(w0[i], w1[i], c2[i], c3[i], k0, k1);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }

@@ -8,8 +8,10 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "common/draw_args.h"
+#include "common/ops.h"
 #include "common/philox.h"
-#include "cpu/draw_args.h"
+#include "cpu/launch.h"
 #include "cpu/quadrature.h"
 #include "cpu/foreach_isa.h"
 #endif

@@ -31,16 +31,6 @@ struct CsmLossArgs {
   double loss;
 };
 
-struct LangevinArgs {
-  HeadArgs head;
-  int64_t rows, stages, steps, first_step;
-  const void *context, *x;
-  const double *step_sizes, *score_scales, *stage_features;  // stage_features may be null
-  const int64_t *samples, *dimensions;
-  uint64_t seed;
-  void* out;
-};
-
 // The densities of rows; or, when nodes is set, the nodes and weights of their gradients.
 struct DensityArgs {
   HeadArgs head;
@@ -60,33 +50,6 @@ struct FlowArgs {
   double sigma_from, sigma_to, tolerance;
   bool change;
   void* out[3];  // x, change, error
-};
-
-constexpr int kMaxMadeLayers = 33;  // hidden layers and the output
-constexpr int kMaxModels = 64;      // parameter sets of the staged form
-
-// The draw of variables order[first] .. order[last - 1] of every sample, those before them given in x. Hidden layer l
-// has units sorted by degree, due[l][k] of them with degree at most k. A residual network alternates: layer 0 starts
-// the stream, layers 1, 3, ... read it through f, layers 2, 4, ... add to it.
-struct DrawArgs {
-  int64_t rows, variables, context, layers, models, stages, steps, first, last;
-  const int64_t* order;
-  bool raster;  // order is 0, 1, 2, ...
-  const int64_t* due[kMaxMadeLayers];
-  int64_t width[kMaxMadeLayers];
-  const void *weight[kMaxModels][kMaxMadeLayers], *bias[kMaxModels][kMaxMadeLayers];
-  int activation;
-  bool residual, reduced;
-  Storage storage;
-  HeadArgs heads[kMaxModels];
-  const double *step_sizes, *score_scales, *stage_features;
-  uint64_t seed;
-  const int64_t* samples;
-  double denoise;  // clean = x + denoise * s, s the head's output in the last stage
-  void *x, *clean;
-  // Of a draw by quantiles: noise levels of the density and of the result, 0 for none, and how to integrate.
-  double sigma_from, sigma_to, low, high, tolerance, flow_tolerance, unit;
-  int64_t panels;
 };
 
 // Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree:

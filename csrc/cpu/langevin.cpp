@@ -7,12 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
+#include "common/draw_args.h"
+#include "common/ops.h"
 #include "common/philox.h"
-#include "cpu/draw_args.h"
+#include "cpu/launch.h"
 #include "cpu/foreach_isa.h"
 #endif
 
@@ -229,25 +229,8 @@ namespace fastcsm {
 Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
                 std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
                 int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced) {
-  LangevinArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.stages = static_cast<int64_t>(step_sizes.size());
-  a.steps = steps;
-  a.first_step = first_step;
-  a.seed = static_cast<uint64_t>(seed);
-  if (score_scales.size() != step_sizes.size() ||
-      (!stage_features.empty() && (stage_features.size() != step_sizes.size() || a.head.context < 1)))
-    throw std::invalid_argument("fastcsm: score_scales and stage_features must have one value a stage");
-  a.step_sizes = step_sizes.data();
-  a.score_scales = score_scales.data();
-  a.stage_features = stage_features.empty() ? nullptr : stage_features.data();
-  const int64_t given = a.head.context - (stage_features.empty() ? 0 : 1);
-  a.context = checked(context, "context", x.scalar_type(), a.rows * given);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
-  using torch::headeronly::ScalarType;
-  a.samples = static_cast<const int64_t*>(checked(samples, "samples", ScalarType::Long, a.rows));
-  a.dimensions = static_cast<const int64_t*>(checked(dimensions, "dimensions", ScalarType::Long, a.rows));
+  LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
+                                 stage_features, steps, seed, samples, dimensions, first_step, reduced);
   Tensor out = torch::stable::empty_like(x);
   a.out = out.mutable_data_ptr();
   FASTCSM_DISPATCH(langevin_kernel, uses_pairs(a.head), a);
@@ -262,18 +245,8 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
                                          Tensor samples, int64_t first, int64_t last, double denoise, bool reduced) {
   Draw draw(x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order, made_activation,
             residual, !stage_features.empty(), seed, samples, first, last, denoise != 0, reduced);
-  DrawArgs& a = draw.args;
-  a.stages = static_cast<int64_t>(step_sizes.size());
-  expect(a.models == 1 || a.models == a.stages, "made_weights must hold the layers of one network, or of one a stage");
-  expect(static_cast<int64_t>(score_scales.size()) == a.stages &&
-             (stage_features.empty() || static_cast<int64_t>(stage_features.size()) == a.stages) &&
-             (stage_features.empty() || a.models == 1),
-         "score_scales and stage_features must have one value a stage");
-  a.step_sizes = step_sizes.data();
-  a.score_scales = score_scales.data();
-  a.stage_features = stage_features.empty() ? nullptr : stage_features.data();
-  a.steps = steps;
-  a.denoise = a.stages > 0 ? denoise * score_scales.back() : 0;
+  draw.set_stages(step_sizes, score_scales, stage_features, steps, denoise);
+  const DrawArgs& a = draw.args;
   if (a.rows > 0) FASTCSM_DISPATCH(langevin_draw_kernel, uses_pairs(a), a);
   return draw.results();
 }
