@@ -18,7 +18,43 @@ FASTCSM_INLINE float twice_atanh_(float s) {
   return fmaf(2.f * s * v, p, 2.f * s);
 }
 
+// A float whose exponentials and quotients are those of the special function units, within a few units in the last
+// place: for values that products round to fewer bits.
+struct Approximate {
+  float v;
+  Approximate() = default;
+  FASTCSM_INLINE explicit Approximate(float value) : v(value) {}
+};
+FASTCSM_INLINE Approximate operator-(Approximate x) { return Approximate(-x.v); }
+FASTCSM_INLINE Approximate operator+(Approximate x, Approximate y) { return Approximate(x.v + y.v); }
+FASTCSM_INLINE Approximate operator-(Approximate x, Approximate y) { return Approximate(x.v - y.v); }
+FASTCSM_INLINE Approximate operator*(Approximate x, Approximate y) { return Approximate(x.v * y.v); }
+FASTCSM_INLINE Approximate operator/(Approximate x, Approximate y) { return Approximate(x.v * fast_reciprocal(y.v)); }
+FASTCSM_INLINE bool operator<(Approximate x, Approximate y) { return x.v < y.v; }
+FASTCSM_INLINE bool operator>(Approximate x, Approximate y) { return x.v > y.v; }
+FASTCSM_INLINE bool operator<=(Approximate x, Approximate y) { return x.v <= y.v; }
+FASTCSM_INLINE bool operator>=(Approximate x, Approximate y) { return x.v >= y.v; }
+FASTCSM_INLINE Approximate exp_(Approximate x) { return Approximate(fast_exp2(x.v * 1.44269504f)); }
+FASTCSM_INLINE Approximate expm1_(Approximate x) { return Approximate(expm1f(x.v)); }
+FASTCSM_INLINE Approximate abs_(Approximate x) { return Approximate(fabsf(x.v)); }
+FASTCSM_INLINE Approximate select_(bool mask, Approximate a, Approximate b) { return mask ? a : b; }
+FASTCSM_INLINE Approximate twice_atanh_(Approximate s) { return Approximate(twice_atanh_(s.v)); }
+
 #include "common/activations.h"
+
+// f(x) alone, for a product of precision P to read.
+template <Precision P, int kCode>
+FASTCSM_INLINE float activation_value(float x) {
+  if constexpr (P == Precision::exact) {
+    float f, d, e;
+    activate<kCode>(x, f, d, e);
+    return f;
+  } else {
+    Approximate f, d, e;
+    activate<kCode>(Approximate(x), f, d, e);
+    return f.v;
+  }
+}
 
 template <int kCode>
 struct ActivationCode {

@@ -72,6 +72,17 @@ FASTCSM_INLINE char* block_memory() {
 #endif
 }
 
+// The thread's number in its block, read anew: what is computed from it takes no registers before.
+FASTCSM_INLINE int thread_number() {
+#if defined(__CUDACC__)
+  int number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+#else
+  return int(threadIdx.x);
+#endif
+}
+
 FASTCSM_INLINE float from_storage(float x) { return x; }
 FASTCSM_INLINE float from_storage(Bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 
@@ -99,6 +110,26 @@ FASTCSM_INLINE float round_tf32(float x) {
 #else
   const uint32_t bits = __float_as_uint(x);
   return x - x != 0 ? x : __uint_as_float((bits + 0x1000u) & 0xffffe000u);
+#endif
+}
+
+// 1 / x and 2^x by the special function units, numbers below 2^-126 being zero.
+FASTCSM_INLINE float fast_reciprocal(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+FASTCSM_INLINE float fast_exp2(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
 #endif
 }
 
@@ -239,6 +270,15 @@ template <class T>
 FASTCSM_INLINE void load_b_transposed(FragmentB (&b)[2], const T* p, int stride, int lane) {
   uint32_t r[4];
   load_matrices<false>(r, p + (lane % 8 + lane / 16 * 8) * stride + (lane / 8 % 2) * (kDepth<T> / 2));
+  b[0] = {{r[0], r[1]}};
+  b[1] = {{r[2], r[3]}};
+}
+
+// Two B one below the other, 8 columns, each in a row of memory: b[i][k][j] = p[j * stride + i * kDepth + k].
+template <class T>
+FASTCSM_INLINE void load_b_deep(FragmentB (&b)[2], const T* p, int stride, int lane) {
+  uint32_t r[4];
+  load_matrices<false>(r, p + (lane % 8) * stride + (lane / 8) * (kDepth<T> / 2));
   b[0] = {{r[0], r[1]}};
   b[1] = {{r[2], r[3]}};
 }

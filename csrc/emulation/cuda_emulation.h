@@ -125,6 +125,7 @@ inline float __uint_as_float(uint32_t bits) {
   return x;
 }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline float cospif(float x) { return float(std::cos(std::remainder(double(x), 2.0) * 3.14159265358979323846)); }
 inline void sincospif(float x, float* s, float* c) {
   const double turn = std::remainder(double(x), 2.0) * 3.14159265358979323846;
   *s = float(std::sin(turn));

@@ -1,0 +1,328 @@
+// x <- x + (e_i / 2) k_i s(c, x) + sqrt(e_i) z for every stage and step in one launch, of rows whose context is given,
+// and of whole samples drawn variable by variable.
+//
+// A block owns kSamples rows for the launch. chain.h has the dynamics; in a draw, network.h finishes the units of the
+// MADE as their degrees come due, between the chains of one variable and the next.
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "common/draw_args.h"
+#include "common/ops.h"
+#include "cuda/chain.h"
+#include "cuda/launch.h"
+#include "cuda/network.h"
+#include "cuda/sizes.h"
+
+namespace fastcsm {
+namespace {
+
+// Two blocks share a multiprocessor where their registers allow.
+template <Precision P>
+constexpr int kBlocks = P == Precision::bf16 ? 2 : 1;
+
+struct RowsArgs {
+  HeadArgs head;
+  Dynamics dynamics;
+  int64_t rows;
+  const void *context, *x;
+  const int64_t *samples, *dimensions;
+  void* out;
+  float* scratch;  // (blocks, given, kSamples) contexts; null: in shared memory
+};
+
+struct DrawnArgs {
+  HeadArgs heads[kMaxModels];
+  NetworkArgs network;
+  Dynamics dynamics;
+  int64_t rows, pool;
+  int models, first, last;
+  const int64_t* samples;
+  void *x, *clean;
+  float* scratch;  // (blocks, pool) values; null: in shared memory
+};
+// What a launch may bring along.
+static_assert(sizeof(DrawnArgs) <= 32764);
+
+// The context's share of a_1 of a chain, from context (depth, kSamples).
+template <bool kBf16>
+FASTCSM_INLINE void set_base(float* base, float* partial, const HeadArgs& head, int depth, const float* context) {
+  dot_products<kBf16>(partial, head.weight[0], head.bias[0], head.context + head.features(), 0, int(head.width[0]),
+                      depth, nullptr, context,
+                      [&](int unit, int row, float sum) { base[unit * kSamples + row] = sum; });
+}
+
+template <Precision P>
+struct RowsMemory {
+  ChainMemory<P> chain;
+  float *partial, *context;
+
+  __host__ __device__ RowsMemory(const HeadArgs& head, int context_floats, SharedMemory& memory)
+      : chain(head, memory), partial(memory.take<float>(kThreads)), context(memory.take<float>(context_floats)) {}
+};
+
+template <Precision P>
+__global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_kernel(const __grid_constant__ RowsArgs args) {
+  using S = Element<P>;
+  constexpr bool kBf16 = P == Precision::bf16;
+  const HeadArgs& head = args.head;
+  const int given = int(head.context) - args.dynamics.stage_feature;
+  SharedMemory memory(block_memory());
+  const RowsMemory<P> m(head, args.scratch ? 0 : given * kSamples, memory);
+  float* context = args.scratch ? args.scratch + int64_t(blockIdx.x) * given * kSamples : m.context;
+  const int64_t begin = int64_t(blockIdx.x) * kSamples;
+  const auto inside = [&](int row) { return begin + row < args.rows; };
+  for (int i = threadIdx.x; i < given * kSamples; i += kThreads) {
+    const int row = i % kSamples, column = i / kSamples;
+    context[i] = inside(row) ? read_parameter(args.context, (begin + row) * given + column, kBf16) : 0.f;
+  }
+  Chain<P> chain(m.chain);
+  chain.load(head);
+  __syncthreads();
+  set_base<kBf16>(m.chain.base, m.partial, head, given, context);
+  const int row = chain.noise_row();
+  chain.begin(args.dynamics.seed, inside(row) ? args.samples[begin + row] : 0,
+              inside(row) ? args.dimensions[begin + row] : 0, args.dynamics.first_step);
+  for (int i = 0; i < 2; ++i) {
+    chain.x[i] = inside(chain.row(i)) ? from_storage(static_cast<const S*>(args.x)[begin + chain.row(i)]) : 0.f;
+  }
+#pragma unroll 1
+  for (int i = 0; i < args.dynamics.stages; ++i) {
+    chain.run(args.dynamics.stage[i], args.dynamics.steps, args.dynamics.stage_feature);
+  }
+  if (threadIdx.x < kSamples / 2) {
+    for (int i = 0; i < 2; ++i) {
+      if (inside(chain.row(i))) static_cast<S*>(args.out)[begin + chain.row(i)] = to_storage<S>(chain.x[i]);
+    }
+  }
+}
+
+template <Precision P>
+struct DrawMemory {
+  ChainMemory<P> chain;
+  NetworkMemory network;
+
+  __host__ __device__ DrawMemory(const HeadArgs& head, const NetworkArgs& args, int pool_floats, SharedMemory& memory)
+      : chain(head, memory), network(args, pool_floats, memory) {}
+};
+
+template <Precision P>
+__global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(const __grid_constant__ DrawnArgs args) {
+  using S = Element<P>;
+  constexpr bool kBf16 = P == Precision::bf16;
+  const Dynamics& dynamics = args.dynamics;
+  SharedMemory memory(block_memory());
+  const DrawMemory<P> m(args.heads[0], args.network, args.scratch ? 0 : int(args.pool), memory);
+  const Network<kBf16> network(args.network, m.network,
+                               args.scratch ? args.scratch + blockIdx.x * args.pool : m.network.pool);
+  const int64_t begin = int64_t(blockIdx.x) * kSamples;
+  const auto inside = [&](int row) { return begin + row < args.rows; };
+  Chain<P> chain(m.chain);
+  const int64_t sample = inside(chain.noise_row()) ? args.samples[begin + chain.noise_row()] : 0;
+  int loaded = -1;
+  __syncthreads();
+#pragma unroll 1
+  for (int k = 0; k < args.last; ++k) {
+    const int variable = int(args.network.order[k]);
+    const auto place = [&](int row) { return (begin + row) * args.network.variables + variable; };
+#pragma unroll 1
+    for (int model = 0; model < args.models; ++model) network.finish_units(model, k);
+    __syncthreads();
+    network.advance(k);
+    if (k < args.first) {
+      if (threadIdx.x < kSamples) {
+        const int row = threadIdx.x;
+        const float given = inside(row) ? from_storage(static_cast<const S*>(args.x)[place(row)]) : 0.f;
+        network.x()[k * kSamples + row] = given;
+      }
+      __syncthreads();
+      continue;
+    }
+    chain.begin(dynamics.seed, sample, variable, 0);
+#pragma unroll 1
+    for (int model = 0; model < args.models; ++model) {
+      const HeadArgs& head = args.heads[model];
+      network.find_context(model, variable, k);
+      if (model != loaded) {
+        __syncthreads();
+        chain.load(head);
+        __syncthreads();
+        loaded = model;
+      }
+      set_base<kBf16>(m.chain.base, m.network.partial, head, args.network.context, network.context());
+      if (model == 0) {
+        chain.start();
+        chain.round();
+      }
+      const int from = args.models == 1 ? 0 : model, to = args.models == 1 ? dynamics.stages : model + 1;
+      const bool last = model + 1 == args.models;
+      // After its stages a model hands over the state, rounded; a step without noise leads on to the denoised value.
+#pragma unroll 1
+      for (int i = from; i <= to; ++i) {
+        if (i == to) {
+          chain.round();
+          if (last && threadIdx.x < kSamples / 2) {
+            for (int j = 0; j < 2; ++j) {
+              const int row = chain.row(j);
+              network.x()[k * kSamples + row] = chain.x[j];
+              if (inside(row)) static_cast<S*>(args.x)[place(row)] = to_storage<S>(chain.x[j]);
+            }
+          }
+          if (!last || !args.clean) break;
+        }
+        chain.run(dynamics.stage[i], i == to ? 1 : dynamics.steps, dynamics.stage_feature);
+      }
+    }
+    if (args.clean && threadIdx.x < kSamples / 2) {
+      for (int j = 0; j < 2; ++j) {
+        const int row = chain.row(j);
+        if (inside(row)) static_cast<S*>(args.clean)[place(row)] = to_storage<S>(chain.x[j]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Stages as the kernels take them, and after them the step to the denoised value.
+template <class Args>
+Dynamics dynamics_of(const Args& a, uint32_t first_step, double denoise) {
+  if (a.stages > kMaxStages) {
+    throw std::invalid_argument("fastcsm: step_sizes has " + std::to_string(a.stages) + " entries, expected at most " +
+                                std::to_string(kMaxStages));
+  }
+  Dynamics d{};
+  d.stages = int(a.stages);
+  d.steps = int(a.steps);
+  d.stage_feature = a.stage_features != nullptr;
+  d.first_step = first_step;
+  d.seed = a.seed;
+  for (int i = 0; i < d.stages; ++i) {
+    d.stage[i] = {float(0.5 * a.step_sizes[i] * a.score_scales[i]), float(std::sqrt(a.step_sizes[i])),
+                  d.stage_feature ? float(a.stage_features[i]) : 0.f};
+  }
+  if (d.stages > 0) d.stage[d.stages] = {float(denoise), 0.f, d.stage[d.stages - 1].feature};
+  return d;
+}
+
+int64_t blocks_of(int64_t rows) { return (rows + kSamples - 1) / kSamples; }
+
+// Bytes of shared memory for a kernel, given `floats` numbers that would rather be there: with them if they fit, or
+// else without, then in the tensor `scratch` gets.
+template <class Bytes>
+int choose_memory(const Bytes& bytes, int64_t floats, int64_t blocks, const Tensor& like, Tensor& scratch) {
+  const int64_t most = block_limit(), without = bytes(0);
+  if (without + floats * int64_t(sizeof(float)) <= most) return bytes(int(floats));
+  if (without > most) {
+    throw std::invalid_argument("fastcsm: the head needs " + std::to_string(without >> 10) +
+                                " KiB of shared memory, a block has " + std::to_string(most >> 10) +
+                                "; choose the backend triton");
+  }
+  const std::vector<int64_t> size{blocks * floats};
+  scratch = torch::stable::new_empty(like, {size.data(), size.size()}, torch::headeronly::ScalarType::Float);
+  return int(without);
+}
+
+template <Precision P>
+void run_rows(RowsArgs& args, const Tensor& x, const Device& device) {
+  const int64_t blocks = blocks_of(args.rows), given = args.head.context - args.dynamics.stage_feature;
+  const auto bytes = [&](int floats) {
+    SharedMemory measure;
+    RowsMemory<P>(args.head, floats, measure);
+    return measure.used();
+  };
+  Tensor scratch;
+  const int used = choose_memory(bytes, given * kSamples, blocks, x, scratch);
+  args.scratch = scratch.defined() ? static_cast<float*>(scratch.mutable_data_ptr()) : nullptr;
+  device.launch(langevin_kernel<P>, blocks, kThreads, used, args);
+}
+
+template <Precision P>
+void run_draw(DrawnArgs& args, const Tensor& x, const Device& device) {
+  const int64_t blocks = blocks_of(args.rows);
+  args.pool = value_count(args.network, args.models);
+  const auto bytes = [&](int floats) {
+    SharedMemory measure;
+    DrawMemory<P>(args.heads[0], args.network, floats, measure);
+    return measure.used();
+  };
+  Tensor scratch;
+  const int used = choose_memory(bytes, args.pool, blocks, x, scratch);
+  args.scratch = scratch.defined() ? static_cast<float*>(scratch.mutable_data_ptr()) : nullptr;
+  device.launch(langevin_draw_kernel<P>, blocks, kThreads, used, args);
+}
+
+NetworkArgs network_of(const DrawArgs& a) {
+  NetworkArgs n{};
+  const int64_t tensors = a.models * 2 * (a.layers + 1);
+  if (tensors > kMaxTensors) {
+    throw std::invalid_argument("fastcsm: made_weights and made_biases hold " + std::to_string(tensors) +
+                                " tensors, expected at most " + std::to_string(kMaxTensors));
+  }
+  n.variables = int(a.variables), n.context = int(a.context), n.layers = int(a.layers);
+  n.activation = a.activation, n.residual = a.residual;
+  n.order = a.order;
+  std::copy(a.degree, a.degree + a.layers, n.degree);
+  std::copy(a.width, a.width + a.layers, n.width);
+  const void** next = n.tensor;
+  for (int64_t m = 0; m < a.models; ++m) {
+    next = std::copy(a.weight[m], a.weight[m] + a.layers + 1, next);
+    next = std::copy(a.bias[m], a.bias[m] + a.layers + 1, next);
+  }
+  return n;
+}
+
+}  // namespace
+
+int64_t langevin_bytes(const HeadArgs& head) {
+  int64_t bytes = 0;
+  with_precision(head, [&](auto precision) {
+    SharedMemory measure;
+    RowsMemory<precision.value>(head, 0, measure);
+    bytes = measure.used();
+  });
+  return bytes;
+}
+
+Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
+                std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
+                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced) {
+  const LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
+                                       stage_features, steps, seed, samples, dimensions, first_step, reduced);
+  const Device device(x);
+  Tensor out = torch::stable::empty_like(x);
+  if (a.rows == 0) return out;
+  RowsArgs args{a.head,       dynamics_of(a, uint32_t(first_step), 0),
+                a.rows,       a.context,
+                a.x,          a.samples,
+                a.dimensions, out.mutable_data_ptr(),
+                nullptr};
+  with_precision(a.head, [&](auto precision) { run_rows<precision.value>(args, x, device); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
+                                         int64_t activation, Tensors made_weights, Tensors made_biases, Tensors degrees,
+                                         Tensor order, int64_t made_activation, bool residual,
+                                         std::vector<double> step_sizes, std::vector<double> score_scales,
+                                         std::vector<double> stage_features, int64_t steps, int64_t seed,
+                                         Tensor samples, int64_t first, int64_t last, double denoise, bool reduced) {
+  const Device device(x);
+  Draw draw(x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order, made_activation,
+            residual, !stage_features.empty(), seed, samples, first, last, denoise != 0, reduced);
+  draw.set_stages(step_sizes, score_scales, stage_features, steps, denoise);
+  const DrawArgs& a = draw.args;
+  if (a.rows == 0 || first == last) return draw.results();
+  DrawnArgs args{};
+  std::copy(a.heads, a.heads + a.models, args.heads);
+  args.network = network_of(a);
+  args.dynamics = dynamics_of(a, 0, a.denoise);
+  args.rows = a.rows, args.models = int(a.models), args.first = int(first), args.last = int(last);
+  args.samples = a.samples;
+  args.x = a.x, args.clean = a.clean;
+  with_precision(a.heads[0], [&](auto precision) { run_draw<precision.value>(args, x, device); });
+  return draw.results();
+}
+
+}  // namespace fastcsm
