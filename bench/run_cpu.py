@@ -16,11 +16,14 @@ from fastcsm.benchmark import (
     CsmLoss,
     Draw,
     ExactDraw,
+    FlowOfRows,
     Langevin,
     LogDensity,
     MaskedLayers,
+    ScoresOfRows,
     TrainingStep,
     document,
+    extra_memory,
     format_header,
     format_table,
     machine_slug,
@@ -54,13 +57,16 @@ def main() -> int:
 
     for case in (CsmLoss(), CsmLoss(activation="silu", frequencies=16)):
         keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
+    for scores in ScoresOfRows().variants():
+        keep(run_case(scores, rounds=rounds))
     for rows in (64, 4096):
         keep(run_case(Langevin(rows=rows), precisions=["highest"], rounds=rounds))
-    keep(run_case(LogDensity(), precisions=["highest"], rounds=rounds))
+    for density in (LogDensity(), FlowOfRows()):
+        keep(run_case(density, precisions=["highest"], rounds=rounds))
     for masked in MaskedLayers().variants():
         keep(run_case(masked, rounds=rounds))
     for step in TrainingStep().variants():
-        keep(run_case(step, rounds=rounds, memory=not step.fused))
+        keep(run_case(step, rounds=rounds, memory=None if step.fused else extra_memory))
     keep(step_table(model=digits_model(), batch=128, rounds=rounds))
     for draw in Draw().variants():
         keep(run_case(draw, precisions=["highest"], rounds=rounds))

@@ -1,5 +1,6 @@
 """The harness: wrong results get no time, floors follow the formula, README equals the committed JSON."""
 
+import itertools
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fastcsm.benchmark import (
     MaskedLayers,
     ScoresOfRows,
     TrainingStep,
+    command,
     measure,
     runner,
 )
@@ -89,7 +91,7 @@ class Spoiled(CsmLoss):
 
 def test_wrong_results_are_not_timed():
     result = benchmark.run_case(
-        Spoiled(**SMALL.__dict__), precisions=["highest"], rounds=1, compiled=False, memory=False
+        Spoiled(**SMALL.__dict__), precisions=["highest"], rounds=1, compiled=False, memory=None
     )
     rows = {row["name"]: row for row in result["rows"]}
     for name in ("double_backward", "tangent", "jvp", "fastcsm"):
@@ -155,7 +157,7 @@ def test_contenders_agree(case, activation, frequencies):
 def test_contenders_of_models_agree(case):
     assert from_config(type(case), json.loads(json.dumps(case.config()))) == case
     contenders = case.contenders(["highest"], compiled=False)
-    result = benchmark.run_case(case, precisions=["highest"], rounds=2, compiled=False, memory=False)
+    result = benchmark.run_case(case, precisions=["highest"], rounds=2, compiled=False, memory=None)
     assert {row["status"] for row in result["rows"]} == {"ok"}
     assert case.title() in benchmark.format_table(result)
     for contender in contenders.values():
@@ -247,7 +249,8 @@ def test_command_writes_json_and_table(tmp_path, capsys):
     target = tmp_path / "new" / "result.json"
     sizes = ["--rows", "64", "--context", "3", "--hidden", "8", "8", "--activation", "tanh"]
     threads = torch.get_num_threads()
-    assert benchmark.main([*sizes, "--quick", "--threads", "1", "--json", str(target)]) == 0
+    command = ["--op", "csm_loss", *sizes, "--quick", "--threads", "1", "--json", str(target)]
+    assert benchmark.main(command) == 0
     assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
     assert "N = 64, C = 3, head 2 x 8 tanh" in printed
@@ -261,7 +264,11 @@ def test_command_writes_json_and_table(tmp_path, capsys):
     (result,) = measured["results"]
     assert result["op"] == "csm_loss"
     assert result["config"]["hidden"] == [8, 8]
-    assert result["floor_seconds"] == pytest.approx(result["operations"] / result["matrix_rate"]["best"])
+    products, copies = (
+        result["operations"] / result["matrix_rate"]["best"],
+        result["bytes"] / result["bandwidth"],
+    )
+    assert result["floor_seconds"] == max(products, copies)
     for row in result["rows"]:
         assert set(row) == {"name", "label", "own", "status", "error", "seconds", "speedup", "floor_multiple"}
         assert row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
@@ -272,13 +279,15 @@ def test_command_writes_json_and_table(tmp_path, capsys):
     ("arguments", "word"),
     [
         (["--rows", "0"], "--rows"),
+        (["--rows", "9"], "--rows: needs --op"),
+        (["--measured", "new.json"], "--measured: needs --compare"),
         (["--threads", "-1"], "--threads"),
         (["--hidden", "0"], "--hidden"),
         (["--op", "nothing"], "--op"),
         (["--activation", "nothing"], "--activation"),
         (["--into", "README.md"], "--into"),
         (["--op", "masked_linear", "--rows", "3"], "--rows: --op masked_linear has no such size"),
-        (["--features", "3"], "--features"),
+        (["--op", "csm_loss", "--features", "3"], "--features"),
         (["--op", "langevin_draw", "--samples", "0"], "--samples"),
         (["--op", "training_step", "--frequencies", "2"], "--frequencies"),
     ],
@@ -294,8 +303,9 @@ def test_command_without_traceback(tmp_path, capsys):
     foreign = tmp_path / "foreign.json"
     foreign.write_text("[1]")
     for path in (foreign, tmp_path / "missing.json"):
-        assert benchmark.main(["--readme", str(path)]) == 1
-        assert str(path) in capsys.readouterr().err
+        for option in ("--readme", "--compare"):
+            assert benchmark.main([option, str(path)]) == 1
+            assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -308,8 +318,116 @@ def test_command_measures_models(op, capsys):
 
 
 def measured_document():
-    result = benchmark.run_case(SMALL, precisions=["highest"], rounds=2, compiled=False, memory=False)
+    result = benchmark.run_case(SMALL, precisions=["highest"], rounds=2, compiled=False, memory=None)
     return benchmark.document([result], rounds=2)
+
+
+def test_the_suite_has_every_op():
+    cases = benchmark.suite()
+    assert [op for op, _ in itertools.groupby(case.op for case in cases)] == list(CASES)
+    assert len(set(cases)) == len(cases)
+    for case in cases:
+        assert case.bytes() > 0
+        assert case.operations() > case.quick().operations() or case == case.quick()
+        assert set(case.slow) <= set(case.warm().contenders(["highest"], compiled=True))
+
+
+def test_the_whole_suite_runs(monkeypatch, tmp_path, capsys):
+    small = [SMALL, LogDensity(rows=5, context=3)]
+    monkeypatch.setattr(command, "suite", lambda: small)
+    target = tmp_path / "result.json"
+    monkeypatch.setattr(CsmLoss, "slow", ("compile_tangent", "compile_jvp", "jvp"))
+    quick = ["--threads", "1", "--precision", "highest", "--quick", "--json", str(target)]
+    assert benchmark.main(quick) == 0
+    measured = json.loads(target.read_text())
+    assert [result["op"] for result in measured["results"]] == ["csm_loss", "conditional_density"]
+    names = [row["name"] for row in measured["results"][0]["rows"]]
+    assert names == ["double_backward", "tangent", "fastcsm"]
+    assert "1 eager double backward" in capsys.readouterr().out
+    arguments = ["--threads", "1", "--compare", str(target), "--measured", str(target)]
+    assert benchmark.main(arguments) == 0
+    assert "2 rows compared" in capsys.readouterr().out
+
+
+def altered(measured, name, factor, spread=0.0):
+    """The document with the times of one row, or of all, multiplied."""
+    measured = json.loads(json.dumps(measured))
+    for result in measured["results"]:
+        for row in result["rows"]:
+            if name in (row["name"], "all"):
+                median = row["seconds"]["median"] * factor
+                quarters = {"q1": median * (1 - spread), "median": median, "q3": median * (1 + spread)}
+                row["seconds"] = quarters
+        runner.add_speedups({row["name"]: row for row in result["rows"]})
+    return measured
+
+
+@pytest.fixture(scope="module")
+def steady():
+    """A measured document in which no round differs from another."""
+    return altered(measured_document(), "all", 1.0)
+
+
+def test_compare_tells_what_moved(steady):
+    assert benchmark.compare(steady, steady) == ([], 1)
+    (slower,), _ = benchmark.compare(steady, altered(steady, "fastcsm", 1.25))
+    assert slower.worse
+    assert "N = 97" in slower.text
+    assert "fastcsm: 25% slower against eager double backward" in slower.text
+    (faster,), _ = benchmark.compare(altered(steady, "fastcsm", 1.25), steady)
+    assert not faster.worse
+    assert benchmark.compare(steady, altered(steady, "fastcsm", 1.02))[0] == []
+
+
+def test_compare_allows_for_a_slower_machine_and_for_noise(steady):
+    assert benchmark.compare(steady, altered(steady, "all", 1.7))[0] == []
+    noisy = altered(steady, "fastcsm", 1.25, spread=0.1)
+    assert benchmark.compare(steady, noisy)[0] == []
+    noisy["results"][0]["rounds"] = 50
+    assert len(benchmark.compare(steady, noisy)[0]) == 1
+
+
+def test_compare_names_what_failed(steady):
+    broken = altered(steady, "all", 1.0)
+    row = next(row for row in broken["results"][0]["rows"] if row["own"])
+    row |= {"status": "failed", "reason": "loss is off by 1"}
+    (change,), _ = benchmark.compare(steady, broken)
+    assert change.worse
+    assert "ok -> failed (loss is off by 1)" in change.text
+    assert not benchmark.compare(broken, steady)[0][0].worse
+
+
+def test_command_compares(steady, tmp_path, capsys):
+    paths = {name: tmp_path / f"{name}.json" for name in ("old", "new", "other", "foreign")}
+    contents = [
+        steady,
+        altered(steady, "fastcsm", 1.25),
+        {**steady, "results": []},
+        {**steady, "threads": 99},
+    ]
+    for path, content in zip(paths.values(), contents, strict=True):
+        path.write_text(json.dumps(content))
+
+    def compared(name):
+        return benchmark.main(["--compare", str(paths["old"]), "--measured", str(paths[name])])
+
+    assert compared("old") == 0
+    assert compared("new") == 1
+    assert "1 worse" in capsys.readouterr().out
+    assert compared("other") == 1
+    assert "no case of this run" in capsys.readouterr().err
+    assert compared("foreign") == 1
+    assert "number of threads" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_probe_answers_again_and_again():
+    request = {"op": "csm_loss", "threads": 1, "config": SMALL.config(), "contender": "fastcsm"}
+    with measure.Probe() as probe:
+        if probe.extra_memory(request) is None:
+            pytest.skip("the resident set's peak cannot be reset here")
+        assert probe.extra_memory(request) < 1 << 20
+        assert probe.extra_memory({**request, "contender": "nothing"}) is None
 
 
 def test_readme_section_is_replaced(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -51,6 +51,8 @@ class Case:
     op = ""
     most_rounds = 1000
     warmup = 2
+    #: Contenders that the suite leaves out, because their first call compiles for long.
+    slow: ClassVar[tuple[str, ...]] = ()
 
     def config(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -83,8 +85,12 @@ class Case:
         return {}
 
     def variants(self) -> list[Self]:
-        """What ``fastcsm bench`` measures for these sizes."""
+        """What ``fastcsm bench --op`` measures for these sizes."""
         return [self]
+
+    def suite(self) -> list[Self]:
+        """What ``fastcsm bench`` measures, when it measures everything in two minutes."""
+        return self.variants()
 
     def quick(self) -> Self:
         """A case of the same kind that takes seconds."""

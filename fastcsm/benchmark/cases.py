@@ -57,6 +57,9 @@ class Rows(Case):
     def variants(self) -> list[Self]:
         return [self, replace(self, activation="silu", frequencies=16)]
 
+    def suite(self) -> list[Self]:
+        return [replace(case, rows=min(case.rows, 12544)) for case in self.variants()]
+
     def quick(self) -> Self:
         return replace(self, rows=min(self.rows, 4096))
 
@@ -128,6 +131,7 @@ class CsmLoss(Rows):
     dtype: str = "float32"
 
     op = "csm_loss"
+    slow = ("compile_jvp",)
 
     def title(self) -> str:
         return super().title() + ("" if self.dtype == "float32" else f", {self.dtype}")
@@ -303,6 +307,12 @@ class Langevin(Rows):
     steps: int = 20
 
     op = "langevin"
+
+    def suite(self) -> list[Self]:
+        return [replace(self, rows=rows) for rows in (64, 1024)]
+
+    def quick(self) -> Self:
+        return replace(self, rows=min(self.rows, 64))
 
     def title(self) -> str:
         return f"{super().title()}, {self.levels} x {self.steps} steps"

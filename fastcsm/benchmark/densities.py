@@ -61,6 +61,12 @@ class LogDensity(Rows):
     def variants(self) -> list[Self]:
         return [self]
 
+    def suite(self) -> list[Self]:
+        return [replace(self, rows=1568)]
+
+    def quick(self) -> Self:
+        return replace(self, rows=min(self.rows, 512))
+
     def operations(self) -> float:
         """2 sum H_k H_{k+1} a node of the first panels, 2 C H_1 once a row."""
         steps = 16 * self.panels * step_operations(self.hidden, self.frequencies)
@@ -185,6 +191,12 @@ class FlowOfRows(Rows):
 
     def variants(self) -> list[Self]:
         return [self]
+
+    def suite(self) -> list[Self]:
+        return [replace(self, rows=1568)]
+
+    def quick(self) -> Self:
+        return replace(self, rows=min(self.rows, 512))
 
     def operations(self) -> float:
         """2 * 2 sum H_k H_{k+1} an evaluation, primal and tangent, and 2 C H_1 once a row; 13 evaluations,

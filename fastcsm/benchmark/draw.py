@@ -82,6 +82,9 @@ class Draw(Case):
     def variants(self) -> list[Self]:
         return [replace(self, staged=False), replace(self, staged=True)]
 
+    def suite(self) -> list[Self]:
+        return [replace(self, features=128, hidden=(512, 512), measured=16, staged=False)]
+
     def quick(self) -> Self:
         hidden = tuple(min(width, 128) for width in self.hidden)
         return replace(self, features=min(self.features, 32), samples=min(self.samples, 16), hidden=hidden)

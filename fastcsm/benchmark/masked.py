@@ -60,6 +60,9 @@ class MaskedLayers(Case):
     def variants(self) -> list[Self]:
         return [replace(self, backward=False), replace(self, backward=True)]
 
+    def suite(self) -> list[Self]:
+        return [replace(case, hidden=(1024, 1024), batch=64) for case in self.variants()]
+
     def quick(self) -> Self:
         hidden = tuple(min(width, 256) for width in self.hidden)
         return replace(self, features=min(self.features, 128), batch=min(self.batch, 32), hidden=hidden)

@@ -1,5 +1,7 @@
 """Timing, memory and checking: how a number comes to be, whatever is measured."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import json
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Probe",
     "at_precision",
     "errors",
     "extra_memory",
@@ -26,6 +30,7 @@ __all__ = [
     "machine",
     "machine_slug",
     "matrix_calls",
+    "memory_call",
     "peak_extra",
     "quartiles",
     "versions",
@@ -105,6 +110,13 @@ def matrix_calls(*shape: int, square: int = 2048) -> dict[str, tuple[float, Call
     return calls
 
 
+@cache
+def memory_call(numbers: int = 1 << 24) -> tuple[float, Callable[[], Tensor]]:
+    """(bytes, call) of a copy of 64 MiB to as many others: the bytes read and written."""
+    source, target = torch.ones(numbers), torch.empty(numbers)
+    return 2.0 * source.nbytes, lambda: target.copy_(source)
+
+
 def _status(field: str) -> int:
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
@@ -130,22 +142,54 @@ def peak_extra(call: Callable[[], Mapping[str, Tensor]], warm: Callable[[], obje
     return max(0, peak - before - sum(tensor.nbytes for tensor in outputs.values()))
 
 
+class Probe:
+    """A process that measures the :func:`peak_extra` of contenders, one after the other; Linux only.
+
+    Its allocator gives freed memory back at once. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+    def extra_memory(self, request: dict[str, Any]) -> int | None:
+        """Bytes, or None where they cannot be measured; :mod:`.probe` tells what a request holds."""
+        if self._process is None:
+            self._process = self._start()
+        pipes = self._process.stdin, self._process.stdout
+        try:
+            print(json.dumps(request), file=pipes[0], flush=True)
+            return json.loads(pipes[1].readline())["extra_bytes"]
+        except (OSError, ValueError):
+            self.__exit__()
+            return None
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")
+        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        return subprocess.Popen(
+            [sys.executable, "-m", "fastcsm.benchmark.probe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+
 def extra_memory(request: dict[str, Any]) -> int | None:
-    """:func:`peak_extra` of one contender in a fresh process; None where it cannot be measured."""
-    environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")
-    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastcsm.benchmark.probe"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        return None
-    return json.loads(done.stdout.splitlines()[-1])["extra_bytes"]
+    """:meth:`Probe.extra_memory` of one contender in a process of its own."""
+    with Probe() as probe:
+        return probe.extra_memory(request)
 
 
 def _processor() -> str:

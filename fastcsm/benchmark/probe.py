@@ -1,13 +1,14 @@
-"""Peak extra memory of one contender in a process of its own: JSON request on stdin, answer on stdout."""
+"""Peak extra memory of contenders: a JSON request a line on stdin, an answer a line on stdout."""
 
+import contextlib
 import json
 import sys
 
 import torch
 
-from . import CASES
 from .base import Case, from_config
 from .measure import at_precision, peak_extra
+from .suite import CASES
 
 
 def probe(request: dict) -> int:
@@ -27,4 +28,7 @@ def probe(request: dict) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"extra_bytes": probe(json.load(sys.stdin))}))
+    for line in sys.stdin:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = probe(json.loads(line))
+        print(json.dumps({"extra_bytes": found}), flush=True)

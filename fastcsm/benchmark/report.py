@@ -1,13 +1,15 @@
 """Results as text, as JSON and as the README's table."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 __all__ = ["SCHEMA", "format_header", "format_table", "readme_block", "update_readme"]
 
 SCHEMA = 1
-_HEADING = ["implementation", "median ms (quartiles)", "time / floor", "extra memory"]
+_HEADING = ["implementation", "median ms (quartiles)"]
+_MORE = ["time / floor", "extra memory", "error"]
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 
 
@@ -23,23 +25,38 @@ def _memory(row: Mapping[str, Any]) -> str:
     return "" if extra is None else f"{extra / 2**20:.0f} MiB"
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _timed_baselines(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Median seconds of the baselines that have a time, by their number in the table, from 1."""
+    return {
+        number: row["seconds"]["median"]
+        for number, row in enumerate(rows, 1)
+        if not row["own"] and row["status"] == "ok"
+    }
+
+
+def _cells(row: Mapping[str, Any], baselines: Iterable[float]) -> list[str]:
+    """Label, time, speed-up over each of the baselines' seconds, and the rest."""
     if row["status"] != "ok":
-        return [row["label"], row["status"], "", "", ""]
-    share = row.get("floor_multiple")
+        return [row["label"], row["status"], *("" for _ in baselines), *("" for _ in _MORE)]
+    share, error = row.get("floor_multiple"), row.get("error")
     return [
         row["label"],
         _milliseconds(row),
-        f"{row['speedup']:.2f}x" if row.get("speedup") else "",
+        *(f"{seconds / row['seconds']['median']:.2f}x" for seconds in baselines),
         "" if share is None else f"{share:.2f}x",
         _memory(row),
+        "" if error is None else f"{error:.0e}",
     ]
 
 
 def _columns(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Columns with their heading first; those without an entry are left out."""
-    first = result["rows"][0]["label"].partition(" (")[0]
-    return _filled([[*_HEADING[:2], f"against {first}", *_HEADING[2:]], *map(_cells, result["rows"])])
+    """Columns with their heading first; those without an entry are left out. Column "/ n": ratio to row n."""
+    baselines = _timed_baselines(result["rows"])
+    table = [[*_HEADING, *(f"/ {number}" for number in baselines), *_MORE]]
+    for number, row in enumerate(result["rows"], 1):
+        label, *cells = _cells(row, baselines.values())
+        table.append([f"{number} {label}", *cells])
+    return _filled(table)
 
 
 def _filled(table: list[list[str]]) -> list[tuple[str, ...]]:
@@ -78,9 +95,15 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if rate:
         rates = ", ".join(f"{value / 1e9:.0f} GFLOP/s at {shape}" for shape, value in rate["shapes"].items())
         floor = 1e3 * result["floor_seconds"]
-        notes.append(
-            f"matrix floor {floor:.2f} ms: {result['operations'] / 1e9:.2f} GFLOP; torch.mm: {rates}"
-        )
+        kind = "matrix floor"
+        if "bytes" in result:
+            memory = 1e3 * result["bytes"] / result["bandwidth"]
+            copied = (
+                f"{result['bytes'] / 1e6:.1f} MB take {memory:.2f} ms at {result['bandwidth'] / 1e9:.0f} GB/s"
+            )
+            rates += f"; {copied}"
+            kind = "memory floor" if memory >= floor else kind
+        notes.append(f"{kind} {floor:.2f} ms: {result['operations'] / 1e9:.2f} GFLOP; torch.mm: {rates}")
     growth = result.get("extra_bytes_by_rows")
     if growth:
         sizes = ", ".join(f"{count / 2**20:.0f} MiB at N = {rows}" for rows, count in growth.items())
@@ -98,7 +121,8 @@ def readme_block(document: Mapping[str, Any]) -> str:
         "## Measured",
         "",
         f"{format_header(document)}; float32, medians of {document['rounds']} interleaved rounds unless a"
-        " table says otherwise. Ratios are to the first row of the same case.",
+        " table says otherwise. Ratios are to the first row of the same case and to its fastest baseline; an"
+        " error is the largest of an output, against float64.",
     ]
     for op, group in groupby(document["results"], key=lambda result: result["op"]):
         lines += ["", *_readme_table(op, list(group), document["rounds"])]
@@ -106,12 +130,14 @@ def readme_block(document: Mapping[str, Any]) -> str:
 
 
 def _readme_table(op: str, results: list[Mapping[str, Any]], rounds: int) -> list[str]:
-    table = [["case", *_HEADING[:2], "ratio", *_HEADING[2:]]]
+    table = [["case", *_HEADING, "ratio", "to the fastest", *_MORE]]
     notes = []
     for result in results:
         case = result["title"].partition(": ")[2]
+        baselines = _timed_baselines(result["rows"])
+        chosen = [baselines[1], min(baselines.values())] if 1 in baselines else [math.nan] * 2
         for index, row in enumerate(result["rows"]):
-            table.append(["" if index else case, *_cells(row)])
+            table.append(["" if index else case, *_cells(row, chosen)])
         taken = result.get("rounds", rounds)
         facts = [*([f"{taken} rounds"] if taken != rounds else []), *_notes(result)]
         if facts:

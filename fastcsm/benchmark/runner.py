@@ -15,17 +15,19 @@ from .measure import (
     interleave,
     machine,
     matrix_calls,
+    memory_call,
     quartiles,
     versions,
 )
 from .report import SCHEMA
 
-__all__ = ["check_rows", "document", "run_case"]
+__all__ = ["add_speedups", "check_rows", "document", "run_case"]
 
 PLAIN_LIMIT = 1e-4
 FLOOR = 1e-5
 MEDIUM_LIMIT = 2e-2
 MEDIUM_MOST = 0.1
+_COPY = "copy"
 
 
 def check_rows(
@@ -92,33 +94,46 @@ def run_case(
     precisions: Sequence[str] = ("highest", "medium"),
     rounds: int = 15,
     compiled: bool = True,
-    memory: bool = True,
+    memory: Callable[[dict[str, Any]], int | None] | None = extra_memory,
     memory_rows: Sequence[int] = (),
+    without: Sequence[str] = (),
+    square: int = 2048,
     log: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure every contender of a case; returns one entry of a document's "results".
 
-    No time is taken of a contender whose result is wrong. The matrix rate is timed in the same rounds, of
-    which there are at most ``case.most_rounds``. With ``memory_rows`` the extra memory of fastcsm is also
-    measured at those row counts (cases of rows only).
+    No time is taken of a contender whose result is wrong. The matrix rate and the bandwidth of memory are
+    timed in the same rounds, of which there are at most ``case.most_rounds``.
+
+    Args:
+        precisions: matrix precisions of fastcsm's rows.
+        compiled: whether torch.compile is among the contenders.
+        memory: measures the extra memory of a contender: :func:`~fastcsm.benchmark.extra_memory`, a
+            :class:`~fastcsm.benchmark.Probe`'s, or None.
+        memory_rows: row counts at which fastcsm's extra memory is measured too (cases of rows only).
+        without: names of contenders to leave out.
+        square: side of the large matrix product whose rate is measured beside the case's own.
+        log: called with what is being done.
     """
     rounds = min(rounds, case.most_rounds)
     contenders = case.contenders(precisions, compiled)
+    contenders = {name: contender for name, contender in contenders.items() if name not in without}
     rows = check_rows(contenders, *case.reference(), log)
     calls: dict[str, Callable[[], object]] = {
         name: at_precision(contenders[name].precision, contenders[name].call)
         for name, row in rows.items()
         if row["status"] == "ok"
     }
-    products = matrix_calls(*case.matrix_shape())
+    products = matrix_calls(*case.matrix_shape(), square=square)
     calls |= {shape: call for shape, (_, call) in products.items()}
+    copied, copy = memory_call()
     parts = case.parts()
-    calls |= parts
+    calls |= {_COPY: copy, **parts}
     log(f"timing {rounds} rounds")
     seconds = interleave(calls, rounds, case.warmup)
     rates = {shape: count / quartiles(seconds[shape])["median"] for shape, (count, _) in products.items()}
-    floor = case.operations() / max(rates.values())
-    first = next(iter(rows))
+    bandwidth = copied / quartiles(seconds[_COPY])["median"]
+    floor = max(case.operations() / max(rates.values()), case.bytes() / bandwidth)
     for name, row in rows.items():
         if row["status"] != "ok":
             continue
@@ -126,32 +141,43 @@ def run_case(
         row["seconds"] = {key: scale * value for key, value in quartiles(seconds[name]).items()}
         if scale != 1:
             row["extrapolated"] = scale
-        if rows[first]["status"] == "ok":
-            row["speedup"] = rows[first]["seconds"]["median"] / row["seconds"]["median"]
         row["floor_multiple"] = row["seconds"]["median"] / floor
+    add_speedups(rows)
     result = {
         "op": case.op,
         "title": case.title(),
         "config": case.config(),
         "rounds": rounds,
         "operations": case.operations(),
+        "bytes": case.bytes(),
         "matrix_rate": {"best": max(rates.values()), "shapes": rates},
+        "bandwidth": bandwidth,
         "floor_seconds": floor,
         "rows": list(rows.values()),
     }
     if parts:
         result["parts"] = {name: quartiles(seconds[name]) for name in parts}
-    del contenders, calls, parts, products
+    del contenders, calls, parts, products, copy
+    if memory is None:
+        return result
     for name, row in rows.items():
-        if memory and row["status"] == "ok":
+        if row["status"] == "ok":
             log(f"memory of {row['label']}")
-            row["extra_bytes"] = extra_memory(_request(case, name))
+            row["extra_bytes"] = memory(_request(case, name))
     if memory_rows:
         result["extra_bytes_by_rows"] = {
-            str(count): extra_memory(_request(replace(case, rows=count), "fastcsm"))  # type: ignore[call-arg]
+            str(count): memory(_request(replace(case, rows=count), "fastcsm"))  # type: ignore[call-arg]
             for count in memory_rows
         }
     return result
+
+
+def add_speedups(rows: Mapping[str, dict[str, Any]]) -> None:
+    """Add to every timed row its speed-up over the first row, when that is right too."""
+    first = next(iter(rows.values()))
+    for row in rows.values():
+        if "seconds" in row and "seconds" in first:
+            row["speedup"] = first["seconds"]["median"] / row["seconds"]["median"]
 
 
 def _request(case: Case, contender: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .cases import loss_operations
 from .masked import made
 from .measure import interleave, quartiles
 from .peers import made_operations, use_plain_layers
-from .runner import check_rows
+from .runner import add_speedups, check_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,6 +166,7 @@ class TrainingStep(Case):
     fused: bool = False
 
     op = "training_step"
+    slow = ("compile_tangent",)
 
     def title(self) -> str:
         sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
@@ -173,6 +174,9 @@ class TrainingStep(Case):
 
     def variants(self) -> list[Self]:
         return [replace(self, fused=False), replace(self, fused=True)]
+
+    def suite(self) -> list[Self]:
+        return [replace(self, batch=16, hidden=(512, 512), fused=True)]
 
     def _adam(self) -> Adam:
         return partial(torch.optim.Adam, fused=True) if self.fused else torch.optim.Adam
@@ -258,9 +262,7 @@ def step_table(*, model: ARCSM, batch: int, rounds: int = 10, compiled: bool = T
     seconds = interleave(timed, rounds)
     for name in timed:
         rows[name]["seconds"] = quartiles(seconds[name])
-        if "double_backward" in timed:
-            slow = quartiles(seconds["double_backward"])["median"]
-            rows[name]["speedup"] = slow / rows[name]["seconds"]["median"]
+    add_speedups(rows)
     features = data[0].shape[1]
     return {
         "op": "training_step",
