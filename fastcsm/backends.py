@@ -178,7 +178,7 @@ class CUDA(_Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
 
     name = device = "cuda"
-    ops = ("score_head",)
+    ops = ("score_head", "langevin")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128
     least_major = 8
@@ -224,7 +224,16 @@ class Triton:
     """
 
     name = "triton"
-    ops = ("score_head", "csm_loss", "langevin", "langevin_draw", "masked_linear")
+    ops = (
+        "score_head",
+        "csm_loss",
+        "langevin",
+        "langevin_draw",
+        "masked_linear",
+        "conditional_density",
+        "probability_flow",
+    )
+    composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     interpreted_dtypes = (torch.float32, torch.float64)
     max_hidden = 4
@@ -248,7 +257,7 @@ class Triton:
         return []
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        if (op if op.endswith("_draw") else _module(op)) not in self.ops:
+        if (op if op.endswith("_draw") else _module(op)) not in self.ops or op in self.composed:
             return [f"it has no {op}"]
         reasons = []
         interpreted = self.interpreted()

@@ -73,8 +73,22 @@ _CHAIN = {
     ("wide", 2): (Head(16, 64, 4), Head(16, 64, 8)),
     ("wide", 4): (Head(16, 64, 4), Head(16, 64, 8)),
 }
+#: Many points of rows whose contexts are known: 16 nodes a panel, or a row of the flow each.
+_POINTS = {
+    ("narrow", 2): (Head(64, 64, 4), Head(64, 128, 4), Head(32, 64, 4), Head(16, 64, 4)),
+    ("narrow", 4): (Head(64, 64, 4), Head(64, 128, 4), Head(32, 64, 4), Head(16, 64, 4)),
+    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
+    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
+}
 #: For each op, by size class of the head and bytes of an element.
-HEAD = {"score_head": _ROWS, "csm_loss": _PASS, "langevin": _CHAIN, "langevin_draw": _CHAIN}
+HEAD = {
+    "score_head": _ROWS,
+    "csm_loss": _PASS,
+    "langevin": _CHAIN,
+    "langevin_draw": _CHAIN,
+    "conditional_density": _POINTS,
+    "probability_flow": _POINTS,
+}
 #: By bytes of an element, and whether float32 products are exact.
 LINEAR = {
     (2, False): (Linear(128, 128, 64, 8, 3), Linear(128, 64, 64, 4, 3), Linear(128, 256, 64, 8, 3)),

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -34,6 +34,12 @@ def programs(device: torch.device, most: int) -> int:
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """Makes a CUDA device the current one, as Triton launches there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@lru_cache(maxsize=64)
+def numbers(device: torch.device, *values: float) -> Tensor:
+    """Numbers that arguments of a launch would round to float32, as float64; kept on the device."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def offsets(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int, ...]:

@@ -34,13 +34,13 @@ NODES, FINE, TOP = 16, 32, 4
 #: Panels a row may have, and panels of doubling width an end may be moved by.
 MAX_PANELS, MAX_MOVES = 64, 16
 #: Of the last coefficients, at least this part is taken to be the error.
-_LEAST = 0.25
+LEAST = 0.25
 #: s' / s^2 up to which a tail is taken to have a mass: that of a power law x^-1.25.
-_HEAVIEST = 0.8
+HEAVIEST = 0.8
 #: Units of rounding allowed for in the score and in where it is taken, relative to their size.
-_ROUNDING = 8.0
+ROUNDING = 8.0
 #: Units of rounding of the sums of panel integrals, which cancel.
-_CANCELLED = 4 * torch.finfo(torch.float64).eps
+CANCELLED = 4 * torch.finfo(torch.float64).eps
 
 #: Score of rows (M,), int64, at t (M, 16) float64; (M, 16).
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -142,14 +142,14 @@ def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
     high = torch.arange(FINE - TOP, FINE, dtype=s.dtype, device=s.device)
     inside = ((density @ fine.coefficients[-TOP:].T).abs() * (4 / (2 * high + 1))).sum(-1)
     top, middle = shares[..., -TOP:].sum(-1), shares[..., -2 * TOP : -TOP].sum(-1)
-    rest = torch.where(2 * top < middle, top / (middle - top), 1.0).clamp_min(_LEAST)
+    rest = torch.where(2 * top < middle, top / (middle - top), 1.0).clamp_min(LEAST)
     safe = torch.where(half > 0, half, 1.0)
     place = torch.maximum(panels.a.abs(), (panels.a + panels.h).abs())
     return _Parts(
         half * (s @ coarse.weights),
         torch.where(half > 0, most + torch.log(safe * mass), -torch.inf),
         2 * half * top * rest,
-        _ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
+        ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
         torch.where(half > 0, torch.maximum((rough - mass).abs(), inside) / mass, 0.0),
         (
             (c @ sign, -(c @ (sign * slope)) / safe),
@@ -163,7 +163,7 @@ def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
 def _log_tail(inward: Tensor, slope: Tensor) -> Tensor:
     """Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; inf if none."""
     ratio = slope / inward.square()
-    exists = (inward > 0) & (ratio < _HEAVIEST)
+    exists = (inward > 0) & (ratio < HEAVIEST)
     return torch.where(exists, -torch.log(inward * (1 - ratio)), torch.inf)
 
 
@@ -299,7 +299,7 @@ def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, un
     row = _row(grid, parts)
     influence = _influence(grid, row, point, inverse)
     error = (influence * (parts.error + parts.rounding) + parts.mass_error * row.mass).sum(1)
-    error = error + row.tail_errors.sum(1) + _CANCELLED * parts.integral.abs().sum(1)
+    error = error + row.tail_errors.sum(1) + CANCELLED * parts.integral.abs().sum(1)
     count = (grid.h > 0).sum(1, keepdim=True)
     if inverse:
         j = (row.before + row.mass < point[:, None]).sum(1, keepdim=True)

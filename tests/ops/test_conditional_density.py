@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
 
 import fastcsm
-from fastcsm import functional
+from fastcsm import backends, functional
 from fastcsm.reference import quadrature
 
 BACKENDS = backend_params("conditional_density")
 COMPILED = BACKENDS[1:]
+TRITON = backend_params("conditional_density", "triton")[1:]
 BARS = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -30,10 +31,10 @@ def density(case, backend="auto", point=None, **settings):
         )
 
 
-def known(name, backend, dtype, inverse=False, **settings):
-    """The law, its rows in a dtype, and what the op says of them."""
+def known(name, backend, dtype, inverse=False, every=1, **settings):
+    """The law, its rows in a dtype (or each ``every``-th of them), and what the op says of them."""
     case = KNOWN[name]()
-    context, x = case.context.to(dtype), case.x.to(dtype)
+    context, x = case.context[::every].to(dtype), case.x[::every].to(dtype)
     if inverse:
         x = torch.linspace(1e-4, 1 - 1e-4, len(x), dtype=dtype)
     layers = [[p.to(dtype) for p in part] for part in (case.weights, case.biases)]
@@ -71,6 +72,111 @@ def test_known_quantiles(backend, dtype, name):
     assert torch.equal(found.cdf, u)
     density_error = (found.log_density - case.logpdf(context, found.point)).abs()
     assert density_error.max() <= 100 * BARS[dtype]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "gaussian"), (torch.float32, "two modes")])
+@pytest.mark.parametrize("backend", TRITON)
+def test_known_densities_in_triton(backend, dtype, name, inverse):
+    case, context, x, found = known(name, backend, dtype, inverse, every=55)
+    if inverse:
+        error = (case.cdf(context, found.point) - x).abs()
+    else:
+        error = (found.log_density - case.logpdf(context, x)).abs()
+    assert error.max() <= BARS[dtype]
+    assert (error - found.error).max() <= 1e-9
+
+
+def close_to_reference(got, expected, close=1e-9):
+    for name, a, b in zip(got._fields, got, expected):
+        # The error is itself a difference of rounded numbers.
+        relative = 1e-4 if name == "error" else close
+        torch.testing.assert_close(a, b, rtol=relative, atol=close, equal_nan=True)
+
+
+TRITON_HEADS = [
+    {"hidden": (5,), "frequencies": 0, "activation": "tanh", "context": 1},
+    {"hidden": (17, 9), "frequencies": 3, "activation": "silu", "context": 70},
+    {"hidden": (70, 130), "frequencies": 0, "activation": "softplus", "context": 17},
+    {"hidden": (33, 16, 7), "frequencies": 17, "activation": "gelu", "context": 6},
+    {"hidden": (8, 24, 15, 31), "frequencies": 2, "activation": "sigmoid", "context": 2},
+]
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("settings", TRITON_HEADS, ids=lambda s: str(s["hidden"]))
+def test_triton_is_the_reference(backend, settings):
+    case = Restoring(rows=1, steepness=2.0, **settings)
+    options = {"tolerance": 1e-3, "panels": 3, "score_scale": 0.7, "stage_feature": 0.3}
+    if len(settings["hidden"]) % 2 == 1:
+        options |= {"inverse": True, "point": torch.tensor([0.4]).double()}
+    close_to_reference(density(case, backend, **options), density(case, "reference", **options))
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_at_the_limits(backend):
+    """More panels wanted than fit; no density; a point and a probability far out; no rows."""
+
+    def check(case, **options):
+        found = density(case, backend, **options)
+        close_to_reference(found, density(case, "reference", **options), 1e-7)
+        return found
+
+    def row(name, n, **changes):
+        case = KNOWN[name]()
+        case.context, case.x, case.frequencies = case.context[n : n + 1], case.x[n : n + 1], None
+        for key, value in changes.items():
+            setattr(case, key, value)
+        return case
+
+    assert check(row("two modes", 100), tolerance=1e-16, panels=16).error.item() > 1e-16
+    growing = row("gaussian", 60, weights=[w.neg() if w.shape[0] == 1 else w for w in gaussian(0.1).weights])
+    assert check(growing, tolerance=1.0, panels=1).log_density.isnan().all()
+    check(row("gaussian", 60), tolerance=1.0, point=torch.tensor([3.0]).double())
+    u = torch.tensor([1e-300], dtype=torch.float64)
+    check(row("logistic", 60), tolerance=1.0, low=-1e-3, high=1e-3, panels=1, point=u, inverse=True)
+    check(row("gaussian", 60), point=torch.tensor([1.5]).double(), inverse=True)
+    check(row("gaussian", 1000))
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_has_the_gradient_of_the_reference(backend):
+    case = Restoring(rows=2, context=2, hidden=(5,), steepness=2.0)
+
+    def gradients(name):
+        leaves = case.leaves()
+        context, x, weights, biases = split(leaves)
+        with fastcsm.backend(name):
+            q = functional.conditional_density(
+                context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0, tolerance=1e-3
+            ).log_density
+            return torch.autograd.grad(q.sum(), list(leaves.values()))
+
+    for a, b in zip(gradients(backend), gradients("reference")):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("feature", [[], [0.4]])
+def test_triton_has_the_nodes_of_the_reference(backend, feature):
+    case = Restoring(rows=2, context=3, steepness=2.0)
+    case.x[1] = math.nan
+    context = case.context[:, : 3 - len(feature)].contiguous()
+    head = context, case.x, case.weights, case.biases, case.frequencies, "silu"
+    args = *head, 1.3, feature, -1.0, 1.0, 1e-3, 4
+    found = {}
+    for name in ("reference", backend):
+        with fastcsm.backend(name):
+            request = backends.Request("cpu", torch.float64, (17, 9, 1))
+            found[name] = backends.select("conditional_density_nodes", request)(*args)
+    (t, weight, count, score), expected = found[backend], found["reference"]
+    assert t.shape == weight.shape == (2, quadrature.MAX_PANELS * quadrature.NODES)
+    assert torch.equal(count, expected[2])
+    used = torch.arange(expected[0].shape[1]) < count[:, None]
+    for a, b in zip((t, weight), expected):
+        torch.testing.assert_close(a[:, : used.shape[1]][used], b[used], rtol=1e-9, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(score, expected[3], rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert not t[:, used.shape[1] :].any()
 
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-5, 1e-7])

@@ -11,6 +11,7 @@ from fastcsm import functional
 
 BACKENDS = backend_params("probability_flow")
 COMPILED = BACKENDS[1:]
+TRITON = backend_params("probability_flow", "triton")[1:]
 LEVELS = {"sigma_from": 0.1, "sigma_to": 1.3}
 
 
@@ -46,7 +47,16 @@ class Line:
         self.biases = [None, None]
 
 
-@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+BARS = [(torch.float64, 1e-6), (torch.float32, 1e-4)]
+
+
+@pytest.mark.parametrize(("dtype", "bar"), BARS)
+@pytest.mark.parametrize("backend", TRITON)
+def test_known_flow_in_triton(backend, dtype, bar):
+    test_known_flow(backend, 0.5, dtype, bar)
+
+
+@pytest.mark.parametrize(("dtype", "bar"), BARS)
 @pytest.mark.parametrize("k", [0.5, 3.0])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_flow(backend, k, dtype, bar):
@@ -94,6 +104,37 @@ def test_every_number_of_rows(backend, change):
         assert change or not got.change.any()
 
 
+TRITON_HEADS = [
+    {"rows": 3, "hidden": (5,), "frequencies": 0, "activation": "tanh", "context": 1},
+    {"rows": 65, "hidden": (17, 9), "frequencies": 3, "activation": "silu", "context": 70},
+    {"rows": 1, "hidden": (70, 130), "frequencies": 0, "activation": "softplus", "context": 17},
+    {"rows": 64, "hidden": (33, 16, 7), "frequencies": 17, "activation": "gelu", "context": 6},
+    {"rows": 0, "hidden": (8, 24, 15, 31), "frequencies": 2, "activation": "sigmoid", "context": 2},
+    {"rows": 2, "hidden": (8, 24, 15, 31), "frequencies": 2, "activation": "sigmoid", "context": 2},
+]
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("settings", TRITON_HEADS, ids=lambda s: f"{s['rows']} {s['hidden']}")
+def test_triton_is_the_reference(backend, settings):
+    case = Case(**settings)
+    for levels in (LEVELS, back()):
+        options = levels | {"tolerance": 1e-2, "change": levels is LEVELS}
+        for a, b in zip(flow(case, backend, **options), flow(case, "reference", **options)):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_triton_gives_up_after_so_many_steps(backend, monkeypatch):
+    from fastcsm.kernels import probability_flow as kernel
+
+    monkeypatch.setattr(kernel, "MAX_STEPS", 3)
+    found = flow(Case(rows=2), backend, tolerance=1e-9)
+    assert found.point.isnan().all()
+    assert found.change.isnan().all()
+    assert found.error.isposinf().all()
+
+
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_every_instruction_set(isa):
     case = Case(rows=29)
@@ -130,7 +171,7 @@ def test_error_follows_the_tolerance(tolerance):
     assert (found.change - truth.change).abs().median() <= 3 * found.error.median()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS + TRITON)
 def test_equal_levels_change_nothing(backend):
     case = Case(rows=5)
     found = flow(case, backend, sigma_from=0.3, sigma_to=0.3)
@@ -139,13 +180,17 @@ def test_equal_levels_change_nothing(backend):
     assert not found.error.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS + TRITON)
 def test_rows_that_do_not_arrive_are_reported(backend):
     case = Line(2.0)
     case.x[1] = math.nan
     found = flow(case, backend)
     assert found.point.isfinite().tolist() == found.change.isfinite().tolist() == [True, False, True]
     assert found.error.isposinf().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_take_too_many_steps_are_reported(backend):
     steep = flow(Line(1e7), backend, sigma_from=2.0, sigma_to=1e-3)
     assert steep.point.isnan()[:2].all()
     assert steep.error.isposinf()[:2].all()

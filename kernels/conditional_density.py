@@ -1,0 +1,364 @@
+"""conditional_density: the normalised density of N rows, and the nodes of its gradient, in one launch.
+
+A program owns a row until its panels are good enough (``quadrature.py``), then goes on with another; the
+context's share of the first layer is computed once a row. Grids of scores exist in registers only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcsm.reference import quadrature as reference
+
+from .launch import HeadLaunch, numbers
+from .points import add_feature, evaluate, share_of_row
+from .quadrature import (
+    BASIS,
+    COEFFICIENTS,
+    FINE,
+    FINE_COEFFICIENTS,
+    FINE_WEIGHTS,
+    FROM_FINE,
+    MAX_PANELS,
+    NODES,
+    WEIGHTS,
+    combine,
+    fine_density,
+    first_panels,
+    influence,
+    invert,
+    legendre,
+    nodes_of,
+    picked,
+    product,
+    put_panels,
+    range_of,
+    refine,
+    rule,
+    sides,
+)
+
+CANCELLED = tl.constexpr(reference.CANCELLED)
+#: Most programs of a launch: they take rows in turn.
+MOST_PROGRAMS = 1 << 16
+
+
+@triton.jit
+def solve(
+    context,
+    row,
+    point,
+    weights,
+    biases,
+    frequencies,
+    tables,
+    options,
+    first,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    P: tl.constexpr,
+    STAGE_FEATURE: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    """The panels of one row, of which it begins with ``first``, and what they are together."""
+    M: tl.constexpr = TILE[0]
+    Q: tl.constexpr = M // NODES
+    STORE: tl.constexpr = weights[0].dtype.element_ty
+    COMPUTE: tl.constexpr = tl.float64 if STORE == tl.float64 else tl.float32
+    GIVEN: tl.constexpr = C - 1 if STAGE_FEATURE else C
+    STRIDE: tl.constexpr = C + 1 + 2 * E
+    like = tl.zeros((M,), COMPUTE)
+    scale, low, high = tl.load(options), tl.load(options + 2), tl.load(options + 3)
+    tolerance, unit = tl.load(options + 4), tl.load(options + 5)
+    share = share_of_row(context + row * GIVEN, like, weights[0], biases[0], GIVEN, STRIDE, WIDTHS[0], TILE)
+    if STAGE_FEATURE:
+        feature = tl.load(options + 1).to(COMPUTE)
+        share = add_feature(share, feature, weights[0], like, GIVEN, STRIDE, WIDTHS[0], TILE)
+    panels = first_panels(low, high, first, COMPUTE)
+    zeros, both = tl.zeros((MAX_PANELS,), tl.float64), tl.zeros((2,), tl.float64)
+    found = (zeros, zeros, zeros, low * 0.0, both, both, both)
+    place, moves = tl.arange(0, MAX_PANELS), tl.zeros((2,), tl.int32)
+    rank, waiting = tl.where(place < first, place, -1), first
+    valid = (point >= 0) & (point <= 1) if INVERSE else tl.abs(point) < float("inf")
+    while waiting > 0:
+        for b in range(0, waiting, Q):
+            tl.debug_barrier()  # keeps loads of weights and tables in the loop: registers hold what changes
+            t = tl.reshape(nodes_of(panels, rank, b, tables, Q).to(COMPUTE), (M,))
+            s, _ = evaluate(share, t, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, False, P)
+            panels = put_panels(panels, rank, b, tl.reshape(s, (Q, NODES)), scale, unit, tables)
+        found = combine(panels, scale, tables)
+        panels, rank, waiting, moves = refine(
+            panels, found, moves, valid, point, tolerance, (high - low) / 4, INVERSE
+        )
+    return panels, found
+
+
+@triton.jit
+def holder(panels, row, point, INVERSE: tl.constexpr):
+    """Where (P,) the panel that holds the point is, or the quantile: the last one beyond the right end."""
+    a, h = panels[0], panels[1]
+    reach = row[1] + row[2] if INVERSE else a + h
+    last = tl.max(tl.where(h > 0, a, -float("inf")), 0)
+    found = tl.min(tl.where((h > 0) & ~(reach < point), a, float("inf")), 0)
+    return (h > 0) & (a == tl.minimum(found, last))
+
+
+@triton.jit
+def total(values):
+    """The sum of a tensor (1, n), a scalar."""
+    return tl.sum(tl.sum(values, 1), 0)
+
+
+@triton.jit
+def exists(row, valid):
+    """Whether the row has a density."""
+    return valid & (tl.max(row[4], 0) < float("inf")) & (tl.abs(row[3]) < float("inf"))
+
+
+@triton.jit(do_not_specialize=["rows", "first"])
+def conditional_density_kernel(
+    context,
+    point,
+    weights,
+    biases,
+    frequencies,
+    tables,
+    options,
+    x,
+    log_density,
+    log_normalizer,
+    cdf,
+    error,
+    ends,
+    rows: tl.int64,
+    first: tl.int32,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    P: tl.constexpr,
+    STAGE_FEATURE: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    scale, low = tl.load(options), tl.load(options + 2)
+    for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        u = tl.load(point + r).to(tl.float64)
+        panels, row = solve(
+            context,
+            r,
+            u,
+            weights,
+            biases,
+            frequencies,
+            tables,
+            options,
+            first,
+            C,
+            E,
+            WIDTHS,
+            TILE,
+            ACTIVATION,
+            P,
+            STAGE_FEATURE,
+            INVERSE,
+        )
+        a, h, s, integral, _, panel_error, rounding, mass_error = panels
+        start, before, mass, log_z, tails, tail_errors, end_scores = row
+        off = influence(a, h, before, mass, u, INVERSE) * (panel_error + rounding) + mass_error * mass
+        off += tl.abs(integral) * CANCELLED
+        off = tl.sum(tl.where(h > 0, off, 0.0), 0) + tl.sum(tail_errors, 0)
+
+        own = holder(panels, row, u, INVERSE)
+        half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
+        at = tl.sum(tl.where(own, start, 0.0), 0) - log_z
+        below = tl.sum(tl.where(own, before, 0.0), 0)
+        scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
+        density, most = fine_density(tl.zeros((1,), tl.float64) + half, scores, tables)
+        c = product(scores, tables[COEFFICIENTS], NODES)
+        d = product(density, tables[FINE_COEFFICIENTS], FINE)
+        unit_mass = half * tl.exp(at + tl.max(most, 0))
+        if INVERSE:
+            t = invert(d, (u - below) / unit_mass)
+            place, probability = begin + half * (t + 1), u
+        else:
+            t = (u - begin) / half - 1
+            _, integrals = legendre(t, FINE)
+            place, probability = u, below + unit_mass * total(d * integrals)
+            probability = tl.minimum(tl.maximum(probability, 0.0), 1.0)
+        _, integrals = legendre(t, NODES)
+        log_q = at + half * total(c * integrals)
+        if INVERSE:
+            # Beyond an end the tail is exponential, with the score there.
+            left_end = sides() == 0
+            rest = tl.where(left_end, u, 1 - u)
+            outside = rest < tails
+            away = tl.log(rest / tails) / end_scores
+            first_end, last_end = range_of(panels)
+            ends_at = tl.where(left_end, first_end, last_end)
+            heights = tl.where(left_end, 0.0, tl.sum(integral, 0)) + end_scores * away
+            beyond = tl.max(outside.to(tl.int32), 0) > 0
+            place = tl.where(beyond, tl.sum(tl.where(outside, ends_at + away, 0.0), 0), place)
+            log_q = tl.where(beyond, tl.sum(tl.where(outside, heights, 0.0), 0) - log_z, log_q)
+            off += tl.sum(tl.where(outside, tails, 0.0), 0)
+
+        valid = (u >= 0) & (u <= 1) if INVERSE else tl.abs(u) < float("inf")
+        sound = exists(row, valid) & (off < float("inf"))
+        log_z -= tl.sum(tl.where(a < low, integral, 0.0), 0)
+        tl.store(x + r, tl.where(sound, place, float("nan")).to(x.dtype.element_ty))
+        tl.store(log_density + r, tl.where(sound, log_q, float("nan")).to(x.dtype.element_ty))
+        tl.store(log_normalizer + r, tl.where(sound, log_z, float("nan")).to(x.dtype.element_ty))
+        tl.store(cdf + r, tl.where(sound, probability, float("nan")).to(x.dtype.element_ty))
+        tl.store(error + r, tl.where(sound, off, float("inf")).to(x.dtype.element_ty))
+        tl.store(ends + 2 * r + sides(), tails.to(x.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["rows", "first"])
+def conditional_density_nodes_kernel(
+    context,
+    point,
+    weights,
+    biases,
+    frequencies,
+    tables,
+    options,
+    nodes,
+    node_weights,
+    count,
+    score,
+    rows: tl.int64,
+    first: tl.int32,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    P: tl.constexpr,
+    STAGE_FEATURE: tl.constexpr,
+):
+    Q: tl.constexpr = TILE[0] // NODES
+    scale = tl.load(options)
+    node = tl.arange(0, NODES)
+    rule_weights = tl.load(tables[WEIGHTS] + node)[None, :]
+    for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        x = tl.load(point + r).to(tl.float64)
+        panels, row = solve(
+            context,
+            r,
+            x,
+            weights,
+            biases,
+            frequencies,
+            tables,
+            options,
+            first,
+            C,
+            E,
+            WIDTHS,
+            TILE,
+            ACTIVATION,
+            P,
+            STAGE_FEATURE,
+            False,
+        )
+        a, h, s = panels[0], panels[1], panels[2]
+        own = holder(panels, row, x, False)
+        half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
+        values, integrals = legendre((x - begin) / half - 1, NODES)
+        scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
+        c = product(scores, tables[COEFFICIENTS], NODES)
+        basis = product(integrals, tables[BASIS], NODES)
+        sound = exists(row, tl.abs(x) < float("inf"))
+        tl.store(score + r, tl.where(sound, total(c * values), float("nan")).to(score.dtype.element_ty))
+
+        there = h > 0
+        panels_of_row = tl.sum(there.to(tl.int32), 0)
+        tl.store(count + r, (panels_of_row * NODES).to(tl.int64))
+        order = tl.sum((a[None, :] < a[:, None]).to(tl.int32), 1)
+        rank = tl.where(there, order, -1)
+        for b in range(0, panels_of_row, Q):
+            hit = rank[:, None] == b + tl.arange(0, Q)[None, :]
+            left, halves, mass = picked(a, hit), picked(h, hit) / 2, picked(row[2], hit)
+            after = 1 - picked(row[1], hit) - mass
+            raw = tl.sum(tl.where(hit[:, :, None], s[:, None, :], 0.0), 0)
+            density = fine_density(halves, scale * raw.to(tl.float64), tables)[0]
+            density *= tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :]
+            mean = product(density, tables[FROM_FINE], NODES) / tl.sum(density, 1)[:, None]
+            moved = -mass[:, None] * mean - after[:, None] * rule_weights
+            moved += tl.where((left < begin)[:, None], rule_weights, 0.0)
+            moved += tl.where((left == begin)[:, None], basis, 0.0)
+            place = r * (MAX_PANELS * NODES) + (b + tl.arange(0, Q)[:, None]) * NODES + node[None, :]
+            inside = (b + tl.arange(0, Q)[:, None] < panels_of_row) & (node[None, :] >= 0)
+            moved = tl.where(sound, halves[:, None] * moved, float("nan"))
+            at = nodes_of(panels, rank, b, tables, Q)
+            tl.store(nodes + place, at.to(nodes.dtype.element_ty), mask=inside)
+            tl.store(node_weights + place, moved.to(node_weights.dtype.element_ty), mask=inside)
+
+
+class _Quadrature:
+    """One launch of a kernel of this file."""
+
+    def __init__(
+        self,
+        context: Tensor,
+        point: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        frequencies: Tensor,
+        activation: str,
+        score_scale: float,
+        stage_features: Sequence[float],
+        low: float,
+        high: float,
+        tolerance: float,
+        panels: int,
+    ):
+        self.head = HeadLaunch(
+            "conditional_density", context, point, weights, biases, frequencies, activation
+        )
+        self.head.programs = max(min(len(point), MOST_PROGRAMS), 1)
+        # A unit of rounding of what enters a product.
+        tf32 = self.head.constants["P"] == "tf32"
+        unit = 2.0**-10 if tf32 else torch.finfo(point.dtype).eps
+        feature = stage_features[0] if len(stage_features) > 0 else 0.0
+        options = numbers(point.device, score_scale, feature, low, high, tolerance, unit)
+        self._before = *self.head.tensors, rule(point.device), options
+        self._after = len(point), panels
+        self._feature = len(stage_features) > 0
+
+    def run(self, kernel: Any, outputs: tuple[Tensor, ...], **constants: Any) -> None:
+        args = *self._before, *outputs, *self._after
+        self.head.run(kernel, args, STAGE_FEATURE=self._feature, **constants)
+
+
+def conditional_density(
+    context: Tensor, point: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results of :func:`fastcsm.reference.conditional_density.conditional_density`."""
+    *head, inverse = args
+    launch = _Quadrature(context, point, *head)
+    x, log_density, log_z, cdf, error = (torch.empty_like(point, dtype=launch.head.dtype) for _ in range(5))
+    ends = x.new_empty(len(point), 2)
+    outputs = x, log_density, log_z, cdf, error, ends
+    launch.run(conditional_density_kernel, outputs, INVERSE=inverse)
+    return outputs
+
+
+def conditional_density_nodes(
+    context: Tensor, point: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results of :func:`fastcsm.reference.conditional_density.conditional_density_nodes`."""
+    launch = _Quadrature(context, point, *args)
+    shape = len(point), reference.MAX_PANELS * reference.NODES
+    t, weight = point.new_zeros(shape), point.new_zeros(shape, dtype=launch.head.dtype)
+    count = torch.empty_like(point, dtype=torch.int64)
+    outputs = t, weight, count, torch.empty_like(point, dtype=launch.head.dtype)
+    launch.run(conditional_density_nodes_kernel, outputs)
+    return outputs
