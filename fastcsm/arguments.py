@@ -133,6 +133,27 @@ def masked(
     )
 
 
+def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
+    """The arguments of a call; where torch.autocast is on for the first one's device, in the dtype it means.
+
+    As for torch.nn.functional.linear that is autocast's own dtype; where ``wide``, as for functions that need
+    the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
+    """
+    device = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return values
+    dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(item) for item in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
+            return value.to(dtype)
+        return value
+
+    return tuple(cast(value) for value in values)
+
+
 def floating(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -4,6 +4,10 @@ A score head is given as nn.Linear-shaped weights and biases with one activation
 is [context, x, sin(w x), cos(w x)] for fixed frequencies w (possibly none). Everything here is differentiable
 once: a second derivative raises. For higher derivatives call ``fastcsm.reference`` directly, which is plain
 PyTorch.
+
+Under torch.autocast, score_head, csm_loss, linear_csm_loss and masked_linear take their tensors in autocast's
+dtype, like torch.nn.functional.linear (losses are float32 nevertheless); langevin, conditional_density and
+probability_flow take them in float32. Tensors of float64 are left alone.
 """
 
 import math
@@ -74,6 +78,7 @@ def score_head(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
+    context, x, weights, biases, frequencies = arguments.autocast(context, x, weights, biases, frequencies)
     head = arguments.head(context, x, weights, biases, frequencies, activation)
     score, derivative = _score_head.score_head(*head)
     return score.reshape(x.shape), derivative.reshape(x.shape)
@@ -106,6 +111,7 @@ def csm_loss(
     Raises:
         TypeError, ValueError: as for :func:`score_head`.
     """
+    context, x, weights, biases, frequencies = arguments.autocast(context, x, weights, biases, frequencies)
     head = arguments.head(context, x, weights, biases, frequencies, activation)
     coefficients = arguments.coefficients(alpha, beta, gamma, x)
     if needs_grad(*coefficients):
@@ -154,6 +160,8 @@ def linear_csm_loss(
     Raises:
         TypeError, ValueError: as for :func:`masked_linear` and :func:`score_head`.
     """
+    hidden, weight, bias, x, extra = arguments.autocast(hidden, weight, bias, x, extra)
+    weights, biases, frequencies = arguments.autocast(hidden, weights, biases, frequencies)[1:]
     layer = arguments.masked("hidden", hidden, weight, bias, in_degrees, out_degrees)
     arguments.like("x", x, hidden, None)
     if x.dim() == 0 or x.shape[:-1] != hidden.shape[:-1] or x.shape[-1] == 0:
@@ -234,6 +242,9 @@ def langevin(
     stages = arguments.stages(step_sizes, score_scales, stage_features, steps, seed)
     if not 0 <= first_step < 2**32:
         raise ValueError(f"first_step must be in [0, 2^32), got {first_step}")
+    context, x, weights, biases, frequencies = arguments.autocast(
+        context, x, weights, biases, frequencies, wide=True
+    )
     head = arguments.head(context, x, weights, biases, frequencies, activation, min(len(stages.features), 1))
     if samples is None:
         samples = torch.arange(x.numel(), device=x.device).reshape(x.shape)
@@ -277,6 +288,7 @@ def masked_linear(
     """
     if activation is not None:
         activations.get(activation)
+    x, weight, bias = arguments.autocast(x, weight, bias)
     layer = arguments.masked("x", x, weight, bias, in_degrees, out_degrees)
     y = _masked_linear.masked_linear(*layer, activation or "identity")
     return y.reshape(*x.shape[:-1], weight.shape[0])
@@ -328,6 +340,9 @@ def conditional_density(
         TypeError, ValueError: if an argument has the wrong type, dtype, device, shape or range.
     """
     supplied = int(stage_feature is not None)
+    context, x, weights, biases, frequencies = arguments.autocast(
+        context, x, weights, biases, frequencies, wide=True
+    )
     head = arguments.head(context, x, weights, biases, frequencies, activation, supplied)
     low, high, panels = arguments.interval(low, high, panels)
     options = low, high, arguments.tolerance(tolerance, x), panels
@@ -371,6 +386,9 @@ def probability_flow(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device, shape or range.
     """
+    context, x, weights, biases, frequencies = arguments.autocast(
+        context, x, weights, biases, frequencies, wide=True
+    )
     head = arguments.head(context, x, weights, biases, frequencies, activation, 1)
     for name, value in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):
         if not (math.isfinite(value) and value > 0):

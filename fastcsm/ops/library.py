@@ -1,5 +1,6 @@
 """How every op is made: a schema, a fake, and an implementation that asks for a backend when it runs."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,9 @@ def define(
     name = schema.partition("(")[0]
 
     def run(*args: Any) -> Any:
-        with torch.no_grad():
-            return backends.select(name, (request or _request)(args))(*args)
+        found = (request or _request)(args)
+        with torch.no_grad(), _as_given(found.device):
+            return backends.select(name, found)(*args)
 
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -40,6 +42,12 @@ def define(
         return op(*args)
 
     return call
+
+
+def _as_given(device: str) -> contextlib.AbstractContextManager:
+    """No autocast inside an op: its arguments have the dtypes that are meant."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def _request(args: tuple[Any, ...]) -> backends.Request:
