@@ -33,6 +33,7 @@ std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inp
   head.context = inputs - head.features();
   const int64_t most = fastcsm::block_limit();
   if (op == "score_head") return {fastcsm::score_head_bytes(head), most};
+  if (op == "langevin" || op == "langevin_draw") return {fastcsm::langevin_bytes(head), most};
   throw std::invalid_argument("fastcsm: no op " + op);
 }
 
@@ -43,6 +44,10 @@ FASTCSM_LIBRARY {
   m.def("shared_bytes(str op, bool half, int inputs, int layers) -> (int, int)");
 }
 
-FASTCSM_KERNELS { m.impl("score_head", TORCH_BOX(&fastcsm::score_head)); }
+FASTCSM_KERNELS {
+  m.impl("score_head", TORCH_BOX(&fastcsm::score_head));
+  m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
+  m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
+}
 
 FASTCSM_QUESTIONS { m.impl("shared_bytes", TORCH_BOX(&shared_bytes)); }

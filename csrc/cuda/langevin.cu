@@ -19,9 +19,14 @@
 namespace fastcsm {
 namespace {
 
-// Two blocks share a multiprocessor where their registers allow.
+// Two blocks share a multiprocessor where their registers and its memory allow.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <Precision P>
+constexpr int kBlocks = 1;
+#else
 template <Precision P>
 constexpr int kBlocks = P == Precision::bf16 ? 2 : 1;
+#endif
 
 struct RowsArgs {
   HeadArgs head;
@@ -47,11 +52,10 @@ struct DrawnArgs {
 static_assert(sizeof(DrawnArgs) <= 32764);
 
 // The context's share of a_1 of a chain, from context (depth, kSamples).
-template <bool kBf16>
+template <Precision P>
 FASTCSM_INLINE void set_base(float* base, float* partial, const HeadArgs& head, int depth, const float* context) {
-  dot_products<kBf16>(partial, head.weight[0], head.bias[0], head.context + head.features(), 0, int(head.width[0]),
-                      depth, nullptr, context,
-                      [&](int unit, int row, float sum) { base[unit * kSamples + row] = sum; });
+  dot_products<P>(partial, head.weight[0], head.bias[0], head.context + head.features(), 0, int(head.width[0]), depth,
+                  nullptr, context, [&](int unit, int row, float sum) { base[unit * kSamples + row] = sum; });
 }
 
 template <Precision P>
@@ -81,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_kernel(const __
   Chain<P> chain(m.chain);
   chain.load(head);
   __syncthreads();
-  set_base<kBf16>(m.chain.base, m.partial, head, given, context);
+  set_base<P>(m.chain.base, m.partial, head, given, context);
   const int row = chain.noise_row();
   chain.begin(args.dynamics.seed, inside(row) ? args.samples[begin + row] : 0,
               inside(row) ? args.dimensions[begin + row] : 0, args.dynamics.first_step);
@@ -111,12 +115,11 @@ struct DrawMemory {
 template <Precision P>
 __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(const __grid_constant__ DrawnArgs args) {
   using S = Element<P>;
-  constexpr bool kBf16 = P == Precision::bf16;
   const Dynamics& dynamics = args.dynamics;
   SharedMemory memory(block_memory());
   const DrawMemory<P> m(args.heads[0], args.network, args.scratch ? 0 : int(args.pool), memory);
-  const Network<kBf16> network(args.network, m.network,
-                               args.scratch ? args.scratch + blockIdx.x * args.pool : m.network.pool);
+  const Network<P> network(args.network, m.network,
+                           args.scratch ? args.scratch + blockIdx.x * args.pool : m.network.pool);
   const int64_t begin = int64_t(blockIdx.x) * kSamples;
   const auto inside = [&](int row) { return begin + row < args.rows; };
   Chain<P> chain(m.chain);
@@ -151,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(con
         __syncthreads();
         loaded = model;
       }
-      set_base<kBf16>(m.chain.base, m.network.partial, head, args.network.context, network.context());
+      set_base<P>(m.chain.base, m.network.partial, head, args.network.context, network.context());
       if (model == 0) {
         chain.start();
         chain.round();

@@ -21,10 +21,12 @@ struct NetworkArgs {
 // sums (count, kSamples) of W v + b for rows first .. of W (., inputs), of which the first `depth` columns are read, in
 // the order of `columns` (null: as they lie); v is (depth, kSamples). done(row, sample, sum) gets each from one thread.
 // Warps take four rows of W each, or where there are few rows share their columns. Ends with a barrier.
-template <bool kBf16, class Done>
+template <Precision P, class Done>
 FASTCSM_INLINE void dot_products(float* partial, const void* weight, const void* bias, int64_t inputs, int first,
                                  int count, int depth, const int64_t* columns, const float* v, const Done& done) {
+  constexpr bool kBf16 = P == Precision::bf16;
   constexpr int kGroup = kWarp / kSamples;
+  constexpr int kUnroll = P == Precision::exact ? 1 : 2;  // as registers allow
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kWarps * kGroup) {
@@ -33,7 +35,7 @@ FASTCSM_INLINE void dot_products(float* partial, const void* weight, const void*
     const int row = begin + group * kGroup;
     float sum[kWarp] = {};  // (kGroup, kSamples)
     if (slice < slices) {
-#pragma unroll 2
+#pragma unroll kUnroll
       for (int j = slice * kWarp + lane; j < depth; j += slices * kWarp) {
         const float4* values = reinterpret_cast<const float4*>(v + j * kSamples);
         const float4 p = values[0], q = values[1];
@@ -96,7 +98,7 @@ inline int64_t value_count(const NetworkArgs& args, int64_t models) {
   return int64_t(args.variables + args.context) * kSamples + models * model_values(args);
 }
 
-template <bool kBf16>
+template <Precision P>
 class Network {
  public:
   FASTCSM_INLINE Network(const NetworkArgs& args, const NetworkMemory& memory, float* pool)
@@ -116,16 +118,16 @@ class Network {
       const int begin = due(l, k - 1), count = due(l, k) - begin;
       const int64_t inputs = l == 0 ? args_.variables : args_.width[l - 1];
       const bool adds = args_.residual && l % 2 == 0;
-      dot_products<kBf16>(m_.partial, weight(m, l), bias(m, l), inputs, begin, count, l == 0 ? k : due(l - 1, k),
-                          l == 0 ? args_.order : nullptr, below, [&](int unit, int sample, float sum) {
-                            const int at = unit * kSamples + sample;
-                            if (adds && l > 0) sum += stream[at];
-                            if (adds) stream[at] = sum;
-                            with_activation(args_.activation, [&](auto code) {
-                              float d, e;
-                              activate<code.value>(sum, value[at], d, e);
-                            });
-                          });
+      dot_products<P>(m_.partial, weight(m, l), bias(m, l), inputs, begin, count, l == 0 ? k : due(l - 1, k),
+                      l == 0 ? args_.order : nullptr, below, [&](int unit, int sample, float sum) {
+                        const int at = unit * kSamples + sample;
+                        if (adds && l > 0) sum += stream[at];
+                        if (adds) stream[at] = sum;
+                        with_activation(args_.activation, [&](auto code) {
+                          float d, e;
+                          activate<code.value>(sum, value[at], d, e);
+                        });
+                      });
       below = value;
       value += args_.width[l] * kSamples;
     }
@@ -143,9 +145,9 @@ class Network {
   // Model m's context of the variable, the k-th in order, its units up to degree k finished. Ends with a barrier.
   FASTCSM_INLINE void find_context(int m, int variable, int k) const {
     const int L = args_.layers, width = args_.width[L - 1], first = variable * args_.context;
-    dot_products<kBf16>(m_.partial, weight(m, L), bias(m, L), width, first, args_.context, due(L - 1, k), nullptr,
-                        values(m) + end_of_layers() - width * kSamples,
-                        [&](int row, int sample, float sum) { context()[(row - first) * kSamples + sample] = sum; });
+    dot_products<P>(m_.partial, weight(m, L), bias(m, L), width, first, args_.context, due(L - 1, k), nullptr,
+                    values(m) + end_of_layers() - width * kSamples,
+                    [&](int row, int sample, float sum) { context()[(row - first) * kSamples + sample] = sum; });
   }
 
  private:

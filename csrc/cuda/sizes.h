@@ -7,5 +7,6 @@
 namespace fastcsm {
 
 int64_t score_head_bytes(const HeadArgs& head);
+int64_t langevin_bytes(const HeadArgs& head);
 
 }  // namespace fastcsm

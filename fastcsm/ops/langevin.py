@@ -40,10 +40,11 @@ DRAW = (
 
 
 def draw_request(args: tuple[Any, ...]) -> Request:
-    """The widths of one head: the staged form passes those of all stages in a row."""
+    """The sizes of one head: the staged form passes those of all stages in a row."""
     x, weights, *_, made_weights, _, degrees = args[:8]
     layers = len(weights) * (len(degrees) + 1) // max(len(made_weights), 1)
-    return Request(x.device.type, x.dtype, tuple(weight.shape[0] for weight in weights[:layers]))
+    widths = tuple(weight.shape[0] for weight in weights[:layers])
+    return Request(x.device.type, x.dtype, widths, weights[0].shape[1])
 
 
 _draw = define(

@@ -25,11 +25,12 @@ class Draw:
         order=None,
         residual=False,
         frequencies=3,
+        made_activation="tanh",
     ):
         torch.manual_seed(0)
         self.features, self.residual, self.stages = features, residual, features_of_stages
         self.made = [
-            MADE(features, hidden, 5, order=order, activation="tanh", residual=residual)
+            MADE(features, hidden, 5, order=order, activation=made_activation, residual=residual)
             for _ in range(models)
         ]
         self.heads = [
@@ -49,26 +50,29 @@ class Draw:
         x=None,
         seed=77,
         steps=4,
+        storage=None,
     ):
+        """The draw in ``dtype``, of x and parameters rounded to ``storage``."""
+        storage = storage or dtype
         layers = [[*made.layers, made.output] for made in self.made]
 
         def cast(tensors):
-            return [t.detach().to(dtype) for t in tensors]
+            return [t.detach().to(storage).to(dtype) for t in tensors]
 
         if x is None:
             x = torch.linspace(-1, 1, batch * self.features).reshape(batch, self.features).sin()
         with fastcsm.backend(backend):
             return langevin_draw(
-                x.to(dtype),
+                x.to(storage).to(dtype),
                 cast(w for head in self.heads for w in head.weights),
                 cast(b for head in self.heads for b in head.biases),
-                self.frequencies.to(dtype),
+                self.frequencies.to(storage).to(dtype),
                 "silu",
                 cast(layer.weight for network in layers for layer in network),
                 cast(layer.bias for network in layers for layer in network),
                 [layer.out_degrees for layer in self.made[0].layers],
                 torch.tensor(self.made[0].order),
-                "tanh",
+                self.made[0].activation,
                 self.residual,
                 SIZES,
                 SCALES,
