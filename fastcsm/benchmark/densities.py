@@ -121,18 +121,32 @@ def eager_quadrature(
     activation: str,
     *,
     panels: int,
+    part: int = 512,
 ) -> Tensor:
     """log q(x) by panels of 16 Gauss-Legendre nodes, the same for all rows; no error estimate.
 
     Fair because the context's product is taken once a row, the integrals of s and exp(L) are two small
-    products, and rows come in parts that fit the cache of a processor many times over, not all at once.
+    products, and ``part`` rows come at a time: by default as many as fit the cache of a processor many times
+    over, not all at once.
     """
+    nodes, rule = np.polynomial.legendre.leggauss(16)
+    upto = np.linalg.inv(np.polynomial.legendre.legvander(nodes, 15))  # (degree, node)
+    tables = [torch.as_tensor(table).to(x) for table in (nodes, rule, upto)]
     return torch.cat(
         [
-            _eager_part(c, v, weights, biases, frequencies, activation, panels)
-            for c, v in zip(context.split(512), x.split(512), strict=True)
+            _eager_part(c, v, weights, biases, activation, panels, *tables)
+            for c, v in zip(context.split(part), x.split(part), strict=True)
         ]
     )
+
+
+def _integrals(t: Tensor, upto: Tensor) -> Tensor:
+    """Integrals from -1 to t (...) of polynomials that are 1 at one node, 0 at the others; (..., 16)."""
+    p = [torch.ones_like(t), t]
+    for k in range(1, 16):
+        p.append(((2 * k + 1) * t * p[k] - k * p[k - 1]) / (k + 1))
+    parts = [t + 1, *((p[k + 1] - p[k - 1]) / (2 * k + 1) for k in range(1, 16))]
+    return torch.stack(parts, -1) @ upto
 
 
 def _eager_part(
@@ -140,37 +154,28 @@ def _eager_part(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    frequencies: Tensor,
     activation: str,
     panels: int,
+    nodes: Tensor,
+    rule: Tensor,
+    upto: Tensor,
 ) -> Tensor:
     low, width = -1.2, 2.4 / panels
-    nodes, rule = np.polynomial.legendre.leggauss(16)
-    upto = np.linalg.inv(np.polynomial.legendre.legvander(nodes, 15)).T  # (node, degree)
-
-    def integrals(t: Tensor) -> Tensor:
-        p = torch.as_tensor(np.polynomial.legendre.legvander(t.double().numpy(), 16)).to(x)
-        k = torch.arange(1, 16).to(x)
-        first = (p[..., 1] + 1).unsqueeze(-1)
-        return torch.cat([first, (p[..., 2:] - p[..., :-2]) / (2 * k + 1)], -1) @ torch.as_tensor(upto.T).to(
-            x
-        )
-
-    t = low + width * (torch.arange(panels)[:, None] + (torch.as_tensor(nodes) + 1) / 2)
+    t = low + width * (torch.arange(panels, device=x.device)[:, None] + (nodes + 1) / 2)
     c = context.shape[1]
     base = F.linear(context, weights[0][:, :c], biases[0]) + math.log(SIGMA) * weights[0][:, c]
-    h = base[:, None] + t.flatten().to(x)[:, None] * weights[0][:, c + 1]
+    h = base[:, None] + t.flatten()[:, None] * weights[0][:, c + 1]
     f = baselines.ACTIVATIONS[activation]
     for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
         h = F.linear(f(h), weight, bias)
     s = F.linear(f(h), weights[-1], biases[-1])[..., 0].view(len(x), panels, 16) / SIGMA
-    total = (s @ torch.as_tensor(rule).to(x)) * width / 2
+    total = (s @ rule) * width / 2
     start = total.cumsum(1) - total
-    log_q = start[..., None] + width / 2 * s @ integrals(torch.as_tensor(nodes)).T
-    log_z = (log_q + torch.as_tensor(rule * width / 2).to(x).log()).flatten(1).logsumexp(1)
+    log_q = start[..., None] + width / 2 * s @ _integrals(nodes, upto).T
+    log_z = (log_q + (rule * width / 2).log()).flatten(1).logsumexp(1)
     place = ((x - low) / width).floor().clamp(0, panels - 1).long()
-    inside = integrals(2 * ((x - low) / width - place) - 1)
-    own = s[torch.arange(len(x)), place]
+    inside = _integrals(2 * ((x - low) / width - place) - 1, upto)
+    own = s[torch.arange(len(x), device=x.device), place]
     return start.gather(1, place[:, None])[:, 0] + width / 2 * (own * inside).sum(1) - log_z
 
 
