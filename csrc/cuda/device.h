@@ -222,11 +222,12 @@ FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const Fragm
 #endif
 }
 
-// x as the sum of two tf32, to 22 bits.
+// x as the sum of two tf32, to 22 bits: 8193 x keeps the bits of x that a tf32 has (Veltkamp), and the unit drops those
+// of the rest that it cannot hold.
 FASTCSM_INLINE void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
-  const float value = __uint_as_float(x), rounded = round_tf32(value);
-  high = __float_as_uint(rounded);
-  low = __float_as_uint(round_tf32(value - rounded));
+  const float value = __uint_as_float(x), kept = fmaf(-8192.f, value, 8193.f * value);
+  high = __float_as_uint(kept);
+  low = __float_as_uint(value - kept) + 0x1000u;
 }
 
 // c += a b in precision P.
