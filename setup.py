@@ -37,7 +37,7 @@ COMPILE_FLAGS = [
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
 ]
 LINK_FLAGS = ["-Wl,--as-needed", "-Wl,--no-undefined", "-Wl,-s"] if sys.platform == "linux" else []
-NVCC_MINIMUM = (12, 0)
+NVCC_MINIMUM = (12, 1)  # arguments of a kernel may be over 4 KiB
 NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -115,7 +115,7 @@ def why_not_cuda() -> str:
         return "nvcc was not found; install the CUDA toolkit and reinstall fastcsm"
     version = nvcc_version(nvcc)
     if tuple(map(int, version.split("."))) < NVCC_MINIMUM:
-        return f"nvcc {version} was found and 12.0 or newer is needed"
+        return f"nvcc {version} was found and 12.1 or newer is needed"
     return ""
 
 
