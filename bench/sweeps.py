@@ -321,7 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = sweeps(arguments.small)
     for name in arguments.sweep:
         measured["sweeps"][name] = known[name]()
-        print(*sentences(name, measured["sweeps"][name]), sep="\n", flush=True)
+        for sentence in sentences(name, measured["sweeps"][name]):
+            print(sentence, flush=True)
     print(format_header(measured))
     out = arguments.out or ROOT / "bench" / "results" / "curves" / f"{machine_slug()}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from fastcsm.benchmark import (
     TrainingStep,
     command,
     measure,
+    registry,
     runner,
 )
 from fastcsm.benchmark.base import Contender, from_config
@@ -329,7 +330,23 @@ def test_the_suite_has_every_op():
     for case in cases:
         assert case.bytes() > 0
         assert case.operations() > case.quick().operations() or case == case.quick()
-        assert set(case.slow) <= set(case.warm().contenders(["highest"], compiled=True))
+    for case in (SMALL, MODELS[2]):
+        assert set(case.slow) <= set(case.contenders(["highest"], compiled=True))
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_contenders_are_right_at_the_sizes_of_pytest_benchmark(op):
+    found = benchmark.right_contenders(op)
+    assert any(contender.own for contender in found.values())
+    assert not all(contender.own for contender in found.values())
+    program = (ROOT / "bench" / "micro" / f"{op}.py").read_text()
+    assert f'right_contenders("{op}")' in program
+
+
+def test_a_wrong_contender_is_not_offered(monkeypatch):
+    monkeypatch.setattr(registry, "CASES", {"csm_loss": Spoiled})
+    with pytest.raises(ValueError, match="scaled failed: grad_context is off by"):
+        registry.right_contenders("csm_loss")
 
 
 def test_the_whole_suite_runs(monkeypatch, tmp_path, capsys):

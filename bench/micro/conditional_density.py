@@ -1,15 +1,16 @@
-"""Densities of rows: ``python bench/micro/conditional_density.py [options of fastcsm bench]``.
+"""Densities of rows against eager quadrature.
 
-Under pytest-benchmark, ``pytest bench/micro/conditional_density.py`` times one sample of MNIST's size.
+python bench/micro/conditional_density.py [options]   as fastcsm bench --op conditional_density
+pytest bench/micro/conditional_density.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import LogDensity, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = LogDensity(rows=784).contenders(["highest"], compiled=False)
+CONTENDERS = right_contenders("conditional_density")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

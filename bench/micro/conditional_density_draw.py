@@ -1,17 +1,16 @@
-"""Draws by quantiles: ``python bench/micro/conditional_density_draw.py [options of fastcsm bench]``.
+"""Draws by quantiles against a loop.
 
-Under pytest-benchmark, ``pytest bench/micro/conditional_density_draw.py`` times a small draw, the loop on 8
-variables.
+python bench/micro/conditional_density_draw.py [options]   as fastcsm bench --op conditional_density_draw
+pytest bench/micro/conditional_density_draw.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import ExactDraw, main
+from fastcsm.benchmark import main, right_contenders
 
-CASE = ExactDraw(features=64, hidden=(128, 128), samples=16, measured=32)
-CONTENDERS = CASE.contenders(["highest"], compiled=False)
+CONTENDERS = right_contenders("conditional_density_draw")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

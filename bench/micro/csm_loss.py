@@ -1,15 +1,16 @@
-"""csm_loss against its autograd baselines: ``python bench/micro/csm_loss.py [options of fastcsm bench]``.
+"""csm_loss against its autograd baselines.
 
-Under pytest-benchmark, ``pytest bench/micro/csm_loss.py`` times every contender at 4096 rows.
+python bench/micro/csm_loss.py [options]   as fastcsm bench --op csm_loss
+pytest bench/micro/csm_loss.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import CsmLoss, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = CsmLoss(rows=4096).contenders(["highest"], compiled=False)
+CONTENDERS = right_contenders("csm_loss")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -1,15 +1,16 @@
-"""langevin against a Python loop: ``python bench/micro/langevin.py [options of fastcsm bench]``.
+"""langevin against a Python loop.
 
-Under pytest-benchmark, ``pytest bench/micro/langevin.py`` times every contender at 64 rows.
+python bench/micro/langevin.py [options]   as fastcsm bench --op langevin
+pytest bench/micro/langevin.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import Langevin, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = Langevin(rows=64).contenders(["highest"], compiled=False)
+CONTENDERS = right_contenders("langevin")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -1,17 +1,16 @@
-"""Whole draws against a loop: ``python bench/micro/langevin_draw.py [options of fastcsm bench]``.
+"""Whole draws against a loop.
 
-Under pytest-benchmark, ``pytest bench/micro/langevin_draw.py`` times a small draw, the loop on 8 variables.
+python bench/micro/langevin_draw.py [options]   as fastcsm bench --op langevin_draw
+pytest bench/micro/langevin_draw.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import Draw, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = Draw(features=64, hidden=(128, 128), samples=16, measured=32).contenders(
-    ["highest"], compiled=False
-)
+CONTENDERS = right_contenders("langevin_draw")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

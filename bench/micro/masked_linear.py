@@ -1,19 +1,16 @@
-"""A MADE against its peers: ``python bench/micro/masked_linear.py [options of fastcsm bench]``.
+"""A MADE against its peers.
 
-Under pytest-benchmark, ``pytest bench/micro/masked_linear.py`` times every contender at 2 x 256 hidden units.
+python bench/micro/masked_linear.py [options]   as fastcsm bench --op masked_linear
+pytest bench/micro/masked_linear.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import MaskedLayers, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = {
-    f"{name}-{'backward' if case.backward else 'forward'}": contender
-    for case in MaskedLayers(hidden=(256, 256)).variants()
-    for name, contender in case.contenders(["highest"], compiled=False).items()
-}
+CONTENDERS = right_contenders("masked_linear")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -1,15 +1,16 @@
-"""A training step against eager PyTorch: ``python bench/micro/training_step.py [options of fastcsm bench]``.
+"""A training step against eager PyTorch.
 
-Under pytest-benchmark, ``pytest bench/micro/training_step.py`` times every contender on a small model.
+python bench/micro/training_step.py [options]   as fastcsm bench --op training_step
+pytest bench/micro/training_step.py             at the sizes of --quick, under pytest-benchmark
 """
 
 import sys
 
 import pytest
 
-from fastcsm.benchmark import TrainingStep, main
+from fastcsm.benchmark import main, right_contenders
 
-CONTENDERS = TrainingStep().quick().contenders(["highest"], compiled=False)
+CONTENDERS = right_contenders("training_step")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -8,10 +8,10 @@ from .densities import ExactDraw, FlowOfRows, LogDensity
 from .draw import Draw
 from .masked import MaskedLayers
 from .measure import Probe, extra_memory, interleave, machine_slug, quartiles
+from .registry import CASES, right_contenders, suite
 from .report import format_header, format_table, readme_block, update_readme
 from .runner import document, run_case
 from .step import TrainingStep, step_table
-from .suite import CASES, suite
 
 __all__ = [
     "CASES",
@@ -36,6 +36,7 @@ __all__ = [
     "main",
     "quartiles",
     "readme_block",
+    "right_contenders",
     "run_case",
     "step_table",
     "suite",

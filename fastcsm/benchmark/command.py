@@ -19,9 +19,9 @@ from .base import Case
 from .cases import Rows
 from .compare import comparable, compare
 from .measure import Probe, extra_memory
+from .registry import CASES, suite
 from .report import format_header, format_table, readme_block, update_readme
 from .runner import document, run_case
-from .suite import CASES, suite
 
 __all__ = ["main", "parser"]
 

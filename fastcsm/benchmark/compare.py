@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .base import from_config
-from .suite import CASES
+from .registry import CASES
 
 __all__ = ["Change", "comparable", "compare", "standard_error"]
 

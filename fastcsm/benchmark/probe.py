@@ -8,7 +8,7 @@ import torch
 
 from .base import Case, from_config
 from .measure import at_precision, peak_extra
-from .suite import CASES
+from .registry import CASES
 
 
 def probe(request: dict) -> int:
