@@ -1,5 +1,6 @@
 """The Triton backend on a CUDA device, and what its programs do without one."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -29,12 +30,72 @@ def test_without_a_device_the_benchmark_says_so():
     assert program("gpu.py", "--help").returncode == 0
 
 
+@pytest.fixture
+def parts(monkeypatch):
+    """The modules of bench/gpu.py, their tensors on a device of this machine."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    modules = [importlib.import_module(name) for name in ("gpu", "gpu_checks", "gpu_timings")]
+    if not torch.cuda.is_available():
+        for module in modules[1:]:
+            monkeypatch.setattr(module, "DEVICE", "cpu")
+    return modules
+
+
+def test_a_part_that_fails_loses_no_other(parts):
+    gpu, written = parts[0], []
+    good = {"passed": True, "deterministic": True}
+    row = {"median": 1.0, "over_fastcsm": 1.0}
+
+    def run(part, final):
+        if part == "broken" or (final and part == "breaks later"):
+            return {"error": "OutOfMemoryError: no"}
+        if part.startswith("check"):
+            return {"checks": {"op": good, "other": good | {"passed": part == "check 1"}}}
+        return {
+            "check": good | {"deterministic": part != "varies"},
+            "rows": {"fastcsm": row} if final else {},
+        }
+
+    timings = ["one", "broken", "varies", "breaks later", "last"]
+    document = gpu.collect(["check 1", "check 2"], timings, run, 3, lambda d: written.append(json.dumps(d)))
+    assert set(document["checks"]) == {"check 1", "check 2"}
+    assert list(document["results"]) == ["one", "breaks later", "last"]
+    assert document["results"]["last"]["rows"] == {"fastcsm": row}
+    error = "OutOfMemoryError: no"
+    expected = [f"broken: {error}", "check 2 other", "varies", f"breaks later: {error}"]
+    assert sorted(document["failed"]) == sorted(expected)
+    assert len(written) == 7 + 3
+    assert json.loads(written[-1]) == document
+
+
+def test_parts_end_in_time_and_say_why_not(parts, monkeypatch):
+    gpu = parts[0]
+    assert gpu.in_a_process("check", 1, 0.5) == {"error": "not run: the time was over"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = gpu.in_a_process("no such part", 1, 300.0)
+    assert "CUDA device" in found["error"] or "no such part" in found["error"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
+def test_checks_on_the_interpreter(parts):
+    pytest.importorskip("triton")
+    gpu, checks, _ = parts
+    with fastcsm.backend("triton"):
+        subjects = checks.check_head(5, (17, 9), 3, "tanh") | checks.check_layer(3, 5, 4)
+        found = {op: run(torch.float32) for op, run in subjects.items()}
+    assert set(found) == {"csm_loss", "score_head", "langevin", "masked_linear"}
+    assert gpu.failed_checks("check", {"checks": found}) == []
+    wrong = checks.deviation([torch.ones(3) + 1e-3], [torch.ones(3)], [torch.ones(3).double()])
+    assert not wrong["passed"]
+
+
 @pytest.mark.gpu
 def test_every_kernel_is_as_accurate_as_plain_pytorch(tmp_path):
     done = program("gpu.py", "--check", "--out", str(tmp_path / "checks.json"))
     assert done.returncode == 0, done.stdout + done.stderr
-    checks = json.loads((tmp_path / "checks.json").read_text())["checks"]
-    assert set(checks) == {"float32", "tf32", "bfloat16", "float16"}
+    document = json.loads((tmp_path / "checks.json").read_text())
+    precisions = {part.removeprefix("check ").partition(":")[0] for part in document["checks"]}
+    assert precisions == {"float32", "tf32", "bfloat16", "float16"}
 
 
 def head_and_rows(rows, dtype=torch.float32):
@@ -126,3 +187,96 @@ def test_extra_memory_is_flat_in_the_rows():
         extra.append(torch.cuda.max_memory_allocated() - before - returned)
     assert extra[1] <= extra[0] + (9 << 20)
     assert max(extra) <= 64 << 20
+
+
+@pytest.mark.gpu
+def test_autocast():
+    head, context, x = head_and_rows(3000)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss, *grads = gradients(head, context, x)
+    rounded, *_ = gradients(head.bfloat16(), context.bfloat16(), x.bfloat16())
+    assert loss.dtype is torch.float32
+    assert torch.equal(loss, rounded)
+    assert all(grad.dtype is torch.float32 for grad in grads)
+
+
+@pytest.mark.gpu
+def test_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    head, context, x = head_and_rows(3000)
+    expected = gradients(head, context, x)
+    got = gradients(head.to("cuda:1"), context.to("cuda:1"), x.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert all(b.device.index == 1 and torch.equal(a, b.to(a.device)) for a, b in zip(expected, got))
+
+
+@pytest.mark.gpu
+def test_tuning_keeps_results(monkeypatch):
+    from fastcsm.kernels import configurations, tuning
+
+    monkeypatch.setattr(configurations.choices, "best", {})
+    head, context, x = head_and_rows(3000)
+    before = gradients(head, context, x)
+    found = tuning.tune(lambda: gradients(head, context, x))
+    assert [key[0] for key in found] == ["csm_loss"]
+    for a, b in zip(gradients(head, context, x), before):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(graph):
+        tuning.tune(lambda: gradients(head, context, x))
+
+
+@pytest.mark.gpu
+def test_a_draw_is_one_launch():
+    model = nn.ARCSM(nn.MADE(20, (64, 64), 8), nn.ScoreHead(9), noise=nn.NoiseSchedule(1.0, 0.1, 3)).cuda()
+
+    def draw():
+        return model.sample(37, method="langevin", steps=2, seed=1)
+
+    with fastcsm.backend("triton"):
+        draw()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            got = draw()
+    names = [event.name for event in profile.events()]
+    assert sum("langevin_draw_kernel" in name for name in names) == 1
+    with fastcsm.backend("reference"):
+        torch.testing.assert_close(got, draw(), rtol=1e-3, atol=1e-3)
+
+
+DISTRIBUTED = """
+import torch, fastcsm
+from torch.nn.parallel import DistributedDataParallel
+from fastcsm import nn
+
+class Loss(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.csm_loss(x, torch.Generator("cuda").manual_seed(0))
+
+torch.distributed.init_process_group("nccl")
+rank = torch.distributed.get_rank()
+torch.cuda.set_device(rank)
+torch.manual_seed(0)
+made, head = nn.MADE(16, (64, 64), 8), nn.ScoreHead(9)
+model = nn.ARCSM(made, head, noise=nn.NoiseSchedule(1.0, 0.1)).cuda()
+x = torch.randn(torch.distributed.get_world_size(), 32, 16, device="cuda")
+expected = sum(torch.autograd.grad(Loss(model)(part), [head.weights[0]])[0] for part in x) / len(x)
+with fastcsm.backend("triton"):
+    parallel = DistributedDataParallel(Loss(model), device_ids=[rank])
+    parallel(x[rank]).backward()
+torch.testing.assert_close(head.weights[0].grad, expected, rtol=1e-4, atol=1e-5)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.gpu
+def test_distributed_data_parallel(tmp_path):
+    (tmp_path / "train.py").write_text(DISTRIBUTED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [sys.executable, *launcher, str(torch.cuda.device_count()), str(tmp_path / "train.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr

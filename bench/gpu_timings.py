@@ -1,0 +1,308 @@
+"""The timings of bench/gpu.py: parts that check one op at its size and, if that passed, time it.
+
+A part is a function of the number of rounds that returns plain values.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from gpu_checks import (
+    CHECKS,
+    DEVICE,
+    PRECISIONS,
+    SIGMA,
+    Calls,
+    Conditional,
+    Head,
+    Result,
+    compared,
+    deviation,
+    losses,
+    with_gradients,
+)
+from torch import Tensor
+
+from fastcsm import nn
+from fastcsm.benchmark import baselines, cases, draw, measure, peers
+from fastcsm.benchmark.densities import eager_quadrature
+
+
+def seconds(calls: Calls, rounds: int, warmup: int = 3) -> dict[str, dict[str, float]]:
+    """Median and quartiles of every call, rounds interleaved, by events on the device."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    torch.cuda.synchronize()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            found[name].append(begin.elapsed_time(end) / 1e3)
+    return {name: measure.quartiles(values) for name, values in found.items()}
+
+
+def extra_memory(call: Callable[[], list[Tensor]]) -> int:
+    """Bytes allocated at the peak of a call beyond what it returns."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    peak = torch.cuda.max_memory_allocated() - before
+    return peak - sum(t.numel() * t.element_size() for t in result)
+
+
+def rate(dtype: torch.dtype, m: int, k: int, n: int) -> tuple[float, Callable[[], Tensor]]:
+    a, b = (torch.randn(s, device=DEVICE, dtype=dtype) for s in ((m, k), (k, n)))
+    return 2.0 * m * k * n, lambda: a @ b
+
+
+def rows_of(times: Mapping[str, dict[str, float]], own: str) -> dict[str, Any]:
+    """The times and, for every baseline, how many times longer than ``own`` it took."""
+    return {
+        name: {**spread, "over_fastcsm": spread["median"] / times[own]["median"]}
+        for name, spread in times.items()
+    }
+
+
+def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
+    """A CUDA graph of a call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def timed(
+    op: str, precision: str, config: Result, checked: Result, measure_rows: Callable[[], Result]
+) -> Result:
+    """The result of one timing: what was checked and, only if that passed, what ``measure_rows`` found."""
+    found = {"op": op, "precision": precision, "config": config, "check": checked, "rows": {}}
+    if checked["passed"] and checked["deterministic"]:
+        found |= measure_rows()
+    return found
+
+
+def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
+    """The loss and all its gradients, beside what a user would write.
+
+    ``share_of_rate`` is the time torch.mm takes, in the better of two shapes, for as many operations, over
+    the time taken. ``share_with_exponentials`` adds that of the fewest exponentials and reciprocals, two for
+    each hidden unit and row, at 16 a clock and multiprocessor.
+    """
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    rows, context, hidden = 401408, 32, (128, 128)
+    head = Head(rows, context, hidden, frequencies, "silu" if frequencies else "softplus").to(dtype)
+    leaves = head.leaves()
+    compiled = torch.compile(baselines.csm_tangent)
+
+    def run(function: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
+        return lambda: with_gradients(function(), leaves)
+
+    calls: Calls = {
+        "fastcsm": run(lambda: head.loss(leaves)),
+        "double_backward": run(lambda: head.baseline(baselines.csm_double_backward, leaves)),
+        "jvp": run(lambda: head.baseline(baselines.csm_jvp, leaves)),
+        "tangent": run(lambda: head.baseline(baselines.csm_tangent, leaves)),
+        "tangent_compiled": run(lambda: head.baseline(compiled, leaves)),
+    }
+
+    def measured() -> Result:
+        memory = {name: extra_memory(call) for name, call in calls.items()}
+        square, square_call = rate(dtype, 8192, 8192, 8192)
+        tall, tall_call = rate(dtype, rows, hidden[0], hidden[1])
+        times = seconds({**calls, "mm_square": square_call, "mm_tall": tall_call}, rounds)
+        best = max(square / times["mm_square"]["median"], tall / times["mm_tall"]["median"])
+        floor = rows * cases.loss_operations(context, hidden, frequencies) / best
+        found = {"matrix_rate": best, "share_of_rate": floor / times["fastcsm"]["median"]}
+        clock = getattr(torch.cuda.get_device_properties(0), "clock_rate", 0) * 1e3
+        if clock:
+            units = torch.cuda.get_device_properties(0).multi_processor_count
+            both = floor + 2 * rows * sum(hidden) / (16 * units * clock)
+            found["share_with_exponentials"] = both / times["fastcsm"]["median"]
+        return {"rows": rows_of(times, "fastcsm"), "extra_memory": memory, **found}
+
+    config = {"rows": rows, "context": context, "hidden": hidden, "frequencies": frequencies}
+    return timed("csm_loss", precision, config, compared(losses, head, dtype), measured)
+
+
+class Upstream:
+    """A network and a gradient of its contexts."""
+
+    def __init__(self, batch, features, hidden, context):
+        torch.manual_seed(0)
+        self.made = nn.MADE(features, hidden, context).to(DEVICE)
+        self.x = torch.randn(batch, features, device=DEVICE)
+        self.upstream = torch.randn(batch, features, context, device=DEVICE)
+
+    def to(self, dtype):
+        other = copy.copy(self)
+        other.made = copy.deepcopy(self.made).to(dtype)
+        other.x, other.upstream = self.x.to(dtype), self.upstream.to(dtype)
+        return other
+
+    def run(self, network=None):
+        y = (network or self.made)(self.x)
+        return list(torch.autograd.grad(y, list(self.made.parameters()), self.upstream))
+
+
+def time_made(rounds: int) -> Result:
+    config = {"batch": 1024, "features": 784, "hidden": (4096, 4096), "context": 32}
+    subject = Upstream(*config.values()).to(torch.bfloat16)
+    made = subject.made
+    folded = peers.use_plain_layers(peers.sharing(made), folded=True)
+    multiplied = peers.use_plain_layers(peers.sharing(made))
+    calls: Calls = {
+        "fastcsm": subject.run,
+        "folded": lambda: subject.run(folded),
+        "mask_times_weight": lambda: subject.run(multiplied),
+    }
+    checked = compared(Upstream.run, subject, torch.bfloat16)
+    return timed(
+        "masked_linear",
+        "bfloat16",
+        config,
+        checked,
+        lambda: {"rows": rows_of(seconds(calls, rounds), "fastcsm")},
+    )
+
+
+def time_langevin(precision: str, rounds: int) -> Result:
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    rows, steps = 4096, 200
+    head = Head(rows).to(dtype)
+
+    def loop() -> Tensor:
+        layers = head.weights, head.biases, head.frequencies, head.activation
+        return baselines.langevin_loop(head.context, head.x, *layers, [0.02], [1.0], [None], steps)
+
+    def measured() -> Result:
+        calls: Calls = {
+            "fastcsm": lambda: head.langevin([0.02], steps),
+            "fastcsm_graphed": graphed(lambda: head.langevin([0.02], steps)),
+            "loop": loop,
+            "loop_graphed": graphed(loop),
+        }
+        return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
+
+    checked = compared(lambda h: [h.langevin([0.02], steps)], head, dtype)
+    return timed("langevin", precision, {"rows": rows, "steps": steps}, checked, measured)
+
+
+def time_draw(precision: str, rounds: int) -> Result:
+    """512 samples of 784 variables, beside loops timed on 40 of them and taken 784 / 40 times.
+
+    ``loop_graphed`` replays one CUDA graph of the forward pass and all steps of a variable. The check takes
+    some variables, each given those before it, with the same noise.
+    """
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    case = draw.Draw(samples=512, hidden=(1024, 1024))
+    model = case.model().to(DEVICE).to(dtype)
+    shares, steps = case.shares(), case.levels * case.steps
+    variables = [d for share in shares for d in share]
+
+    def own() -> Tensor:
+        return model.sample(case.samples, seed=0, steps=case.steps)
+
+    with torch.device(DEVICE), torch.no_grad():
+        peer = draw.Loop(model)
+        x, again = own(), own()
+        numbers = torch.arange(case.samples)
+        plain = peer.run(x, shares[0], case.steps, lambda d: draw._philox(numbers, d, dtype))
+        checked = deviation([x[:, shares[0]]], [plain], [peer.truth(x, shares[0], case.steps)])
+        checked["deterministic"] = torch.equal(x, again)
+        data = torch.randn(case.samples, case.features, dtype=dtype)
+
+        def measured() -> Result:
+            replay = graphed(lambda: peer.run(data, variables[:1], case.steps))
+            calls: Calls = {
+                "fastcsm": own,
+                "loop": lambda: peer.run(data, variables, case.steps),
+                "loop_graphed": lambda: [replay() for _ in variables],
+            }
+            times = seconds(calls, min(rounds, 3), warmup=1)
+            for name in ("loop", "loop_graphed"):
+                scale = case.features / len(variables)
+                times[name] = {key: scale * value for key, value in times[name].items()}
+            step = times["fastcsm"]["median"] / (case.features * steps)
+            return {"rows": rows_of(times, "fastcsm"), "seconds_per_step": step}
+
+        config = {"samples": case.samples, "features": case.features, "hidden": case.hidden, "steps": steps}
+        return timed("langevin_draw", precision, config, checked, measured)
+
+
+def time_log_prob(precision: str, rounds: int) -> Result:
+    """log q of the rows of 512 samples of 784 variables, beside panels that are the same for all rows."""
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    rows, panels = 512 * 784, 4
+    head = Conditional(rows).to(dtype)
+    calls: Calls = {
+        "fastcsm": lambda: [head.density().log_density],
+        "eager": lambda: [eager_quadrature(*head.arguments(), panels=2 * panels, part=8192)],
+    }
+
+    @torch.no_grad()
+    def measured() -> Result:
+        memory = {name: extra_memory(call) for name, call in calls.items()}
+        return {"rows": rows_of(seconds(calls, rounds), "fastcsm"), "extra_memory": memory}
+
+    config = {"rows": rows, "panels": panels, "panels_eager": 2 * panels}
+    checked = compared(lambda h: [h.density().log_density], head.first(4096), dtype)
+    return timed("conditional_density", precision, config, checked, measured)
+
+
+def time_flow(precision: str, rounds: int) -> Result:
+    """The flow of as many rows between two levels, beside equal steps of order 4 for all rows."""
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    rows, steps = 512 * 784, 8
+    head = Conditional(rows).to(dtype)
+    levels = {"sigma_from": SIGMA, "sigma_to": 1.0}
+    calls: Calls = {
+        "fastcsm": lambda: head.flow(**levels),
+        "eager": lambda: baselines.flow_rk4(*head.arguments(), **levels, steps=steps),
+    }
+
+    @torch.no_grad()
+    def measured() -> Result:
+        return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
+
+    checked = compared(lambda h: [*h.flow(SIGMA, 1.0)[:2]], head.first(4096), dtype)
+    return timed("probability_flow", precision, {"rows": rows, "steps_eager": steps}, checked, measured)
+
+
+#: What has a bar comes first.
+TIMINGS: dict[str, Callable[[int], Result]] = {
+    "csm_loss tf32": partial(time_csm_loss, "tf32", 0),
+    "csm_loss bfloat16": partial(time_csm_loss, "bfloat16", 0),
+    "masked_linear bfloat16": time_made,
+    "langevin tf32": partial(time_langevin, "tf32"),
+    "langevin bfloat16": partial(time_langevin, "bfloat16"),
+    "langevin_draw tf32": partial(time_draw, "tf32"),
+    "langevin_draw bfloat16": partial(time_draw, "bfloat16"),
+    "conditional_density tf32": partial(time_log_prob, "tf32"),
+    "conditional_density float32": partial(time_log_prob, "float32"),
+    "probability_flow float32": partial(time_flow, "float32"),
+    "csm_loss float32": partial(time_csm_loss, "float32", 0),
+    "csm_loss tf32, 16 frequencies": partial(time_csm_loss, "tf32", 16),
+    "csm_loss bfloat16, 16 frequencies": partial(time_csm_loss, "bfloat16", 16),
+    "conditional_density bfloat16": partial(time_log_prob, "bfloat16"),
+    "probability_flow tf32": partial(time_flow, "tf32"),
+    "probability_flow bfloat16": partial(time_flow, "bfloat16"),
+}
+PARTS = CHECKS | TIMINGS
