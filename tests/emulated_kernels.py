@@ -1,4 +1,8 @@
-"""Every CUDA kernel against the reference; tests/test_cuda_kernels.py runs this file under sanitizers."""
+"""Every CUDA kernel against the reference.
+
+tests/test_cuda_kernels.py runs this file on the host under sanitizers, with the library that the variable
+FASTCSM_EMULATION names; tests/test_gpu.py on a device, without.
+"""
 
 import os
 import sys
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 sys.path.append(str(Path(__file__).parent / "ops"))
 
@@ -31,8 +36,27 @@ class Emulated(backends.CUDA):
         return []
 
 
-torch.ops.load_library(os.environ["FASTCSM_EMULATION"])
-backends.register(Emulated())
+class OnDevice(Emulated):
+    """The kernels themselves, for tensors of the host."""
+
+    def kernels(self):
+        return torch.ops.fastcsm_cuda
+
+    def implementation(self, op):
+        run = super().implementation(op)
+
+        def moved(values, device):
+            return tree_map(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, values)
+
+        return lambda *args: moved(run(*moved(args, "cuda")), "cpu")
+
+
+LIBRARY = os.environ.get("FASTCSM_EMULATION")
+if LIBRARY:
+    torch.ops.load_library(LIBRARY)
+else:
+    assert backends.CUDA().missing() == []
+backends.register(Emulated() if LIBRARY else OnDevice())
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Rows, context, hidden widths and frequencies about the edges of tiles; among them the default head.
 SHAPES = [

@@ -98,6 +98,18 @@ def test_every_kernel_is_as_accurate_as_plain_pytorch(tmp_path):
     assert precisions == {"float32", "tf32", "bfloat16", "float16"}
 
 
+@pytest.mark.gpu
+def test_every_cuda_kernel():
+    """The tests of the emulated kernels, on the device."""
+    if reasons := fastcsm.backends.CUDA().missing():
+        pytest.skip("; ".join(reasons))
+    environment = {name: value for name, value in os.environ.items() if name != "FASTCSM_EMULATION"}
+    files = [ROOT / "tests" / name for name in ("emulated_kernels.py", "emulated_langevin.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+
+
 def head_and_rows(rows, dtype=torch.float32):
     torch.manual_seed(0)
     head = nn.ScoreHead(32).cuda().to(dtype)
