@@ -21,11 +21,12 @@ from gpu_checks import (
     compared,
     deviation,
     losses,
+    on,
     with_gradients,
 )
 from torch import Tensor
 
-from fastcsm import nn
+from fastcsm import backends, nn
 from fastcsm.benchmark import baselines, cases, draw, measure, peers
 from fastcsm.benchmark.densities import eager_quadrature
 
@@ -92,6 +93,20 @@ def timed(
     if checked["passed"] and checked["deterministic"]:
         found |= measure_rows()
     return found
+
+
+def checked_with_cuda(check: Callable[[], Result]) -> Result:
+    """What ``check`` finds of the backend in force and, where it can run, of the CUDA C++ backend."""
+    found = check()
+    if not backends.CUDA().missing():
+        found["cuda"] = other = on("cuda", check)
+        found |= {key: found[key] and other[key] for key in ("passed", "deterministic")}
+    return found
+
+
+def by_cuda(call: Callable[[], Any]) -> Calls:
+    """The call by the CUDA C++ backend, where it can run."""
+    return {} if backends.CUDA().missing() else {"cuda": lambda: on("cuda", call)}
 
 
 def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
@@ -189,16 +204,20 @@ def time_langevin(precision: str, rounds: int) -> Result:
         layers = head.weights, head.biases, head.frequencies, head.activation
         return baselines.langevin_loop(head.context, head.x, *layers, [0.02], [1.0], [None], steps)
 
+    def own() -> Tensor:
+        return head.langevin([0.02], steps)
+
     def measured() -> Result:
         calls: Calls = {
-            "fastcsm": lambda: head.langevin([0.02], steps),
-            "fastcsm_graphed": graphed(lambda: head.langevin([0.02], steps)),
+            "fastcsm": own,
+            **by_cuda(own),
+            "fastcsm_graphed": graphed(own),
             "loop": loop,
             "loop_graphed": graphed(loop),
         }
         return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
 
-    checked = compared(lambda h: [h.langevin([0.02], steps)], head, dtype)
+    checked = checked_with_cuda(lambda: compared(lambda h: [h.langevin([0.02], steps)], head, dtype))
     return timed("langevin", precision, {"rows": rows, "steps": steps}, checked, measured)
 
 
@@ -220,17 +239,22 @@ def time_draw(precision: str, rounds: int) -> Result:
 
     with torch.device(DEVICE), torch.no_grad():
         peer = draw.Loop(model)
-        x, again = own(), own()
         numbers = torch.arange(case.samples)
-        plain = peer.run(x, shares[0], case.steps, lambda d: draw._philox(numbers, d, dtype))
-        checked = deviation([x[:, shares[0]]], [plain], [peer.truth(x, shares[0], case.steps)])
-        checked["deterministic"] = torch.equal(x, again)
+
+        def check() -> Result:
+            x, again = own(), own()
+            plain = peer.run(x, shares[0], case.steps, lambda d: draw._philox(numbers, d, dtype))
+            found = deviation([x[:, shares[0]]], [plain], [peer.truth(x, shares[0], case.steps)])
+            return {**found, "deterministic": torch.equal(x, again)}
+
+        checked = checked_with_cuda(check)
         data = torch.randn(case.samples, case.features, dtype=dtype)
 
         def measured() -> Result:
             replay = graphed(lambda: peer.run(data, variables[:1], case.steps))
             calls: Calls = {
                 "fastcsm": own,
+                **by_cuda(own),
                 "loop": lambda: peer.run(data, variables, case.steps),
                 "loop_graphed": lambda: [replay() for _ in variables],
             }
@@ -238,8 +262,12 @@ def time_draw(precision: str, rounds: int) -> Result:
             for name in ("loop", "loop_graphed"):
                 scale = case.features / len(variables)
                 times[name] = {key: scale * value for key, value in times[name].items()}
-            step = times["fastcsm"]["median"] / (case.features * steps)
-            return {"rows": rows_of(times, "fastcsm"), "seconds_per_step": step}
+            per_step = {
+                name: times[name]["median"] / (case.features * steps)
+                for name in ("fastcsm", "cuda")
+                if name in times
+            }
+            return {"rows": rows_of(times, "fastcsm"), "seconds_per_step": per_step}
 
         config = {"samples": case.samples, "features": case.features, "hidden": case.hidden, "steps": steps}
         return timed("langevin_draw", precision, config, checked, measured)
