@@ -73,12 +73,19 @@ _CHAIN = {
     ("wide", 2): (Head(16, 64, 4), Head(16, 64, 8)),
     ("wide", 4): (Head(16, 64, 4), Head(16, 64, 8)),
 }
-#: Many points of rows whose contexts are known: 16 nodes a panel, or a row of the flow each.
-_POINTS = {
-    ("narrow", 2): (Head(64, 64, 4), Head(64, 128, 4), Head(32, 64, 4), Head(16, 64, 4)),
-    ("narrow", 4): (Head(64, 64, 4), Head(64, 128, 4), Head(32, 64, 4), Head(16, 64, 4)),
-    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
-    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
+#: 16 nodes a panel; small chunks, as the panels of a row take registers.
+_PANELS = {
+    ("narrow", 2): (Head(64, 32, 4), Head(64, 64, 4), Head(64, 64, 8), Head(16, 32, 1)),
+    ("narrow", 4): (Head(64, 32, 4), Head(64, 64, 4), Head(64, 64, 8), Head(16, 32, 1)),
+    ("wide", 2): (Head(64, 64, 8), Head(64, 64, 4)),
+    ("wide", 4): (Head(64, 64, 8), Head(64, 64, 4)),
+}
+#: Primal and tangent of a chain.
+_FLOW = {
+    ("narrow", 2): (Head(32, 128, 8), Head(64, 64, 4), Head(32, 64, 4), Head(16, 64, 4)),
+    ("narrow", 4): (Head(32, 128, 8), Head(64, 64, 4), Head(32, 64, 4), Head(16, 64, 4)),
+    ("wide", 2): (Head(16, 64, 4), Head(32, 64, 8)),
+    ("wide", 4): (Head(16, 64, 4), Head(32, 64, 8)),
 }
 #: For each op, by size class of the head and bytes of an element.
 HEAD = {
@@ -86,8 +93,8 @@ HEAD = {
     "csm_loss": _PASS,
     "langevin": _CHAIN,
     "langevin_draw": _CHAIN,
-    "conditional_density": _POINTS,
-    "probability_flow": _POINTS,
+    "conditional_density": _PANELS,
+    "probability_flow": _FLOW,
 }
 #: By bytes of an element, and whether float32 products are exact.
 LINEAR = {

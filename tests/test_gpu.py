@@ -12,6 +12,7 @@ import torch
 
 import fastcsm
 from fastcsm import functional, nn
+from fastcsm.benchmark.densities import restoring
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -292,3 +293,47 @@ def test_distributed_data_parallel(tmp_path):
     command = [sys.executable, *launcher, str(torch.cuda.device_count()), str(tmp_path / "train.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def densities(rows):
+    """Log-densities and the flow of rows of a head whose densities exist, as one call."""
+    head, context, x = head_and_rows(rows)
+    head = nn.ScoreHead(32, (128, 128), "softplus", frequencies=0).cuda()
+    restoring(head.weights, head.biases)
+    layers = head.weights, head.biases
+    options = {"activation": "softplus"}
+    context = context[:, :-1].contiguous()
+
+    def run(part=slice(None)):
+        at = context[part], x[part]
+        found = functional.conditional_density(
+            *at, *layers, **options, low=-1.0, high=1.0, score_scale=2.0, stage_feature=0.5
+        )
+        moved = functional.probability_flow(*at, *layers, **options, sigma_from=0.1, sigma_to=1.0)
+        return *found, *moved
+
+    return run
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_densities_of_more_rows_than_programs():
+    run = densities(70000)
+    with fastcsm.backend("triton"):
+        whole, last = run(), run(slice(-64, None))
+    assert all(torch.equal(a[-64:], b) for a, b in zip(whole, last))
+    assert whole[1].isfinite().all()
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_densities_captured_in_a_graph():
+    run = densities(1000)
+    expected = run()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected))

@@ -140,6 +140,17 @@ def test_triton_at_the_limits(backend):
 
 
 @pytest.mark.parametrize("backend", TRITON)
+def test_triton_takes_more_rows_than_programs(backend, monkeypatch):
+    from fastcsm.kernels import conditional_density as kernel
+
+    case = Restoring(rows=3, hidden=(5,), frequencies=0, steepness=2.0)
+    whole = density(case, backend, tolerance=1.0, panels=2)
+    monkeypatch.setattr(kernel, "MOST_PROGRAMS", 2)
+    for a, b in zip(density(case, backend, tolerance=1.0, panels=2), whole):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", TRITON)
 def test_triton_has_the_gradient_of_the_reference(backend):
     case = Restoring(rows=2, context=2, hidden=(5,), steepness=2.0)
 
