@@ -33,6 +33,7 @@ std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inp
   head.context = inputs - head.features();
   const int64_t most = fastcsm::block_limit();
   if (op == "score_head") return {fastcsm::score_head_bytes(head), most};
+  if (op == "score_head_backward" || op == "csm_loss") return {fastcsm::csm_loss_bytes(head), most};
   if (op == "langevin" || op == "langevin_draw") return {fastcsm::langevin_bytes(head), most};
   throw std::invalid_argument("fastcsm: no op " + op);
 }
@@ -46,6 +47,8 @@ FASTCSM_LIBRARY {
 
 FASTCSM_KERNELS {
   m.impl("score_head", TORCH_BOX(&fastcsm::score_head));
+  m.impl("score_head_backward", TORCH_BOX(&fastcsm::score_head_backward));
+  m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
 }

@@ -72,7 +72,7 @@ FASTCSM_INLINE char* block_memory() {
 #endif
 }
 
-// The thread's number in its block, read anew: what is computed from it takes no registers before.
+// The thread's number in its block, and x, read anew: what is computed from them takes no registers before.
 FASTCSM_INLINE int thread_number() {
 #if defined(__CUDACC__)
   int number;
@@ -81,6 +81,12 @@ FASTCSM_INLINE int thread_number() {
 #else
   return int(threadIdx.x);
 #endif
+}
+FASTCSM_INLINE int anew(int x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
 }
 
 FASTCSM_INLINE float from_storage(float x) { return x; }

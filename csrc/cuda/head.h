@@ -23,13 +23,14 @@ constexpr int kColumnGroups = kUnits / kColumns;
 constexpr int kTiles = kColumns / 8;  // accumulators side by side in a warp
 static_assert(kThreads / kWarp == kRows / 16 * kColumnGroups);
 
-// Where the thread is: its warp's 16 rows and kColumns columns, and its place in a fragment.
+// Where the thread is: its warp's 16 rows and kColumns columns, and its place in a fragment. Kernels short of registers
+// make a new one for each step.
 struct Place {
   int warp, lane, group, row, column;
 
-  FASTCSM_INLINE Place()
-      : warp(threadIdx.x / kWarp),
-        lane(threadIdx.x % kWarp),
+  FASTCSM_INLINE explicit Place(int thread = thread_number())
+      : warp(thread / kWarp),
+        lane(thread % kWarp),
         group(warp / (kRows / 16)),
         row(warp % (kRows / 16) * 16),
         column(group * kColumns) {}
@@ -59,16 +60,16 @@ struct Head {
   T* first;             // (kUnits, columns): [W_c, w_x, W_sin, W_cos, b_1]
   T* hidden;            // (K - 1, kUnits, kUnits): W_2 ..
   float* bias;          // (K - 1, kUnits): b_2 ..
-  float* output;        // (kUnits): w_o
+  float* output;        // (kUnits + 1): w_o, b_o
   float* frequency;     // (E)
-  float output_bias;
 
-  __host__ __device__ Head(const HeadArgs& head, SharedMemory& memory)
+  // What does not depend on the inputs comes first, so that a kernel that knows the layers knows its place.
+  __host__ __device__ Head(const HeadArgs& head, int layers, SharedMemory& memory)
       : args(head), columns(round_up(int(head.context + head.features()) + 1, 16)), stride(padded_stride<T>(columns)) {
+    hidden = memory.take<T>((layers - 1) * kUnits * kStride);
+    bias = memory.take<float>((layers - 1) * kUnits);
+    output = memory.take<float>(kUnits + 1);
     first = memory.take<T>(kUnits * stride);
-    hidden = memory.take<T>((int(args.layers) - 1) * kUnits * kStride);
-    bias = memory.take<float>((int(args.layers) - 1) * kUnits);
-    output = memory.take<float>(kUnits);
     frequency = memory.take<float>(columns);
   }
 
@@ -104,7 +105,7 @@ struct Head {
     for (int i = threadIdx.x; i < args.frequencies; i += kThreads) {
       frequency[i] = read_parameter(args.frequency, i, kBf16);
     }
-    output_bias = read_parameter(args.bias[args.layers], 0, kBf16);
+    if (threadIdx.x == 0) output[kUnits] = read_parameter(args.bias[args.layers], 0, kBf16);
   }
 };
 
@@ -132,14 +133,14 @@ struct Inputs {
   // Rows first .. of the N, zeros beyond the last; a barrier must follow.
   FASTCSM_INLINE void load(const Head<P>& head, const void* context, const void* x, int64_t first, int64_t rows) {
     using S = Element<P>;
-    const int C = int(head.args.context), E = int(head.args.frequencies);
-    for (int i = threadIdx.x; i < kRows * C; i += kThreads) {
+    const int C = int(head.args.context), E = int(head.args.frequencies), thread = thread_number();
+    for (int i = thread; i < kRows * C; i += kThreads) {
       const int row = i / C, column = i % C;
       const bool inside = first + row < rows;
       const float c = inside ? from_storage(static_cast<const S*>(context)[first * C + i]) : 0.f;
       h[row * head.stride + column] = to_element<P>(c);
     }
-    for (int i = threadIdx.x; i < kRows * (E + 1); i += kThreads) {
+    for (int i = thread; i < kRows * (E + 1); i += kThreads) {
       const int row = i % kRows, e = i / kRows - 1;
       const float v = first + row < rows ? from_storage(static_cast<const S*>(x)[first + row]) : 0.f;
       T* primal = h + row * head.stride + C;

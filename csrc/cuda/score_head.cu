@@ -4,6 +4,7 @@
 
 #include "common/launch.h"
 #include "common/ops.h"
+#include "cuda/gradients.h"
 #include "cuda/head.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
@@ -26,7 +27,7 @@ struct ForwardMemory {
   float* shares;  // (kColumnGroups, 2 kRows)
 
   __host__ __device__ ForwardMemory(const HeadArgs& args, SharedMemory& memory)
-      : head(args, memory), inputs(head, memory) {
+      : head(args, int(args.layers), memory), inputs(head, memory) {
     z = memory.take<Element<P>>((args.layers > 2 ? 2 : 1) * 2 * kRows * Head<P>::kStride);
     shares = memory.take<float>(kColumnGroups * 2 * kRows);
   }
@@ -40,9 +41,9 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
   m.head.load();
   m.inputs.clear(m.head);
   __syncthreads();
-  const int64_t tiles = (args.rows + kRows - 1) / kRows;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first = tile * kRows;
+  const int tiles = int((args.rows + kRows - 1) / kRows);
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int64_t first = int64_t(tile) * kRows;
     m.inputs.load(m.head, args.context, args.x, first, args.rows);
     __syncthreads();
     Pair layer;
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
       if (first + row < args.rows) {
         const bool primal = threadIdx.x < kRows;
         auto* out = static_cast<Element<P>*>(primal ? args.score : args.derivative);
-        out[first + row] = to_storage<Element<P>>(primal ? sum + m.head.output_bias : sum);
+        out[first + row] = to_storage<Element<P>>(primal ? sum + m.head.output[kUnits] : sum);
       }
     }
     // The next tile's barrier after its inputs stands between this reading of the shares and their next writing.
@@ -107,6 +108,24 @@ std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights,
   a.derivative = derivative.mutable_data_ptr();
   with_precision(a.head, [&](auto precision) { run<precision.value>(a, device); });
   return {score, derivative};
+}
+
+std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_score, Tensor grad_derivative,
+                                                                 Tensor context, Tensor x, Tensors weights,
+                                                                 Tensors biases, Tensor frequencies, int64_t activation,
+                                                                 bool need_context, bool need_x, bool need_params,
+                                                                 bool reduced) {
+  GradientArgs a{};
+  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
+  a.rows = x.numel();
+  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
+  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  a.grad_score = checked(grad_score, "grad_score", x.scalar_type(), a.rows);
+  a.grad_derivative = checked(grad_derivative, "grad_derivative", x.scalar_type(), a.rows);
+  const Device device(x);
+  GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);
+  run_gradients(a, g, nullptr, x, device);
+  return {g.context, g.x, g.weights, g.biases};
 }
 
 }  // namespace fastcsm
