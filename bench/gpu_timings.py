@@ -110,6 +110,11 @@ def by_cuda(call: Callable[[], Any]) -> Calls:
     return {} if backends.CUDA().missing() else {"cuda": lambda: on("cuda", call)}
 
 
+def sizes(weights: Any) -> list[int]:
+    """The inputs of a head's layers, by which bench/dispatch.py knows it."""
+    return [weight.shape[1] for weight in weights]
+
+
 def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
     """The loss and all its gradients, beside what a user would write.
 
@@ -129,6 +134,7 @@ def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
 
     calls: Calls = {
         "fastcsm": run(lambda: head.loss(leaves)),
+        **by_cuda(run(lambda: head.loss(leaves))),
         "double_backward": run(lambda: head.baseline(baselines.csm_double_backward, leaves)),
         "jvp": run(lambda: head.baseline(baselines.csm_jvp, leaves)),
         "tangent": run(lambda: head.baseline(baselines.csm_tangent, leaves)),
@@ -151,7 +157,9 @@ def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
         return {"rows": rows_of(times, "fastcsm"), "extra_memory": memory, **found}
 
     config = {"rows": rows, "context": context, "hidden": hidden, "frequencies": frequencies}
-    return timed("csm_loss", precision, config, compared(losses, head, dtype), measured)
+    config["head"] = sizes(head.weights)
+    checked = checked_with_cuda(lambda: compared(losses, head, dtype))
+    return timed("csm_loss", precision, config, checked, measured)
 
 
 class Upstream:
@@ -219,7 +227,8 @@ def time_langevin(precision: str, rounds: int) -> Result:
         return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
 
     checked = checked_with_cuda(lambda: compared(lambda h: [h.langevin([0.02], steps)], head, dtype))
-    return timed("langevin", precision, {"rows": rows, "steps": steps}, checked, measured)
+    config = {"rows": rows, "steps": steps, "head": sizes(head.weights)}
+    return timed("langevin", precision, config, checked, measured)
 
 
 def time_draw(precision: str, rounds: int) -> Result:
@@ -271,6 +280,7 @@ def time_draw(precision: str, rounds: int) -> Result:
             return {"rows": rows_of(times, "fastcsm"), "seconds_per_step": per_step}
 
         config = {"samples": case.samples, "features": case.features, "hidden": case.hidden, "steps": steps}
+        config["head"] = sizes(model.head.weights)
         return timed("langevin_draw", precision, config, checked, measured)
 
 

@@ -195,6 +195,8 @@ class CUDA(_Library):
         return super().missing()
 
     def refuses(self, op: str, request: Request) -> list[str]:
+        if _module(op) == "masked_linear":
+            return [f"it has no {op}: Triton's kernel runs it"]
         reasons = super().refuses(op, request)
         if reasons:
             return reasons

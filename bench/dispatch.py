@@ -1,0 +1,53 @@
+"""Which calls go to CUDA C++ rather than Triton: ``python bench/dispatch.py bench/results/<gpu>.json``.
+
+Reads what bench/gpu.py measured of both on a GPU and writes fastcsm/dispatch.json: a row for every op,
+precision and head that was checked and timed on both, the faster one and by how much. A row speaks for heads
+no larger than the measured one; no row, no use of the CUDA kernel but by name.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastcsm import dispatch
+
+TABLE = Path(dispatch.__file__).with_suffix(".json")
+
+
+def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
+    """The row that one of bench/gpu.py's results makes, or None if not both were checked and timed."""
+    rows, config = result.get("rows", {}), result.get("config", {})
+    if "fastcsm" not in rows or "cuda" not in rows or "head" not in config:
+        return None
+    times = {"triton": rows["fastcsm"]["median"], "cuda": rows["cuda"]["median"]}
+    faster = min(times, key=lambda name: times[name])
+    inputs, *hidden = config["head"]
+    return dispatch.Row(
+        op=result["op"],
+        precision=result["precision"],
+        layers=len(hidden),
+        inputs=inputs,
+        width=max(hidden),
+        backend=faster,
+        ratio=round(max(times.values()) / min(times.values()), 2),
+        file=file,
+    )
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("file", type=Path, help="what bench/gpu.py wrote")
+    p.add_argument("--out", type=Path, default=TABLE)
+    arguments = p.parse_args()
+    results = json.loads(arguments.file.read_text(encoding="utf-8"))["results"]
+    found = [row(result, f"bench/results/{arguments.file.name}") for result in results]
+    rows = [entry._asdict() for entry in found if entry is not None]
+    arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(rows)} of {len(results)} results measured both backends")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""When "auto" takes the CUDA C++ kernels: where a measurement on a GPU says that they are faster."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcsm import backends, dispatch
+from fastcsm.backends import Request
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """bench/dispatch.py's table of two results, in force."""
+
+    def result(op, precision, triton, cuda, **config):
+        rows = {"fastcsm": {"median": triton}, **({"cuda": {"median": cuda}} if cuda else {})}
+        return {"op": op, "precision": precision, "config": config, "rows": rows}
+
+    results = [
+        result("csm_loss", "tf32", 3.0, 2.0, head=[33, 128, 128]),
+        result("csm_loss", "tf32", 2.0, 3.0, head=[65, 128, 128]),
+        result("csm_loss", "bfloat16", 2.0, None, head=[33, 128, 128]),
+        result("masked_linear", "tf32", 1.0, 1.0),
+    ]
+    given, table = tmp_path / "gpu.json", tmp_path / "dispatch.json"
+    given.write_text(json.dumps({"results": results}))
+    command = [sys.executable, ROOT / "bench" / "dispatch.py", given, "--out", table]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 of 4 results measured both backends\n"
+    rows = tuple(dispatch.Row(**row) for row in json.loads(table.read_text()))
+    monkeypatch.setattr(dispatch, "table", lambda: rows)
+    return rows
+
+
+def test_the_committed_table_is_one():
+    for row in dispatch.table():
+        assert row.op in backends.OPS
+        assert row.precision in ("float32", "tf32", "bfloat16")
+        assert row.backend in ("cuda", "triton")
+        assert row.ratio >= 1
+        assert (ROOT / row.file).exists()
+
+
+def test_rows_speak_for_heads_up_to_theirs(measured):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert dispatch.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1)) == ""
+        assert dispatch.why_not_cuda("csm_loss", torch.float32, 5, (64, 1)) == ""
+        slower = dispatch.why_not_cuda("csm_loss", torch.float32, 34, (128, 128, 1))
+        assert slower == "Triton's kernel was 1.50 times as fast (bench/results/gpu.json)"
+        for inputs, widths in ((66, (128, 1)), (33, (129, 1)), (33, (8, 8, 8, 1))):
+            assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.float32, inputs, widths)
+        assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.bfloat16, 33, (128, 128, 1))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1))
+
+
+class Found(backends.CUDA):
+    """The backend as on a machine that has the library and a device."""
+
+    name, device = "found", "cpu"
+
+    def missing(self):
+        return []
+
+    def kernels(self):
+        class Library:
+            @staticmethod
+            def shared_bytes(*_):
+                return 100 << 10, 163 << 10
+
+        return Library
+
+
+def test_auto_asks_the_table_and_a_name_does_not(measured, monkeypatch):
+    request = Request("cpu", torch.float32, (128, 128, 1), 33)
+    assert Found().refuses("csm_loss", request) == [
+        "not measured on a GPU, so it runs only where it is chosen by name"
+    ]
+    monkeypatch.setattr(backends, "_backends", {**backends._backends, "found": Found()})
+    with backends.backend("found"):
+        assert Found().refuses("csm_loss", request) == []
+        assert Found().refuses("masked_linear", request) == [
+            "it has no masked_linear: Triton's kernel runs it"
+        ]
+        wide = Request("cpu", torch.float32, (129, 1), 33)
+        assert "wider than 128" in Found().refuses("csm_loss", wide)[0]
+        deep = Request("cpu", torch.float32, (8, 8, 8, 1), 33)
+        assert Found().refuses("score_head", deep) == []
+        assert "3 hidden layers are more than 2" in Found().refuses("score_head_backward", deep)[0]
