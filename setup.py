@@ -21,6 +21,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools import __version__ as setuptools_version
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 TORCH_MINIMUM = (2, 11)
@@ -185,23 +186,34 @@ def build_cuda(target: Path, includes: list[str], libraries: list[str]) -> None:
     """Compile the CUDA library with nvcc; of torch only libtorch_cpu is linked, so that any torch will do.
 
     What did not change since the last build is not compiled again.
+
+    Raises:
+        CompileError: if nvcc fails.
     """
     nvcc, folder = find_nvcc() or "", ROOT / "build" / "cuda"
     folder.mkdir(parents=True, exist_ok=True)
     headers = [*ROOT.glob("csrc/common/*.h"), *ROOT.glob("csrc/cuda/*.h"), ROOT / "setup.py"]
     newest = max(path.stat().st_mtime for path in headers)
-    compile_ = [nvcc, *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", *(f"-isystem={path}" for path in includes), "-c"]
+    paths = [
+        f"-Xcompiler=-ffile-prefix-map={includes[0]}{os.sep}=",
+        *(f"-isystem={path}" for path in includes),
+    ]
     objects, commands = [], []
     for source in ["csrc/library_cuda.cpp", *sources("common/*.cpp"), *sources("cuda/*.cu")]:
         path = folder / (source.replace("/", "_") + ".o")
         objects.append(str(path))
         if not path.exists() or path.stat().st_mtime < max(newest, (ROOT / source).stat().st_mtime):
-            commands.append([*compile_, str(ROOT / source), "-o", str(path)])
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(subprocess.run, check=True), commands))
+            commands.append([nvcc, *NVCC_FLAGS, "-Icsrc", *paths, "-c", source, "-o", str(path)])
     target.parent.mkdir(parents=True, exist_ok=True)
     link = [nvcc, "-shared", "-cudart=static", *objects, *(f"-L{path}" for path in libraries), "-ltorch_cpu"]
-    subprocess.run([*link, "-Xlinker=--no-undefined,--as-needed,-s", "-o", str(target)], check=True)
+    link += ["-Xlinker=--no-undefined,--as-needed,-s", "-o", str(target)]
+    run = partial(subprocess.run, check=True, cwd=ROOT)
+    try:
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            list(pool.map(run, commands))
+        run(link)
+    except subprocess.CalledProcessError as error:
+        raise CompileError(f"nvcc could not build the CUDA library: {error}") from None
 
 
 def library_arguments() -> dict:
@@ -221,7 +233,9 @@ def library_arguments() -> dict:
 
         def build_extension(self, extension: Extension) -> None:
             if extension.name == "fastcsm._cuda":
-                build_cuda(Path(self.get_ext_fullpath(extension.name)), include_paths(), library_paths())
+                build_cuda(
+                    Path(self.get_ext_fullpath(extension.name)).absolute(), include_paths(), library_paths()
+                )
             else:
                 super().build_extension(extension)
 
@@ -233,7 +247,9 @@ def library_arguments() -> dict:
         extra_link_args=LINK_FLAGS,
         py_limited_api=True,
     )
-    cuda = Extension("fastcsm._cuda", ["csrc/library_cuda.cpp"], py_limited_api=True)
+    # Without it all else works, so that only who insists on it is stopped by an nvcc that fails.
+    optional = requested != "cuda"
+    cuda = Extension("fastcsm._cuda", ["csrc/library_cuda.cpp"], py_limited_api=True, optional=optional)
     return {
         "ext_modules": [library] if no_cuda else [library, cuda],
         "cmdclass": {"build_py": BuildPython, "build_ext": BuildLibrary},
