@@ -227,7 +227,7 @@ int64_t blocks_of(int64_t rows) { return (rows + kSamples - 1) / kSamples; }
 template <class Bytes>
 int choose_memory(const Bytes& bytes, int64_t floats, int64_t blocks, const Tensor& like, Tensor& scratch) {
   const int64_t most = block_limit(), without = bytes(0);
-  if (without + floats * int64_t(sizeof(float)) <= most) return bytes(int(floats));
+  if (floats < most && bytes(int(floats)) <= most) return bytes(int(floats));
   if (without > most) {
     throw std::invalid_argument("fastcsm: the head needs " + std::to_string(without >> 10) +
                                 " KiB of shared memory, a block has " + std::to_string(most >> 10) +
