@@ -94,7 +94,11 @@ def fine_density(half, s, rule):
 
 @triton.jit
 def summary(a, h, s, unit, rule):
-    """Of panels with scores s (Q, 16) what the row needs: five numbers each, (Q,)."""
+    """Of panels with scores s (Q, 16) what the row needs, (Q,) each.
+
+    The integral of s; the log-mass of exp(L), with L = 0 at the left end; the error of the integral up to any
+    point, and what of it is rounding; and the relative error of the mass.
+    """
     half = h / 2
     density, most = fine_density(half, s, rule)
     mass = weighted(density, rule[FINE_WEIGHTS])
