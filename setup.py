@@ -43,6 +43,7 @@ NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
     "-prec-div=false",
+    "--threads=2",
     "--expt-relaxed-constexpr",
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=[sm_90,compute_90]",
@@ -199,7 +200,7 @@ def build_cuda(target: Path, includes: list[str], libraries: list[str]) -> None:
         *(f"-isystem={path}" for path in includes),
     ]
     objects, commands = [], []
-    for source in ["csrc/library_cuda.cpp", *sources("common/*.cpp"), *sources("cuda/*.cu")]:
+    for source in [*sources("cuda/*.cu"), "csrc/library_cuda.cpp", *sources("common/*.cpp")]:
         path = folder / (source.replace("/", "_") + ".o")
         objects.append(str(path))
         if not path.exists() or path.stat().st_mtime < max(newest, (ROOT / source).stat().st_mtime):

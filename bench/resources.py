@@ -232,7 +232,7 @@ def compare(before: dict[str, Any], kernels: dict[str, dict[str, int]]) -> list[
     lines = []
     for name, now in kernels.items():
         if name not in before["kernels"]:
-            lines.append(f"{name}: not in the table; accept it with python bench/resources.py --accept")
+            lines.append(f"{name}: not in the table; accept it with --accept")
         else:
             lines += worse(name, before["kernels"][name], now)
     return lines
@@ -280,7 +280,7 @@ def main() -> int:
             too_large.append(f"{name}: shared {found['shared']} exceeds {SHARED_LIMIT[architecture]}")
     if arguments.accept:
         kept = before["kernels"] if before["triton"] == triton.__version__ and arguments.only else {}
-        table = {"triton": triton.__version__, "kernels": dict(sorted((kept | kernels).items()))}
+        table = before | {"triton": triton.__version__, "kernels": dict(sorted((kept | kernels).items()))}
         TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         lines = too_large
     else:

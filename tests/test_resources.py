@@ -14,9 +14,9 @@ TABLE = json.loads((ROOT / "bench" / "results" / "resources.json").read_text())
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def resources(*arguments):
+def resources(*arguments, program="resources.py"):
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, ROOT / "bench" / "resources.py", *arguments]
+    command = [sys.executable, ROOT / "bench" / program, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -54,6 +54,9 @@ text = '''%a = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
 %b = tt.addptr %a, %i : tensor<16x!tt.ptr<f32>>, tensor<16xi32>'''
 assert resources.short_offsets(text) == ["x"]
 assert resources.short_offsets(text.replace("i32", "i64")) == []
+text = "%a = tt.addptr %point, %r : !tt.ptr<bf16>, i32"
+assert resources.short_offsets(text) == ["point"]
+assert resources.short_offsets(text.replace("i32", "i64")) == []
 """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
@@ -67,3 +70,20 @@ def test_what_is_committed_fits():
             assert figures["spills"] == 0, name
         if "masked_linear_bwd_activation" not in name:
             assert figures["matrix"] > 0, name
+
+
+@pytest.mark.slow
+def test_no_cuda_kernel_got_worse():
+    done = resources(program="cuda_resources.py")
+    if "not compared" in done.stdout:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "csm_loss_kernel layers=2 bfloat16 sm_90" in done.stdout
+
+
+def test_cuda_kernels_do_not_spill():
+    kernels = TABLE["cuda"]["kernels"]
+    assert {name.split()[-1] for name in kernels} == {"sm_80", "sm_90"}
+    for name, figures in kernels.items():
+        assert figures["spills"] == figures["stack"] == 0, name
+        assert figures["matrix"] > 0, name
