@@ -25,7 +25,7 @@ from .runner import document, run_case
 
 __all__ = ["main", "parser"]
 
-SUITE_ROUNDS, OP_ROUNDS, QUICK_ROUNDS = 7, 15, 3
+SUITE_ROUNDS, OP_ROUNDS, QUICK_ROUNDS = 5, 15, 3
 _SIZES = {
     "rows": "rows N of csm_loss, score_head, conditional_density (default: 50176), probability_flow (12544)"
     " or langevin (4096)",
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (default: 2)"
     )
-    p.add_argument("--rounds", type=int, help="interleaved rounds (default: 7, with --op 15, with --quick 3)")
+    p.add_argument("--rounds", type=int, help="interleaved rounds (default: 5, with --op 15, with --quick 3)")
     p.add_argument("--quick", action="store_true", help="small sizes, 3 rounds, no torch.compile, no memory")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     p.add_argument(
