@@ -3,7 +3,7 @@
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import check, settings
+from emulated_kernels import check, settings, tf32_linear
 from support import NAMES, Case, assert_as_accurate
 from test_langevin_draw import FORMS, Draw
 
@@ -89,15 +89,11 @@ def test_langevin_draw(form, precision):
         x, clean = draw.run(backend, dtype, storage=storage, **FEW)
         return {"x": x, "clean": clean}
 
-    got, plain, truth = (
-        results("emulation", dtype),
-        results("reference", dtype),
-        results("reference", torch.float64),
-    )
-    if precision == "tf32":  # as accurate as bfloat16 with three more bits
-        near = results("reference", torch.bfloat16)
-        exact = results("reference", torch.float64, torch.bfloat16)
-        plain = {k: (truth[k] + (near[k].double() - exact[k]) / 8).to(dtype) for k in truth}
+    got, truth = results("emulation", dtype), results("reference", torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        if precision == "tf32":
+            patch.setattr(torch.nn.functional, "linear", tf32_linear)
+        plain = results("reference", dtype)
     assert_as_accurate((got, plain, truth))
 
 
