@@ -154,14 +154,6 @@ def _run(command: list, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def compare(before: dict, kernels: dict[str, dict[str, int]]) -> list[str]:
-    """What got worse, or is not known, a line each."""
-    lines = table.unknown(before, kernels, "bench/instructions.py")
-    for title in before["kernels"].keys() & kernels.keys():
-        lines += table.worse(title, before["kernels"][title], kernels[title], FIGURES)
-    return sorted(lines)
-
-
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--accept", action="store_true", help="write the counts found instead of comparing them")
@@ -190,7 +182,7 @@ def main() -> int:
     if arguments.accept:
         table.write(TABLE, "compiler", compiler, kernels, partly=bool(arguments.only))
         return 0
-    lines = compare(before, kernels)
+    lines = table.compare(before, kernels, FIGURES)
     print("\n".join(lines))
     return int(bool(lines))
 

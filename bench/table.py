@@ -5,7 +5,8 @@ that compiled the kernels, so that those of another version are not compared.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write(path: Path, tool: str, version: str, kernels: Mapping[str, Figures], p
     """Put the kernels found in the table; ``partly``: keep the others, if they are of the same version."""
     before = read(path, tool)
     kept = before["kernels"] if partly and before[tool] == version else {}
-    found = {tool: version, "kernels": dict(sorted({**kept, **kernels}.items()))}
+    found = {**before, tool: version, "kernels": dict(sorted({**kept, **kernels}.items()))}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -37,21 +38,22 @@ def not_compared(before: Mapping[str, Any], tool: str, version: str) -> str:
     return f"not compared: the table is of {tool} {before[tool]}, and {version} is installed"
 
 
-def line(kernel: str, figure: str, before: int, now: int) -> str:
-    part = f" ({now / before - 1:+.1%}, {TOLERANCE:.0%} allowed)" if before else ""
-    return f"{kernel}: {figure} {before} -> {now}{part}"
+def compare(before: Mapping[str, Any], kernels: Mapping[str, Figures], figures: Sequence[str]) -> list[str]:
+    """A line for each kernel that the table lacks, and for each of the figures that grew too much."""
+    lines = []
+    for kernel, now in kernels.items():
+        known = before["kernels"].get(kernel)
+        if known is None:
+            lines.append(f"{kernel}: not in the table; accept it with --accept")
+        else:
+            lines += _worse(kernel, known, now, figures)
+    return lines
 
 
-def worse(kernel: str, before: Figures, now: Figures, figures: tuple[str, ...]) -> list[str]:
-    """Of the figures named, those that grew beyond the tolerance, a line each."""
-    return [
-        line(kernel, figure, before[figure], now[figure])
-        for figure in figures
-        if now[figure] > before[figure] * (1 + TOLERANCE)
-    ]
-
-
-def unknown(before: Mapping[str, Any], kernels: Mapping[str, Figures], program: str) -> list[str]:
-    """A line for each kernel that the table lacks."""
-    missing = sorted(kernels.keys() - before["kernels"].keys())
-    return [f"{kernel}: not in the table; accept it with python {program} --accept" for kernel in missing]
+def _worse(kernel: str, before: Figures, now: Figures, figures: Sequence[str]) -> Iterator[str]:
+    for figure in figures:
+        if now[figure] > before[figure] * (1 + TOLERANCE):
+            part = now[figure] / before[figure] - 1 if before[figure] else math.inf
+            yield (
+                f"{kernel}: {figure} {before[figure]} -> {now[figure]} ({part:+.1%}, {TOLERANCE:.0%} allowed)"
+            )
