@@ -7,7 +7,6 @@ that got worse than bench/results/resources.json is named, figure by figure, and
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 if os.environ.get("TRITON_INTERPRET") == "1":
     sys.exit("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled; unset it.")
 
+import table
 import torch
 import triton
 from fastcsm.kernels import csm_loss, langevin, launch, masked_linear, score_head
@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
 TABLE = Path(__file__).parent / "results" / "resources.json"
+FIGURES = ("stack", "spills", "shared", "instructions")
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90)
 #: Bytes of shared memory a program may have.
@@ -216,25 +217,13 @@ def measure(entry: launch.Launch, architecture: int) -> dict[str, int]:
     }
 
 
-def worse(name: str, before: dict[str, int], now: dict[str, int]) -> list[str]:
-    """The figures in which a kernel got worse, a line each."""
-    lines = [
-        f"{name}: {figure} {before[figure]} -> {now[figure]}"
-        for figure in ("stack", "spills", "shared", "instructions")
-        if now[figure] > before[figure] * (1.1 if figure == "instructions" else 1.0)
-    ]
-    if before["matrix"] > 0 and now["matrix"] == 0:
-        lines.append(f"{name}: matrix {before['matrix']} -> 0")
-    return lines
-
-
 def compare(before: dict[str, Any], kernels: dict[str, dict[str, int]]) -> list[str]:
-    lines = []
-    for name, now in kernels.items():
-        if name not in before["kernels"]:
-            lines.append(f"{name}: not in the table; accept it with --accept")
-        else:
-            lines += worse(name, before["kernels"][name], now)
+    """What got worse, or is not in the table, a line each."""
+    lines = table.compare(before, kernels, FIGURES)
+    for name in before["kernels"].keys() & kernels.keys():
+        matrix = before["kernels"][name]["matrix"]
+        if matrix > 0 and kernels[name]["matrix"] == 0:
+            lines.append(f"{name}: matrix {matrix} -> 0")
     return lines
 
 
@@ -262,13 +251,10 @@ def main() -> int:
     arguments = p.parse_args()
     if arguments.translate:
         return translate_all()
-    before = (
-        json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"triton": None, "kernels": {}}
-    )
-    if before["triton"] != triton.__version__ and not arguments.accept:
-        print(
-            f"not compared: the table is of Triton {before['triton']} and {triton.__version__} is installed"
-        )
+    before = table.read(TABLE, "triton")
+    reason = table.not_compared(before, "triton", triton.__version__)
+    if reason and not arguments.accept:
+        print(reason)
         return 0
     kernels, too_large = {}, []
     for name, entry, architecture in cases():
@@ -279,9 +265,7 @@ def main() -> int:
         if found["shared"] > SHARED_LIMIT[architecture]:
             too_large.append(f"{name}: shared {found['shared']} exceeds {SHARED_LIMIT[architecture]}")
     if arguments.accept:
-        kept = before["kernels"] if before["triton"] == triton.__version__ and arguments.only else {}
-        table = before | {"triton": triton.__version__, "kernels": dict(sorted((kept | kernels).items()))}
-        TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        table.write(TABLE, "triton", triton.__version__, kernels, partly=bool(arguments.only))
         lines = too_large
     else:
         lines = too_large + compare(before, kernels)
