@@ -162,14 +162,18 @@ class BuildPython(build_py):
             "fastcsm" if self.editable_mode else os.path.join(self.build_lib, "fastcsm"), "_build.json"
         )
 
-    def run(self) -> None:
-        super().run()
+    def write_record(self) -> None:
+        """Writes the record, and removes the libraries of an earlier build that it says are not there."""
         path = self._record()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for name in ("cpu", "cuda"):
             for stale in path.parent.glob(f"_{name}*.so") if record[name] else ():
                 stale.unlink()
+
+    def run(self) -> None:
+        super().run()
+        self.write_record()
         if reason:
             print(f"fastcsm: pure-Python install, no CPU library: {reason}.", file=sys.stderr)
 
@@ -233,12 +237,15 @@ def library_arguments() -> dict:
             self.build_temp = os.path.join("build", "cpu")  # kept, so that ninja recompiles only what changed
 
         def build_extension(self, extension: Extension) -> None:
-            if extension.name == "fastcsm._cuda":
-                build_cuda(
-                    Path(self.get_ext_fullpath(extension.name)).absolute(), include_paths(), library_paths()
-                )
-            else:
-                super().build_extension(extension)
+            if extension.name != "fastcsm._cuda":
+                return super().build_extension(extension)
+            target = Path(self.get_ext_fullpath(extension.name)).absolute()
+            try:
+                build_cuda(target, include_paths(), library_paths())
+            except CompileError:
+                record["cuda"] = "nvcc could not compile it; the output of the installation says why"
+                self.get_finalized_command("build_py").write_record()
+                raise
 
     library = CppExtension(
         "fastcsm._cpu",

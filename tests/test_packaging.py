@@ -115,6 +115,29 @@ def test_broken_compile_fails(tree):
     assert wheels == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("build", "source"), [("cuda", "__global__ void kernel() {}"), ("", "#error broken")]
+)
+def test_cuda_library(tree, build, source):
+    """A wheel has both libraries; with FASTCSM_BUILD unset an nvcc that fails leaves the second out."""
+    shutil.rmtree(tree / "csrc")
+    (tree / "csrc" / "cuda").mkdir(parents=True)
+    for name in ("library_cpu.cpp", "library_cuda.cpp"):
+        (tree / "csrc" / name).write_text("int nothing() { return 0; }\n")
+    (tree / "csrc" / "cuda" / "kernel.cu").write_text(source + "\n")
+    done, (wheel,) = build_wheel(tree, FASTCSM_BUILD=build)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = {name for name in archive.namelist() if name.endswith(".so")}
+        record = json.loads(archive.read("fastcsm/_build.json"))
+    assert libraries == {"fastcsm/_cpu.abi3.so"} | ({"fastcsm/_cuda.abi3.so"} if build else set())
+    assert record["cpu"] == ""
+    assert record["cuda"].startswith("nvcc could not compile it") == (build == "")
+    assert re.fullmatch(r"\d+\.\d+", record["nvcc"])
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
