@@ -17,18 +17,21 @@ from .activations import activate
 @triton.jit
 def matrix(
     pointer,
-    ROW: tl.constexpr,
-    COLUMN: tl.constexpr,
+    row,
+    column,
     ROWS: tl.constexpr,
     END: tl.constexpr,
     STRIDE: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Tile (R, C) at (ROW, COLUMN) of a row-major matrix, zero from row ROWS and from column END on."""
-    r = ROW + tl.arange(0, R)[:, None]
-    c = COLUMN + tl.arange(0, C)[None, :]
-    if ROW + R <= ROWS and COLUMN + C <= END:
+    """Tile (R, C) at (row, column) of a row-major matrix, zero from row ROWS and from column END on.
+
+    row and column are multiples of R and C.
+    """
+    r = row + tl.arange(0, R)[:, None]
+    c = column + tl.arange(0, C)[None, :]
+    if ROWS % R == 0 and END % C == 0:
         value = tl.load(pointer + r * STRIDE + c)
     else:
         value = tl.load(pointer + r * STRIDE + c, mask=(r < ROWS) & (c < END), other=0.0)
@@ -36,10 +39,10 @@ def matrix(
 
 
 @triton.jit
-def vector(pointer, FIRST: tl.constexpr, END: tl.constexpr, STRIDE: tl.constexpr, B: tl.constexpr, like):
-    """Entries FIRST, FIRST + 1, ... as (1, B) in the dtype of ``like``, zero from END on."""
-    i = FIRST + tl.arange(0, B)
-    if FIRST + B <= END:
+def vector(pointer, first, END: tl.constexpr, STRIDE: tl.constexpr, B: tl.constexpr, like):
+    """Entries first, first + 1, ... as (1, B) in the dtype of ``like``, zero from END on; B divides first."""
+    i = first + tl.arange(0, B)
+    if END % B == 0:
         value = tl.load(pointer + i * STRIDE)
     else:
         value = tl.load(pointer + i * STRIDE, mask=i < END, other=0.0)
@@ -77,7 +80,7 @@ def context_chunk(
     weight,
     bias,
     zero,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -101,7 +104,7 @@ def add_x(
     wave,
     weight,
     zero,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -119,8 +122,8 @@ def add_x(
     t = wx
     if E > 0:
         w, sin, cos = wave
-        ws = tl.trans(matrix(weight, J * B, C + 1, WIDTH, C + 1 + E, STRIDE, B, BE))
-        wc = tl.trans(matrix(weight, J * B, C + 1 + E, WIDTH, STRIDE, STRIDE, B, BE))
+        ws = tl.trans(matrix(weight + C + 1, J * B, 0, WIDTH, E, STRIDE, B, BE))
+        wc = tl.trans(matrix(weight + C + 1 + E, J * B, 0, WIDTH, E, STRIDE, B, BE))
         a = tl.dot(sin.to(ws.dtype), ws, a, input_precision=P, out_dtype=a.dtype)
         a = tl.dot(cos.to(ws.dtype), wc, a, input_precision=P, out_dtype=a.dtype)
         if TANGENT:
@@ -139,7 +142,7 @@ def units(
     weight,
     bias,
     zero,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -153,6 +156,27 @@ def units(
         a = context_chunk(c, x, weight, bias, zero, J, C, C + 1 + 2 * E, WIDTH, TILE, P)
         a, t = add_x(a, x, wave, weight, zero, J, C, E, WIDTH, TILE, True, P)
     return a, t
+
+
+@triton.jit
+def add_units(
+    primal,
+    tangent,
+    a,
+    t,
+    weight,
+    I,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    B: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    P: tl.constexpr,
+):
+    """(primal, tangent) of a layer plus what chunk I of the one below, (a, t), adds to them."""
+    f, d, _ = activate(a, ACTIVATION)
+    z, u = f.to(weight.dtype.element_ty), (d * t).to(weight.dtype.element_ty)
+    primal = add_product(primal, z, weight, I, IN, OUT, B, P)
+    return primal, add_product(tangent, u, weight, I, IN, OUT, B, P)
 
 
 @triton.jit
@@ -173,9 +197,7 @@ def zero_chunks(like, WIDTH: tl.constexpr, M: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def add_product(
-    chunks, z, weight, I: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, B: tl.constexpr, P: tl.constexpr
-):
+def add_product(chunks, z, weight, I, IN: tl.constexpr, OUT: tl.constexpr, B: tl.constexpr, P: tl.constexpr):
     """Chunks (M, B) of the outputs plus W z for chunk I of the inputs."""
     sums = ()
     for j in tl.static_range(len(chunks)):
@@ -221,19 +243,34 @@ def forward(
     if K == 1:
         primal, tangent = (), ()
         for j in tl.static_range((WIDTHS[0] + B - 1) // B):
-            a, t = units(pair, c, x, wave, weights[0], biases[0], 0.0, j, C, E, WIDTHS[0], TILE, P)
+            a, t = units((), c, x, wave, weights[0], biases[0], 0.0, j, C, E, WIDTHS[0], TILE, P)
             primal, tangent = primal + (a,), tangent + (t,)
         pair = (primal, tangent)
     for k in tl.static_range(1, K):
         hidden = hidden + (pair,)
         primal = bias_chunks(biases[k], x, WIDTHS[k], M, B)
         tangent = zero_chunks(x, WIDTHS[k], M, B)
-        for i in tl.static_range((WIDTHS[k - 1] + B - 1) // B):
-            a, t = units(pair, c, x, wave, weights[0], biases[0], 0.0, i, C, E, WIDTHS[0], TILE, P)
-            f, d, _ = activate(a, ACTIVATION)
-            z, u = f.to(weights[k].dtype.element_ty), (d * t).to(weights[k].dtype.element_ty)
-            primal = add_product(primal, z, weights[k], i, WIDTHS[k - 1], WIDTHS[k], B, P)
-            tangent = add_product(tangent, u, weights[k], i, WIDTHS[k - 1], WIDTHS[k], B, P)
+        if k == 1:
+            for i in range((WIDTHS[0] + B - 1) // B):
+                a, t = units((), c, x, wave, weights[0], biases[0], 0.0, i, C, E, WIDTHS[0], TILE, P)
+                primal, tangent = add_units(
+                    primal, tangent, a, t, weights[1], i, WIDTHS[0], WIDTHS[1], B, ACTIVATION, P
+                )
+        else:
+            for i in tl.static_range(len(pair[0])):
+                primal, tangent = add_units(
+                    primal,
+                    tangent,
+                    pair[0][i],
+                    pair[1][i],
+                    weights[k],
+                    i,
+                    WIDTHS[k - 1],
+                    WIDTHS[k],
+                    B,
+                    ACTIVATION,
+                    P,
+                )
         pair = (primal, tangent)
     hidden = hidden + (pair,)
     s, ds = output(pair[0], pair[1], weights[K], biases[K], x, WIDTHS[K - 1], B, ACTIVATION)

@@ -1,7 +1,8 @@
 """The reverse pass of a tile of rows: gradients of its inputs stored, those of the parameters summed.
 
 ``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has the first
-layer and the activations computed again, where keeping them would not fit in registers.
+layer and the activations computed again, where keeping them would not fit in registers. The chunks of the
+first of several layers are a loop of the program: unrolled, the compiler interleaves them and spills.
 """
 
 import triton
@@ -44,7 +45,7 @@ def product_backward(
     chunks,
     weight,
     like,
-    I: tl.constexpr,
+    I,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     B: tl.constexpr,
@@ -67,7 +68,7 @@ def inputs_backward(
     weight,
     gcs,
     gx,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -94,8 +95,8 @@ def inputs_backward(
         gx += tl.sum(ga * vector(weight + C, J * B, WIDTH, STRIDE, B, x), 1)
         if E > 0:
             w, sin, cos = wave
-            ws = matrix(weight, J * B, C + 1, WIDTH, C + 1 + E, STRIDE, B, BE)
-            wc = matrix(weight, J * B, C + 1 + E, WIDTH, STRIDE, STRIDE, B, BE)
+            ws = matrix(weight + C + 1, J * B, 0, WIDTH, E, STRIDE, B, BE)
+            wc = matrix(weight + C + 1 + E, J * B, 0, WIDTH, E, STRIDE, B, BE)
             la, lt = ga.to(ws.dtype), gt.to(ws.dtype)
             none = tl.zeros((M, BE), x.dtype)
             sa = tl.dot(la, ws, none, input_precision=P, out_dtype=x.dtype)
@@ -118,7 +119,7 @@ def first_backward(
     acc,
     gcs,
     gx,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTHS: tl.constexpr,
@@ -133,7 +134,7 @@ def first_backward(
     """All that follows from chunk J of the first layer's (ga, gt): (gcs, gx, its sums if RESIDENT)."""
     sums = ()
     if NEED_PARAMS:
-        sums = first_chunk_sums(ga, gt, c, x, wave, acc, weight.dtype.element_ty, J, C, E, TILE, P, RESIDENT)
+        sums = first_chunk_sums(ga, gt, c, x, wave, acc, weight.dtype.element_ty, C, E, TILE, P, RESIDENT)
         if not RESIDENT:
             put_first_chunk(partial, sums, J, C, E, WIDTHS, TILE, OFFSETS, True)
             sums = ()
@@ -141,6 +142,52 @@ def first_backward(
         ga, gt, x, wave, weight, gcs, gx, J, C, E, WIDTHS[0], TILE, P, NEED_CONTEXT, NEED_X
     )
     return gcs, gx, sums
+
+
+@triton.jit
+def chunk_backward(
+    pair,
+    c,
+    x,
+    wave,
+    zero,
+    gas,
+    gts,
+    weights,
+    biases,
+    partial,
+    acc,
+    I,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    P: tl.constexpr,
+    NEED_PARAMS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """(ga, gt) of chunk I of the units below layer K, (M, B); and acc plus the gradients of its weights."""
+    B: tl.constexpr = TILE[1]
+    STORE: tl.constexpr = weights[0].dtype.element_ty
+    a, t = units(pair, c, x, wave, weights[0], biases[0], zero, I, C, E, WIDTHS[0], TILE, P)
+    f, d, e = activate(a + zero, ACTIVATION)
+    after = ()
+    if NEED_PARAMS:
+        z, u = f.to(STORE), (d * t).to(STORE)
+        for j in tl.static_range(len(gas)):
+            gw = acc[j] if RESIDENT else tl.zeros((B, B), x.dtype)
+            gw = tl.dot(tl.trans(gas[j]), z, gw, input_precision=P, out_dtype=x.dtype)
+            gw = tl.dot(tl.trans(gts[j]), u, gw, input_precision=P, out_dtype=x.dtype)
+            if RESIDENT:
+                after = after + (gw,)
+            else:
+                put_layer_tile(partial, gw, K, j, I, WIDTHS, TILE, OFFSETS, True)
+    gz = product_backward(gas, weights[K], x, I, WIDTHS[K - 1], WIDTHS[K], B, P)
+    gu = product_backward(gts, weights[K], x, I, WIDTHS[K - 1], WIDTHS[K], B, P)
+    return d * gz + e * t * gu, d * gu, after
 
 
 @triton.jit
@@ -182,6 +229,8 @@ def backward(
     M: tl.constexpr = TILE[0]
     B: tl.constexpr = TILE[1]
     BC: tl.constexpr = TILE[2]
+    # Sums of a chunk of the first layer.
+    PER: tl.constexpr = 2 + (C + BC - 1) // BC + (2 if E > 0 else 0)
     STORE: tl.constexpr = weights[0].dtype.element_ty
     gcs = ()
     for _ in tl.static_range((C + BC - 1) // BC):
@@ -215,7 +264,7 @@ def backward(
                 wave,
                 weights[0],
                 partial,
-                sums[0] if RESIDENT else (),
+                sums[0][j * PER : (j + 1) * PER] if RESIDENT else (),
                 gcs,
                 gx,
                 j,
@@ -242,33 +291,33 @@ def backward(
                     put_bias(partial, total, k, j, WIDTHS, TILE, OFFSETS, True)
         gas, gts = cast_chunks(gas, STORE), cast_chunks(gts, STORE)
         below_a, below_t, after = (), (), ()
-        for i in tl.static_range((WIDTHS[k - 1] + B - 1) // B):
-            if NEED_PARAMS:
-                a, t = units(
-                    hidden[k - 1], c, x, wave, weights[0], biases[0], zero, i, C, E, WIDTHS[0], TILE, P
+        if k == 1 and not RESIDENT:
+            for i in range((WIDTHS[0] + B - 1) // B):
+                ga, gt, _none = chunk_backward(
+                    (),
+                    c,
+                    x,
+                    wave,
+                    zero,
+                    gas,
+                    gts,
+                    weights,
+                    biases,
+                    partial,
+                    (),
+                    i,
+                    1,
+                    C,
+                    E,
+                    WIDTHS,
+                    TILE,
+                    OFFSETS,
+                    ACTIVATION,
+                    P,
+                    NEED_PARAMS,
+                    RESIDENT,
                 )
-                f, d, _ = activate(a, ACTIVATION)
-                z, u = f.to(STORE), (d * t).to(STORE)
-                for j in tl.static_range(len(gas)):
-                    if RESIDENT:
-                        gw = sums[k][len(after)]
-                    else:
-                        gw = tl.zeros((B, B), x.dtype)
-                    gw = tl.dot(tl.trans(gas[j]), z, gw, input_precision=P, out_dtype=x.dtype)
-                    gw = tl.dot(tl.trans(gts[j]), u, gw, input_precision=P, out_dtype=x.dtype)
-                    if RESIDENT:
-                        after = after + (gw,)
-                    else:
-                        put_layer_tile(partial, gw, k, j, i, WIDTHS, TILE, OFFSETS, True)
-            gz = product_backward(gas, weights[k], x, i, WIDTHS[k - 1], WIDTHS[k], B, P)
-            gu = product_backward(gts, weights[k], x, i, WIDTHS[k - 1], WIDTHS[k], B, P)
-            a, t = units(
-                hidden[k - 1], c, x, wave, weights[0], biases[0], 2 * zero, i, C, E, WIDTHS[0], TILE, P
-            )
-            _, d, e = activate(a + 2 * zero, ACTIVATION)
-            ga, gt = d * gz + e * t * gu, d * gu
-            if k == 1:
-                gcs, gx, more = first_backward(
+                gcs, gx, _none = first_backward(
                     ga,
                     gt,
                     c,
@@ -276,7 +325,7 @@ def backward(
                     wave,
                     weights[0],
                     partial,
-                    sums[0] if RESIDENT else (),
+                    (),
                     gcs,
                     gx,
                     i,
@@ -291,9 +340,60 @@ def backward(
                     NEED_PARAMS,
                     RESIDENT,
                 )
-                first = first + more
-            else:
-                below_a, below_t = below_a + (ga,), below_t + (gt,)
+        else:
+            for i in tl.static_range((WIDTHS[k - 1] + B - 1) // B):
+                ga, gt, more = chunk_backward(
+                    hidden[k - 1],
+                    c,
+                    x,
+                    wave,
+                    zero,
+                    gas,
+                    gts,
+                    weights,
+                    biases,
+                    partial,
+                    sums[k][i * len(gas) : (i + 1) * len(gas)] if RESIDENT else (),
+                    i,
+                    k,
+                    C,
+                    E,
+                    WIDTHS,
+                    TILE,
+                    OFFSETS,
+                    ACTIVATION,
+                    P,
+                    NEED_PARAMS,
+                    RESIDENT,
+                )
+                after = after + more
+                if k == 1:
+                    gcs, gx, more = first_backward(
+                        ga,
+                        gt,
+                        c,
+                        x,
+                        wave,
+                        weights[0],
+                        partial,
+                        sums[0][i * PER : (i + 1) * PER] if RESIDENT else (),
+                        gcs,
+                        gx,
+                        i,
+                        C,
+                        E,
+                        WIDTHS,
+                        TILE,
+                        OFFSETS,
+                        P,
+                        NEED_CONTEXT,
+                        NEED_X,
+                        NEED_PARAMS,
+                        RESIDENT,
+                    )
+                    first = first + more
+                else:
+                    below_a, below_t = below_a + (ga,), below_t + (gt,)
         if RESIDENT:
             carried = (after + in_biases,) + carried
         gas, gts = below_a, below_t

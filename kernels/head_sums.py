@@ -15,8 +15,8 @@ import triton.language as tl
 def _put_matrix(
     pointer,
     value,
-    ROW: tl.constexpr,
-    COLUMN: tl.constexpr,
+    ROW,
+    COLUMN,
     ROWS: tl.constexpr,
     END: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -31,9 +31,7 @@ def _put_matrix(
 
 
 @triton.jit
-def _put_vector(
-    pointer, value, FIRST: tl.constexpr, END: tl.constexpr, STRIDE: tl.constexpr, ADD: tl.constexpr
-):
+def _put_vector(pointer, value, FIRST, END: tl.constexpr, STRIDE: tl.constexpr, ADD: tl.constexpr):
     i = FIRST + tl.arange(0, value.shape[0])
     if ADD:
         value += tl.load(pointer + i * STRIDE, mask=i < END, other=0.0)
@@ -97,31 +95,29 @@ def first_chunk_sums(
     wave,
     acc,
     DTYPE: tl.constexpr,
-    J: tl.constexpr,
     C: tl.constexpr,
     E: tl.constexpr,
     TILE: tl.constexpr,
     P: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    """Gradients of chunk J of the first layer, plus acc if RESIDENT: x and b, (B,), c, sin, cos, (B, .)."""
+    """Gradients of a chunk of the first layer, plus acc if RESIDENT: x and b, (B,), c, sin, cos, (B, .)."""
     B: tl.constexpr = TILE[1]
     BC: tl.constexpr = TILE[2]
     BE: tl.constexpr = TILE[3]
-    N: tl.constexpr = J * (2 + len(c) + (2 if E > 0 else 0))
     gw, gb = tl.sum(ga * x[:, None] + gt, 0), tl.sum(ga, 0)
-    sums = (gw + acc[N], gb + acc[N + 1]) if RESIDENT else (gw, gb)
+    sums = (gw + acc[0], gb + acc[1]) if RESIDENT else (gw, gb)
     ga = tl.trans(ga.to(DTYPE))
     for i in tl.static_range(len(c)):
-        gc = acc[N + 2 + i] if RESIDENT else tl.zeros((B, BC), x.dtype)
+        gc = acc[2 + i] if RESIDENT else tl.zeros((B, BC), x.dtype)
         sums = sums + (tl.dot(ga, c[i], gc, input_precision=P, out_dtype=x.dtype),)
     if E > 0:
         w, sin, cos = wave
         gt = tl.trans(gt.to(DTYPE))
-        gs = acc[N + 2 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
+        gs = acc[2 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
         gs = tl.dot(ga, sin.to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
         gs = tl.dot(gt, (w * cos).to(DTYPE), gs, input_precision=P, out_dtype=x.dtype)
-        gc = acc[N + 3 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
+        gc = acc[3 + len(c)] if RESIDENT else tl.zeros((B, BE), x.dtype)
         gc = tl.dot(ga, cos.to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
         gc = tl.dot(gt, (-w * sin).to(DTYPE), gc, input_precision=P, out_dtype=x.dtype)
         sums = sums + (gs, gc)
@@ -132,7 +128,7 @@ def first_chunk_sums(
 def put_first_chunk(
     partial,
     sums,
-    J: tl.constexpr,
+    J,
     C: tl.constexpr,
     E: tl.constexpr,
     WIDTHS: tl.constexpr,
@@ -161,8 +157,8 @@ def put_layer_tile(
     partial,
     value,
     LAYER: tl.constexpr,
-    J: tl.constexpr,
-    I: tl.constexpr,
+    J,
+    I,
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
     OFFSETS: tl.constexpr,
@@ -179,7 +175,7 @@ def put_bias(
     partial,
     value,
     LAYER: tl.constexpr,
-    J: tl.constexpr,
+    J,
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
     OFFSETS: tl.constexpr,
