@@ -24,7 +24,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import table
 import torch
 import triton
-from fastcsm.kernels import csm_loss, langevin, launch, masked_linear, score_head
+from fastcsm.kernels import (
+    conditional_density,
+    csm_loss,
+    langevin,
+    launch,
+    masked_linear,
+    probability_flow,
+    score_head,
+)
 from torch import Tensor
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
@@ -63,7 +71,8 @@ def head_launches(
 ) -> list[launch.Launch]:
     """The launches of the head's ops, by default at the default sizes.
 
-    Without ``backward`` that of score_head is left out: its kernel is csm_loss's, for other upstreams.
+    Without ``backward`` those are left out that do another's work: score_head's backward pass, quantiles, and
+    the nodes of the quadrature.
     """
     sizes = [context + 1 + 2 * frequencies, *widths, 1]
     head = (
@@ -75,12 +84,21 @@ def head_launches(
         "silu" if frequencies else "softplus",
     )
     one, number = empty(1), empty(rows, dtype=torch.int64)
+    # A conditional head's last context feature is not in memory.
+    given = empty(rows, max(context - 1, 0), dtype=dtype)
+    options = 25.0, [-3.2] * min(context, 1), -1.2, 1.2, 1e-4, 4
     with launch.recorded() as launches:
         score_head.score_head(*head)
         if backward:
             score_head.score_head_backward(head[1], head[1], *head, True, True, True)
         csm_loss.csm_loss(*head, one, one, one, True, backward, True)
         langevin.langevin(*head, [0.1], [1.0], [], 20, 0, number, number, 1)
+        conditional_density.conditional_density(given, *head[1:], *options, False)
+        if backward:
+            conditional_density.conditional_density(given, *head[1:], *options, True)
+            conditional_density.conditional_density_nodes(given, *head[1:], *options)
+        if context > 0:
+            probability_flow.probability_flow(given, *head[1:], 0.04, 1.0, 1e-4, True)
     return launches
 
 
@@ -149,7 +167,8 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
 #: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
 ROWS = ("context", "x", "score", "derivative", "grad_score", "grad_derivative", "grad_context", "grad_x")
 ROWS += ("alpha", "beta", "gamma", "samples", "dimensions", "states", "y", "grad", "grad_y", "preactivation")
-ROWS += ("clean", "values", "sums")
+ROWS += ("clean", "values", "sums", "point", "log_density", "log_normalizer", "cdf", "error", "ends")
+ROWS += ("nodes", "node_weights", "count", "change")
 
 
 def translate(entry: launch.Launch, architecture: int = 90) -> str:
@@ -171,6 +190,8 @@ def short_offsets(text: str) -> list[str]:
         splats = dict(re.findall(r"(%\S+) = tt\.splat %(\w+) : !tt\.ptr", function))
         sums = re.findall(r"tt\.addptr (%\S+), %\S+ : \S+, tensor<(?:\d+x)*(i\d+)>", function)
         short |= {splats[base] for base, width in sums if splats.get(base) in ROWS and width != "i64"}
+        sums = re.findall(r"tt\.addptr %(\w+), %\S+ : !tt\.ptr\S+, (i\d+)", function)
+        short |= {base for base, width in sums if base in ROWS and width != "i64"}
     return sorted(short)
 
 
