@@ -8,6 +8,6 @@ namespace fastcsm {
 
 int64_t score_head_bytes(const HeadArgs& head);  // of the forward pass
 int64_t csm_loss_bytes(const HeadArgs& head);
-int64_t langevin_bytes(const HeadArgs& head);
+int64_t langevin_bytes(const HeadArgs& head);  // the least: frequencies, contexts and a network may need more
 
 }  // namespace fastcsm
