@@ -143,8 +143,7 @@ def measure(only: str) -> tuple[str, dict[str, dict[str, int]]]:
         ran = _run(["valgrind", "--quiet", "--tool=callgrind", *options, *program], environment)
         isa, _, library = ran.strip().partition(" ")
         found = dict(parse(path.read_text(), library) for path in sorted(folder.glob("counts.*")))
-    found.pop("", None)
-    return isa, {title: {"instructions": total} for title, total in found.items()}
+    return isa, {title: {"instructions": total} for title, total in sorted(found.items())}
 
 
 def _run(command: list, environment: dict[str, str]) -> str:
