@@ -18,42 +18,40 @@ FASTCSM_INLINE float twice_atanh_(float s) {
   return fmaf(2.f * s * v, p, 2.f * s);
 }
 
-// A float whose exponentials and quotients are those of the special function units, within a few units in the last
-// place: for values that products round to fewer bits.
+// A float whose quotients are products with the special function units' reciprocal, to 2 units in the last place. Under
+// kFastExp they make its exponentials too, to some more: for values that products round to fewer bits.
+template <bool kFastExp>
 struct Approximate {
+  using A = Approximate;
   float v;
   Approximate() = default;
   FASTCSM_INLINE explicit Approximate(float value) : v(value) {}
+
+  friend FASTCSM_INLINE A operator-(A x) { return A(-x.v); }
+  friend FASTCSM_INLINE A operator+(A x, A y) { return A(x.v + y.v); }
+  friend FASTCSM_INLINE A operator-(A x, A y) { return A(x.v - y.v); }
+  friend FASTCSM_INLINE A operator*(A x, A y) { return A(x.v * y.v); }
+  friend FASTCSM_INLINE A operator/(A x, A y) { return A(x.v * fast_reciprocal(y.v)); }
+  friend FASTCSM_INLINE bool operator<(A x, A y) { return x.v < y.v; }
+  friend FASTCSM_INLINE bool operator>(A x, A y) { return x.v > y.v; }
+  friend FASTCSM_INLINE bool operator<=(A x, A y) { return x.v <= y.v; }
+  friend FASTCSM_INLINE bool operator>=(A x, A y) { return x.v >= y.v; }
+  friend FASTCSM_INLINE A exp_(A x) { return A(kFastExp ? fast_exp2(x.v * 1.44269504f) : expf(x.v)); }
+  friend FASTCSM_INLINE A expm1_(A x) { return A(expm1f(x.v)); }
+  friend FASTCSM_INLINE A abs_(A x) { return A(fabsf(x.v)); }
+  friend FASTCSM_INLINE A select_(bool mask, A x, A y) { return mask ? x : y; }
+  friend FASTCSM_INLINE A twice_atanh_(A s) { return A(fastcsm::twice_atanh_(s.v)); }
 };
-FASTCSM_INLINE Approximate operator-(Approximate x) { return Approximate(-x.v); }
-FASTCSM_INLINE Approximate operator+(Approximate x, Approximate y) { return Approximate(x.v + y.v); }
-FASTCSM_INLINE Approximate operator-(Approximate x, Approximate y) { return Approximate(x.v - y.v); }
-FASTCSM_INLINE Approximate operator*(Approximate x, Approximate y) { return Approximate(x.v * y.v); }
-FASTCSM_INLINE Approximate operator/(Approximate x, Approximate y) { return Approximate(x.v * fast_reciprocal(y.v)); }
-FASTCSM_INLINE bool operator<(Approximate x, Approximate y) { return x.v < y.v; }
-FASTCSM_INLINE bool operator>(Approximate x, Approximate y) { return x.v > y.v; }
-FASTCSM_INLINE bool operator<=(Approximate x, Approximate y) { return x.v <= y.v; }
-FASTCSM_INLINE bool operator>=(Approximate x, Approximate y) { return x.v >= y.v; }
-FASTCSM_INLINE Approximate exp_(Approximate x) { return Approximate(fast_exp2(x.v * 1.44269504f)); }
-FASTCSM_INLINE Approximate expm1_(Approximate x) { return Approximate(expm1f(x.v)); }
-FASTCSM_INLINE Approximate abs_(Approximate x) { return Approximate(fabsf(x.v)); }
-FASTCSM_INLINE Approximate select_(bool mask, Approximate a, Approximate b) { return mask ? a : b; }
-FASTCSM_INLINE Approximate twice_atanh_(Approximate s) { return Approximate(twice_atanh_(s.v)); }
 
 #include "common/activations.h"
 
 // f(x) alone, for a product of precision P to read.
 template <Precision P, int kCode>
 FASTCSM_INLINE float activation_value(float x) {
-  if constexpr (P == Precision::exact) {
-    float f, d, e;
-    activate<kCode>(x, f, d, e);
-    return f;
-  } else {
-    Approximate f, d, e;
-    activate<kCode>(Approximate(x), f, d, e);
-    return f.v;
-  }
+  using A = Approximate<P != Precision::exact>;
+  A f, d, e;
+  activate<kCode>(A(x), f, d, e);
+  return f.v;
 }
 
 template <int kCode>
