@@ -192,11 +192,11 @@ def langevin_kernel(
 
 
 @triton.jit
-def model(pointers, m, SIZES: tl.constexpr):
-    """Where the tensors of model m begin, those of all models lying in a row."""
+def model(pointers, m, SIZES: tl.constexpr, PART: tl.constexpr):
+    """Where the tensors of model m begin, those of all models lying in a row; SIZES[PART] are theirs."""
     moved = ()
     for k in tl.static_range(len(pointers)):
-        moved = moved + (pointers[k] + m * tl.full([], SIZES[k], tl.int64),)
+        moved = moved + (pointers[k] + m * tl.full([], SIZES[PART][k], tl.int64),)
     return moved
 
 
@@ -259,8 +259,8 @@ def langevin_draw_kernel(
                 inside,
                 values + own * UNITS,
                 sums + own * LAYERS[1],
-                model(made_weights, m, SIZES[2]),
-                model(made_biases, m, SIZES[3]),
+                model(made_weights, m, SIZES, 2),
+                model(made_biases, m, SIZES, 3),
                 order,
                 due,
                 zero,
@@ -276,14 +276,14 @@ def langevin_draw_kernel(
             state = normal(seed.to(tl.int64), sample, d, 0, COMPUTE)
             for m in range(models):
                 own = (first_row + m * M)[:, None]
-                w, b = model(weights, m, SIZES[0]), model(biases, m, SIZES[1])
+                w, b = model(weights, m, SIZES, 0), model(biases, m, SIZES, 1)
                 c = contexts(
                     d,
                     tl.load(due + (L - 1) * (VARIABLES + 2) + k + 1),
                     inside,
                     values + own * UNITS + (UNITS - LAYERS[L]),
-                    model(made_weights, m, SIZES[2])[L],
-                    model(made_biases, m, SIZES[3])[L],
+                    model(made_weights, m, SIZES, 2)[L],
+                    model(made_biases, m, SIZES, 3)[L],
                     order,
                     zero,
                     GIVEN,
