@@ -62,13 +62,13 @@ backends.register(Emulated() if LIBRARY else OnDevice())
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Rows, context, hidden widths and frequencies about the edges of tiles; among them the default head.
 SHAPES = [
-    (33, 6, (17, 9), 3),
+    (97, 6, (17, 9), 3),
     (1, 0, (1,), 0),
-    (97, 13, (16,), 1),
+    (33, 13, (16,), 1),
     (32, 33, (128, 128), 16),
     (0, 3, (4, 4), 0),
     (31, 32, (127, 33), 0),
-    (64, 15, (128, 1), 8),
+    (32, 15, (128, 1), 8),
 ]
 
 
@@ -109,7 +109,7 @@ def check(run, plain, precision, **settings):
     cases = []
     if precision == "tf32" and settings.get("activation") == "relu":
         settings["activation"] = "elu"  # rounding moves relu's kink past rows, an error of any size
-    for seed in range(4):
+    for seed in range(3):
         case = Case(seed=seed, **settings).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
         with fastcsm.backend("emulation"):
             got = run(case)
@@ -218,7 +218,7 @@ def test_score_head_backward(shape, activation, precision):
 @pytest.mark.parametrize("wanted", ["context", "x", "weights[1]", ""])
 def test_gradients_that_are_not_wanted(wanted):
     """What is computed does not depend on what else is: each gradient alone is that of all together."""
-    case = Case(rows=200).to(torch.float32)
+    case = Case(rows=97).to(torch.float32)
     coefficients = {"alpha": case.alpha, "beta": case.beta[:1], "gamma": case.gamma}
 
     def results(*names):
