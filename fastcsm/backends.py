@@ -419,12 +419,12 @@ class Info(dict):
         lines = [f"{name:<12}{value}" for name, value in self["versions"].items()]
         lines += ["", "libraries"]
         lines += [f"  {name:<10}{value}" for name, value in self["libraries"].items()]
-        lines += ["", f"{'op':<16}{'device':<8}{'backend':<12}not used"]
+        lines += ["", f"{'op':<20}{'device':<8}{'backend':<12}not used"]
         for op, devices in self["ops"].items():
             for device, entry in devices.items():
                 reasons = [f"{name}: {'; '.join(why)}" for name, why in entry["not"].items()] or ["-"]
-                lines.append(f"{op:<16}{device:<8}{entry['backend']:<12}{reasons[0]}")
-                lines += [" " * 36 + reason for reason in reasons[1:]]
+                lines.append(f"{op:<20}{device:<8}{entry['backend']:<12}{reasons[0]}")
+                lines += [" " * 40 + reason for reason in reasons[1:]]
         lines += ["", "environment variables"]
         for name, entry in self["environment"].items():
             value = "unset" if entry["value"] is None else repr(entry["value"])
