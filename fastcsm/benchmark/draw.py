@@ -83,7 +83,7 @@ class Draw(Case):
         return [replace(self, staged=False), replace(self, staged=True)]
 
     def suite(self) -> list[Self]:
-        return [replace(self, features=128, hidden=(512, 512), measured=16, staged=False)]
+        return [replace(self, features=64, hidden=(512, 512), measured=16, staged=False)]
 
     def quick(self) -> Self:
         hidden = tuple(min(width, 128) for width in self.hidden)

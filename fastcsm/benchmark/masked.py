@@ -61,7 +61,7 @@ class MaskedLayers(Case):
         return [replace(self, backward=False), replace(self, backward=True)]
 
     def suite(self) -> list[Self]:
-        return [replace(case, hidden=(1024, 1024), batch=64) for case in self.variants()]
+        return [replace(case, hidden=(512, 512), batch=64) for case in self.variants()]
 
     def quick(self) -> Self:
         hidden = tuple(min(width, 256) for width in self.hidden)
