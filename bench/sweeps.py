@@ -1,4 +1,4 @@
-"""Growth curves on this machine: ``python bench/sweeps.py``, at most six minutes on two idle cores.
+"""Growth curves on this machine: ``python bench/sweeps.py``, about three minutes on two idle cores.
 
 Each sweep varies one size, fits an exponent to each curve and is plotted on logarithmic axes. Writes
 bench/results/curves/<machine>.json and a plot of each sweep beside it; ``--plot FILE.json`` draws the plots
