@@ -13,30 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import activate
-from .head import add_product, add_x, bias_chunks, context_chunk, output, read_context, vector, waves
+from .head import read_context
 from .incremental import contexts, finish_units
 from .launch import HeadLaunch
 from .philox import normal
-
-
-@triton.jit
-def context_share(
-    c,
-    like,
-    weight,
-    bias,
-    C: tl.constexpr,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    P: tl.constexpr,
-):
-    """W_c c + b of the first layer, chunks (M, B), for the first C columns of its weight."""
-    base = ()
-    for j in tl.static_range((WIDTH + TILE[1] - 1) // TILE[1]):
-        base = base + (context_chunk(c, like, weight, bias, 0.0, j, C, STRIDE, WIDTH, TILE, P),)
-    return base
+from .points import add_feature, evaluate, shares_of_rows
 
 
 @triton.jit
@@ -45,6 +26,7 @@ def at_stage(
     line,
     like,
     weight,
+    COLUMN: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
@@ -53,11 +35,7 @@ def at_stage(
     """``base`` with the stage's own context feature, the third number of its line in the schedule, added."""
     stage = base
     if STAGE_FEATURE:
-        feature = tl.load(line + 2)
-        stage = ()
-        for j in tl.static_range(len(base)):
-            w = vector(weight, j * TILE[1], WIDTH, STRIDE, TILE[1], like)
-            stage = stage + (base[j] + feature * w,)
+        stage = add_feature(base, tl.load(line + 2), weight, like, COLUMN, STRIDE, WIDTH, TILE)
     return stage
 
 
@@ -76,23 +54,8 @@ def score(
     P: tl.constexpr,
 ):
     """s(c, x), (M,), for x the state rounded to the weights' dtype."""
-    K: tl.constexpr = len(WIDTHS)
-    M: tl.constexpr = TILE[0]
-    B: tl.constexpr = TILE[1]
-    STORE: tl.constexpr = weights[0].dtype.element_ty
-    v = state.to(STORE).to(state.dtype)
-    wave = waves(v, frequencies, E, TILE)
-    primal = ()
-    for j in tl.static_range(len(stage)):
-        a, _ = add_x(stage[j], v, wave, weights[0], 0.0, j, C, E, WIDTHS[0], TILE, False, P)
-        primal = primal + (a,)
-    for k in tl.static_range(1, K):
-        sums = bias_chunks(biases[k], v, WIDTHS[k], M, B)
-        for i in tl.static_range(len(primal)):
-            z, _, _ = activate(primal[i], ACTIVATION)
-            sums = add_product(sums, z.to(STORE), weights[k], i, WIDTHS[k - 1], WIDTHS[k], B, P)
-        primal = sums
-    s, _ = output(primal, (), weights[K], biases[K], v, WIDTHS[K - 1], B, ACTIVATION)
+    v = state.to(weights[0].dtype.element_ty).to(state.dtype)
+    s, _ = evaluate(stage, v, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, False, P)
     return s
 
 
@@ -125,7 +88,7 @@ def dynamics(
     for i in range(begin, end):
         line = schedule + 3 * i
         drift, scale = tl.load(line), tl.load(line + 1)
-        stage = at_stage(base, line, state, weights[0] + C - 1, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
+        stage = at_stage(base, line, state, weights[0], C - 1, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
         for _ in range(steps):
             s = score(stage, state, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, P)
             state += drift * s + scale * normal(seed, sample, dimension, step, state.dtype)
@@ -165,7 +128,7 @@ def langevin_kernel(
     dimension = tl.load(dimensions + r, mask=inside, other=0)
     state = tl.load(x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
     c = read_context(context, r, inside, GIVEN, TILE)
-    base = context_share(c, state, weights[0], biases[0], GIVEN, C + 1 + 2 * E, WIDTHS[0], TILE, P)
+    base = shares_of_rows(c, state, weights[0], biases[0], GIVEN, C + 1 + 2 * E, WIDTHS[0], TILE, P)
     state = dynamics(
         state,
         base,
@@ -292,7 +255,7 @@ def langevin_draw_kernel(
                     TILE[2],
                     P,
                 )
-                base = context_share(c, zero, w[0], b[0], GIVEN, STRIDE, WIDTHS[0], TILE, P)
+                base = shares_of_rows(c, zero, w[0], b[0], GIVEN, STRIDE, WIDTHS[0], TILE, P)
                 # A chain is rounded to the samples' dtype where one model hands it to the next.
                 state = dynamics(
                     state.to(STORE).to(COMPUTE),
@@ -318,7 +281,7 @@ def langevin_draw_kernel(
                 )
                 if DENOISE and m == models - 1:
                     line = schedule + 3 * models * stages
-                    stage = at_stage(base, line, zero, w[0] + GIVEN, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
+                    stage = at_stage(base, line, zero, w[0], GIVEN, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
                     s = score(stage, state, w, b, frequencies, C, E, WIDTHS, TILE, ACTIVATION, P)
                     value = state.to(STORE).to(COMPUTE) + tl.load(line) * s
                     tl.store(clean + place, value.to(STORE), mask=inside)

@@ -1,4 +1,4 @@
-"""A score head at points whose context does not change: what the loops of quadrature and flow evaluate.
+"""A score head at points whose context does not change: the inner loop of dynamics, quadrature and flow.
 
 ``share`` is W_c c + b of the first layer, in chunks of B columns, computed once a row: (M, B) for M rows, or
 (1, B) where all points of a tile are of one row. TILE and P are as in ``head.py``.
