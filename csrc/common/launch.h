@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "common/head.h"
@@ -29,6 +30,29 @@ const void* checked(const Tensor& t, const char* name, torch::headeronly::Scalar
 
 // The type arithmetic is done in: float for bfloat16, else the storage type.
 torch::headeronly::ScalarType compute_type(const Tensor& t);
+
+// The head, the rows, and where their contexts (N, C) and x (N) lie.
+template <class Args>
+void set_rows(Args& a, const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
+              const Tensor& frequencies, int64_t activation, bool reduced) {
+  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
+  a.rows = x.numel();
+  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
+  a.x = checked(x, "x", x.scalar_type(), a.rows);
+}
+
+// The coefficients of the loss: one a row, or one for all, whose step is 0.
+template <class Args>
+void set_coefficients(Args& a, const Tensor& x, const Tensor& alpha, const Tensor& beta, const Tensor& gamma) {
+  const auto set = [&](auto& pointer, int64_t& step, const Tensor& t, const char* name) {
+    step = t.numel() == 1 ? 0 : 1;
+    const void* p = checked(t, name, compute_type(x), step == 0 ? 1 : a.rows);
+    pointer = static_cast<std::remove_reference_t<decltype(pointer)>>(p);
+  };
+  set(a.alpha, a.alpha_step, alpha, "alpha");
+  set(a.beta, a.beta_step, beta, "beta");
+  set(a.gamma, a.gamma_step, gamma, "gamma");
+}
 
 struct GradientTensors {
   Tensor context, x;

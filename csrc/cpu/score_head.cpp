@@ -104,10 +104,7 @@ namespace fastcsm {
 std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
                                       int64_t activation, bool reduced) {
   ScoreHeadArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
   Tensor score = torch::stable::empty_like(x), derivative = torch::stable::empty_like(x);
   a.score = score.mutable_data_ptr();
   a.derivative = derivative.mutable_data_ptr();
@@ -121,10 +118,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_sco
                                                                  bool need_context, bool need_x, bool need_params,
                                                                  bool reduced) {
   ScoreHeadBackwardArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
   a.grad_score = checked(grad_score, "grad_score", x.scalar_type(), a.rows);
   a.grad_derivative = checked(grad_derivative, "grad_derivative", x.scalar_type(), a.rows);
   GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);

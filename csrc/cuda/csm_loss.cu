@@ -373,17 +373,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Te
                                                               Tensor beta, Tensor gamma, bool need_context, bool need_x,
                                                               bool need_params, bool reduced) {
   GradientArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
-  const auto coefficient = [&](const Tensor& t, const char* name, int64_t& step) {
-    step = t.numel() == 1 ? 0 : 1;
-    return static_cast<const float*>(checked(t, name, compute_type(x), step == 0 ? 1 : a.rows));
-  };
-  a.alpha = coefficient(alpha, "alpha", a.alpha_step);
-  a.beta = coefficient(beta, "beta", a.beta_step);
-  a.gamma = coefficient(gamma, "gamma", a.gamma_step);
+  set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
+  set_coefficients(a, x, alpha, beta, gamma);
   const Device device(x);
   GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);
   Tensor loss = torch::stable::new_empty(alpha, {}, compute_type(x));

@@ -98,10 +98,7 @@ int64_t score_head_bytes(const HeadArgs& head) {
 std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
                                       int64_t activation, bool reduced) {
   ScoreHeadArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
   const Device device(x);
   Tensor score = torch::stable::empty_like(x), derivative = torch::stable::empty_like(x);
   a.score = score.mutable_data_ptr();
@@ -116,10 +113,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_sco
                                                                  bool need_context, bool need_x, bool need_params,
                                                                  bool reduced) {
   GradientArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  a.context = checked(context, "context", x.scalar_type(), a.rows * a.head.context);
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
+  set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
   a.grad_score = checked(grad_score, "grad_score", x.scalar_type(), a.rows);
   a.grad_derivative = checked(grad_derivative, "grad_derivative", x.scalar_type(), a.rows);
   const Device device(x);
