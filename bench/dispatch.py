@@ -19,9 +19,9 @@ TABLE = Path(dispatch.__file__).with_suffix(".json")
 def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
     """The row that one of bench/gpu.py's results makes, or None if not both were checked and timed."""
     rows, config = result.get("rows", {}), result.get("config", {})
-    if "fastcsm" not in rows or "cuda" not in rows or "head" not in config:
+    if "triton" not in rows or "cuda" not in rows or "head" not in config:
         return None
-    times = {"triton": rows["fastcsm"]["median"], "cuda": rows["cuda"]["median"]}
+    times = {name: rows[name]["median"] for name in ("triton", "cuda")}
     faster = min(times, key=lambda name: times[name])
     inputs, *hidden = config["head"]
     return dispatch.Row(
@@ -42,7 +42,7 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=TABLE)
     arguments = p.parse_args()
     results = json.loads(arguments.file.read_text(encoding="utf-8"))["results"]
-    found = [row(result, f"bench/results/{arguments.file.name}") for result in results]
+    found = [row(result, f"bench/results/{arguments.file.name}") for result in results.values()]
     rows = [entry._asdict() for entry in found if entry is not None]
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"{len(rows)} of {len(results)} results measured both backends")

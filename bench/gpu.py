@@ -1,10 +1,11 @@
-"""Every Triton kernel checked, then timed, on one CUDA device: ``python bench/gpu.py``.
+"""Every Triton and CUDA C++ kernel checked, then timed, on one device: ``python bench/gpu.py``.
 
-Every part (``gpu_checks.py``, ``gpu_timings.py``) runs in a process of its own, so that one that fails loses
-no other. All run once side by side, which checks each op against the reference in float64 and fills the
-compilers' caches; then the timings run one after the other, those whose check passed. Speeds are ratios to
-baselines in the same process (``fastcsm.benchmark.baselines``) and shares of the rate of torch.mm in the same
-rounds. The results are written to bench/results/<gpu>.json as they come; nothing runs after 8 minutes.
+Every part (``gpu_checks.py``, ``gpu_timings.py``) runs in a process of its own for each backend, so that one
+that fails loses no other. All run once side by side, which checks each op against the reference in float64
+and fills the compilers' caches; then the timings run one after the other, of those backends together whose
+check passed. Speeds are ratios to baselines in the same process (``fastcsm.benchmark.baselines``) and shares
+of the rate of torch.mm in the same rounds. The results are written to bench/results/<gpu>.json as they come;
+nothing runs after 8 minutes.
 """
 
 import argparse
@@ -27,6 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 #: Names of parts begin with this where they check and time nothing.
 CHECK = "check "
 Result = dict[str, Any]
+#: A part and a backend.
+Job = tuple[str, str]
 
 
 def machine() -> Result:
@@ -43,11 +46,12 @@ def machine() -> Result:
     }
 
 
-def in_a_process(part: str, rounds: int, seconds: float) -> Result:
-    """What a part returns, or {"error": why it returned nothing}."""
+def in_a_process(part: str, backends: Sequence[str], rounds: int, seconds: float) -> Result:
+    """What a part returns of some backends, or {"error": why it returned nothing}."""
     if seconds < 1:
         return {"error": "not run: the time was over"}
-    command = [sys.executable, __file__, "--part", part, "--rounds", str(rounds)]
+    options = ["--part", part, "--backends", ",".join(backends), "--rounds", str(rounds)]
+    command = [sys.executable, __file__, *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -62,20 +66,19 @@ def failed_checks(part: str, result: Result) -> list[str]:
     """The checks of a part that did not pass, and the error that kept it from checking."""
     if "error" in result:
         return [f"{part}: {result['error']}"]
-    checks = result.get("checks") or {"": result["check"]}
     return [
-        f"{part} {op}".strip()
-        for op, entry in checks.items()
-        if not (entry["passed"] and entry["deterministic"])
+        f"{part} {name}"
+        for name, entry in result["checks"].items()
+        if "refused" not in entry and not (entry["passed"] and entry["deterministic"])
     ]
 
 
 def side_by_side(
-    parts: Sequence[str], workers: int, run: Callable[[str], Result]
-) -> Iterator[tuple[str, Result]]:
-    """Parts and their results, as they end."""
+    jobs: Sequence[Job], workers: int, run: Callable[[Job], Result]
+) -> Iterator[tuple[Job, Result]]:
+    """Jobs and their results, as they end."""
     with ThreadPoolExecutor(workers) as pool:
-        running = {pool.submit(run, part): part for part in parts}
+        running = {pool.submit(run, job): job for job in jobs}
         for future in as_completed(running):
             yield running[future], future.result()
 
@@ -83,27 +86,30 @@ def side_by_side(
 def collect(
     checks: Sequence[str],
     timings: Sequence[str],
-    run: Callable[[str, bool], Result],
+    backends: Sequence[str],
+    run: Callable[[str, Sequence[str], bool], Result],
     workers: int,
     write: Callable[[Result], None],
 ) -> Result:
-    """The document of all parts: ``run(part, final)`` runs one, ``final`` being the round that times.
+    """The document of all parts: ``run(part, backends, final)`` runs one, and times it where ``final``.
 
     ``write`` is given the document whenever it has grown.
     """
     document: Result = {"checks": {}, "results": {}, "failed": []}
-    passed = []
-    for part, result in side_by_side([*timings, *checks], workers, lambda part: run(part, False)):
+    passed: dict[str, list[str]] = {part: [] for part in timings}
+    jobs = [(part, backend) for backend in backends for part in (*timings, *checks)]
+    for (part, backend), result in side_by_side(jobs, workers, lambda job: run(job[0], [job[1]], False)):
         bad = failed_checks(part, result)
         document["failed"] += bad
         if part.startswith(CHECK):
-            document["checks"][part] = result.get("checks", result)
+            found = result.get("checks") or {f"{backend} all": result}
+            document["checks"].setdefault(part, {}).update(found)
         elif not bad:
-            passed.append(part)
-        print(f"{part}: " + (", ".join(bad) or "passed"), flush=True)
+            passed[part].append(backend)
+        print(f"{part}, {backend}: " + (", ".join(bad) or "passed"), flush=True)
         write(document)
-    for part in (part for part in timings if part in passed):
-        document["results"][part] = result = run(part, True)
+    for part in (part for part in timings if passed[part]):
+        document["results"][part] = result = run(part, sorted(passed[part], key=backends.index), True)
         document["failed"] += failed_checks(part, result)
         print(part, result.get("error", ""), result.get("share_of_rate", ""), flush=True)
         for name, row in result.get("rows", {}).items():
@@ -119,15 +125,21 @@ def main() -> int:
     p.add_argument("--only", default="", metavar="TEXT", help="only parts whose name contains TEXT")
     p.add_argument("--minutes", type=float, default=8.0, help="no part starts, or runs, after that")
     p.add_argument("--out", type=Path, help="default: bench/results/<gpu>.json")
+    p.add_argument("--backends", default="triton,cuda", metavar="NAMES", help="default: triton,cuda")
     p.add_argument("--part", help=argparse.SUPPRESS)
     arguments = p.parse_args()
     if not torch.cuda.is_available():
         p.exit(1, "bench/gpu.py needs a CUDA device, and torch finds none.\n")
-    from gpu_timings import CHECKS, PARTS, TIMINGS
+    from gpu_timings import BACKENDS, CHECKS, PARTS, TIMINGS, Plan
 
+    backends = arguments.backends.split(",")
     if arguments.part:
-        print(json.dumps(PARTS[arguments.part](arguments.rounds)))
+        print(json.dumps(PARTS[arguments.part](Plan(tuple(backends), arguments.rounds))))
         return 0
+    for name, why in [(name, BACKENDS[name].missing()) for name in backends]:
+        if why:
+            print(f"without {name}: {'; '.join(why)}", flush=True)
+            backends.remove(name)
     start = time.monotonic()
     head = {"machine": machine()}
     slug = re.sub(r"[^a-z0-9]+", "-", head["machine"]["gpu"].lower()).strip("-")
@@ -137,13 +149,14 @@ def main() -> int:
         text = json.dumps({**head, "seconds": time.monotonic() - start, **document}, indent=1)
         out.write_text(text + "\n", encoding="utf-8")
 
-    def run(part: str, final: bool) -> Result:
+    def run(part: str, names: Sequence[str], final: bool) -> Result:
         left = 60 * arguments.minutes - (time.monotonic() - start)
-        return in_a_process(part, arguments.rounds if final else 1, left)
+        # Once with Triton fills the caches of what is compiled, baselines among it.
+        return in_a_process(part, names, arguments.rounds if final else int("triton" in names), left)
 
     checks, timings = ([part for part in kind if arguments.only in part] for kind in (CHECKS, TIMINGS))
     workers = max((os.cpu_count() or 2) - 2, 1)
-    document = collect(checks, [] if arguments.check else timings, run, workers, write)
+    document = collect(checks, [] if arguments.check else timings, backends, run, workers, write)
     print("\n".join(document["failed"]))
     return int(bool(document["failed"]))
 

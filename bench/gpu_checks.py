@@ -1,6 +1,7 @@
 """The checks of bench/gpu.py: every op against the reference in float64, at sizes about the edges of tiles.
 
-A part is a function of the number of rounds that returns plain values.
+A part is a function of a :class:`Plan` that returns plain values, among them "checks": what was found of each
+backend and op.
 """
 
 import copy
@@ -8,13 +9,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import fastcsm
-from fastcsm import functional, nn
+from fastcsm import backends, functional, nn
 from fastcsm.benchmark.densities import SIGMA, restoring
 
 DEVICE = "cuda"
@@ -24,8 +25,16 @@ PRECISIONS = {
     "bfloat16": (torch.bfloat16, "high"),
     "float16": (torch.float16, "high"),
 }
+BACKENDS: dict[str, backends.Backend] = {"triton": backends.Triton(), "cuda": backends.CUDA()}
 Calls = dict[str, Callable[[], Any]]
 Result = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """What to run of a part: which backends, and how many rounds of timing; 0: check only."""
+
+    backends: tuple[str, ...]
+    rounds: int
 
 
 class Head:
@@ -168,6 +177,16 @@ def on(backend: str, call: Callable[[], Any]) -> Any:
         return call()
 
 
+def checked(name: str, check: Callable[[], Result]) -> Result:
+    """What ``check`` finds of a backend, or {"refused": why the backend does not run it}."""
+    try:
+        return on(name, check)
+    except RuntimeError as error:
+        if f"backend {name!r} cannot run" not in str(error):
+            raise
+        return {"refused": str(error)}
+
+
 def deviation(got: list[Tensor], plain: list[Tensor], exact: list[Tensor]) -> dict[str, Any]:
     """Errors relative to each norm, pooled, as a few elements of plain PyTorch may be right by chance.
 
@@ -285,15 +304,20 @@ SUBJECTS: dict[str, Callable[[], Calls]] = {
 }
 
 
-def check(precision: str, subject: str, rounds: int) -> Result:
-    """Every op that a subject has, at a size about the edges of tiles; ``rounds`` is not used."""
+def check(precision: str, subject: str, plan: Plan) -> Result:
+    """Every op that a subject has, at a size about the edges of tiles."""
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    return {"checks": {op: on("triton", partial(run, dtype)) for op, run in SUBJECTS[subject]().items()}}
+    calls = SUBJECTS[subject]().items()
+    return {
+        "checks": {
+            f"{name} {op}": checked(name, partial(run, dtype)) for name in plan.backends for op, run in calls
+        }
+    }
 
 
 #: Every subject in every precision.
-CHECKS: dict[str, Callable[[int], Result]] = {
+CHECKS: dict[str, Callable[[Plan], Result]] = {
     f"check {precision}: {subject}": partial(check, precision, subject)
     for precision in PRECISIONS
     for subject in SUBJECTS

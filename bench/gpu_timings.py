@@ -1,6 +1,6 @@
 """The timings of bench/gpu.py: parts that check one op at its size and, if that passed, time it.
 
-A part is a function of the number of rounds that returns plain values.
+A part is a function of a :class:`~gpu_checks.Plan` that returns plain values.
 """
 
 import copy
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from gpu_checks import (
+    BACKENDS,
     CHECKS,
     DEVICE,
     PRECISIONS,
@@ -17,7 +18,9 @@ from gpu_checks import (
     Calls,
     Conditional,
     Head,
+    Plan,
     Result,
+    checked,
     compared,
     deviation,
     losses,
@@ -27,9 +30,13 @@ from gpu_checks import (
 )
 from torch import Tensor
 
-from fastcsm import backends, nn
+from fastcsm import nn
 from fastcsm.benchmark import baselines, cases, draw, measure, peers
 from fastcsm.benchmark.densities import eager_quadrature
+
+#: The calls of the backends whose check passed, by their names.
+Own = Callable[[Callable[[], Any]], Calls]
+DRAW = draw.Draw(samples=512, hidden=(1024, 1024))
 
 
 def seconds(calls: Calls, rounds: int, warmup: int = 3) -> dict[str, dict[str, float]]:
@@ -65,12 +72,15 @@ def rate(dtype: torch.dtype, m: int, k: int, n: int) -> tuple[float, Callable[[]
     return 2.0 * m * k * n, lambda: a @ b
 
 
-def rows_of(times: Mapping[str, dict[str, float]], own: str) -> dict[str, Any]:
-    """The times and, for every baseline, how many times longer than ``own`` it took."""
-    return {
-        name: {**spread, "over_fastcsm": spread["median"] / times[own]["median"]}
-        for name, spread in times.items()
-    }
+def fastest(times: Mapping[str, dict[str, float]]) -> float:
+    """The median of the faster of the package's backends."""
+    return min(times[name]["median"] for name in BACKENDS if name in times)
+
+
+def rows_of(times: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """The times and how many times longer than the faster of the package's backends each took."""
+    own = fastest(times)
+    return {name: {**spread, "over_fastcsm": spread["median"] / own} for name, spread in times.items()}
 
 
 def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
@@ -87,27 +97,26 @@ def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def timed(
-    op: str, precision: str, config: Result, checked: Result, measure_rows: Callable[[], Result]
+    op: str,
+    precision: str,
+    config: Result,
+    check: Callable[[], Result],
+    measure_rows: Callable[[Own], Result],
+    plan: Plan,
 ) -> Result:
-    """The result of one timing: what was checked and, only if that passed, what ``measure_rows`` found."""
-    found = {"op": op, "precision": precision, "config": config, "check": checked, "rows": {}}
-    if checked["passed"] and checked["deterministic"]:
-        found |= measure_rows()
-    return found
+    """The result of one timing: what ``check`` finds of each backend and what ``measure_rows`` does.
 
+    ``measure_rows`` is given what names the calls of the backends whose check passed; it is not called if
+    there are none, or no rounds.
+    """
+    checks = {name: checked(name, check) for name in plan.backends}
+    names = [name for name, found in checks.items() if found.get("passed") and found["deterministic"]]
 
-def checked_with_cuda(check: Callable[[], Result]) -> Result:
-    """What ``check`` finds of the backend in force and, where it can run, of the CUDA C++ backend."""
-    found = check()
-    if not backends.CUDA().missing():
-        found["cuda"] = other = on("cuda", check)
-        found |= {key: found[key] and other[key] for key in ("passed", "deterministic")}
-    return found
+    def own(call: Callable[[], Any]) -> Calls:
+        return {name: partial(on, name, call) for name in names}
 
-
-def by_cuda(call: Callable[[], Any]) -> Calls:
-    """The call by the CUDA C++ backend, where it can run."""
-    return {} if backends.CUDA().missing() else {"cuda": lambda: on("cuda", call)}
+    found = {"op": op, "precision": precision, "config": config, "checks": checks, "rows": {}}
+    return found | measure_rows(own) if names and plan.rounds else found
 
 
 def sizes(weights: Any) -> list[int]:
@@ -115,7 +124,7 @@ def sizes(weights: Any) -> list[int]:
     return [weight.shape[1] for weight in weights]
 
 
-def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
+def time_csm_loss(precision: str, frequencies: int, plan: Plan, rows: int = 401408) -> Result:
     """The loss and all its gradients, beside what a user would write.
 
     ``share_of_rate`` is the time torch.mm takes, in the better of two shapes, for as many operations, over
@@ -124,7 +133,7 @@ def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
     """
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    rows, context, hidden = 401408, 32, (128, 128)
+    context, hidden = 32, (128, 128)
     head = Head(rows, context, hidden, frequencies, "silu" if frequencies else "softplus").to(dtype)
     leaves = head.leaves()
     compiled = torch.compile(baselines.csm_tangent)
@@ -132,34 +141,31 @@ def time_csm_loss(precision: str, frequencies: int, rounds: int) -> Result:
     def run(function: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
         return lambda: with_gradients(function(), leaves)
 
-    calls: Calls = {
-        "fastcsm": run(lambda: head.loss(leaves)),
-        **by_cuda(run(lambda: head.loss(leaves))),
-        "double_backward": run(lambda: head.baseline(baselines.csm_double_backward, leaves)),
-        "jvp": run(lambda: head.baseline(baselines.csm_jvp, leaves)),
-        "tangent": run(lambda: head.baseline(baselines.csm_tangent, leaves)),
-        "tangent_compiled": run(lambda: head.baseline(compiled, leaves)),
-    }
-
-    def measured() -> Result:
+    def measured(own: Own) -> Result:
+        calls: Calls = {
+            **own(run(lambda: head.loss(leaves))),
+            "double_backward": run(lambda: head.baseline(baselines.csm_double_backward, leaves)),
+            "jvp": run(lambda: head.baseline(baselines.csm_jvp, leaves)),
+            "tangent": run(lambda: head.baseline(baselines.csm_tangent, leaves)),
+            "tangent_compiled": run(lambda: head.baseline(compiled, leaves)),
+        }
         memory = {name: extra_memory(call) for name, call in calls.items()}
         square, square_call = rate(dtype, 8192, 8192, 8192)
         tall, tall_call = rate(dtype, rows, hidden[0], hidden[1])
-        times = seconds({**calls, "mm_square": square_call, "mm_tall": tall_call}, rounds)
+        times = seconds({**calls, "mm_square": square_call, "mm_tall": tall_call}, plan.rounds)
         best = max(square / times["mm_square"]["median"], tall / times["mm_tall"]["median"])
         floor = rows * cases.loss_operations(context, hidden, frequencies) / best
-        found = {"matrix_rate": best, "share_of_rate": floor / times["fastcsm"]["median"]}
+        found = {"matrix_rate": best, "share_of_rate": floor / fastest(times)}
         clock = getattr(torch.cuda.get_device_properties(0), "clock_rate", 0) * 1e3
         if clock:
             units = torch.cuda.get_device_properties(0).multi_processor_count
             both = floor + 2 * rows * sum(hidden) / (16 * units * clock)
-            found["share_with_exponentials"] = both / times["fastcsm"]["median"]
-        return {"rows": rows_of(times, "fastcsm"), "extra_memory": memory, **found}
+            found["share_with_exponentials"] = both / fastest(times)
+        return {"rows": rows_of(times), "extra_memory": memory, **found}
 
     config = {"rows": rows, "context": context, "hidden": hidden, "frequencies": frequencies}
     config["head"] = sizes(head.weights)
-    checked = checked_with_cuda(lambda: compared(losses, head, dtype))
-    return timed("csm_loss", precision, config, checked, measured)
+    return timed("csm_loss", precision, config, lambda: compared(losses, head, dtype), measured, plan)
 
 
 class Upstream:
@@ -182,56 +188,52 @@ class Upstream:
         return list(torch.autograd.grad(y, list(self.made.parameters()), self.upstream))
 
 
-def time_made(rounds: int) -> Result:
-    config = {"batch": 1024, "features": 784, "hidden": (4096, 4096), "context": 32}
-    subject = Upstream(*config.values()).to(torch.bfloat16)
+def time_made(
+    plan: Plan, batch: int = 1024, features: int = 784, hidden: tuple[int, ...] = (4096, 4096)
+) -> Result:
+    config = {"batch": batch, "features": features, "hidden": hidden, "context": 32}
+    subject = Upstream(batch, features, hidden, 32).to(torch.bfloat16)
     made = subject.made
     folded = peers.use_plain_layers(peers.sharing(made), folded=True)
     multiplied = peers.use_plain_layers(peers.sharing(made))
-    calls: Calls = {
-        "fastcsm": subject.run,
-        "folded": lambda: subject.run(folded),
-        "mask_times_weight": lambda: subject.run(multiplied),
-    }
-    checked = compared(Upstream.run, subject, torch.bfloat16)
-    return timed(
-        "masked_linear",
-        "bfloat16",
-        config,
-        checked,
-        lambda: {"rows": rows_of(seconds(calls, rounds), "fastcsm")},
-    )
+
+    def measured(own: Own) -> Result:
+        calls: Calls = {
+            **own(subject.run),
+            "folded": lambda: subject.run(folded),
+            "mask_times_weight": lambda: subject.run(multiplied),
+        }
+        return {"rows": rows_of(seconds(calls, plan.rounds))}
+
+    def check() -> Result:
+        return compared(Upstream.run, subject, torch.bfloat16)
+
+    return timed("masked_linear", "bfloat16", config, check, measured, plan)
 
 
-def time_langevin(precision: str, rounds: int) -> Result:
+def time_langevin(precision: str, plan: Plan, rows: int = 4096, steps: int = 200) -> Result:
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    rows, steps = 4096, 200
     head = Head(rows).to(dtype)
 
     def loop() -> Tensor:
         layers = head.weights, head.biases, head.frequencies, head.activation
         return baselines.langevin_loop(head.context, head.x, *layers, [0.02], [1.0], [None], steps)
 
-    def own() -> Tensor:
-        return head.langevin([0.02], steps)
+    def measured(own: Own) -> Result:
+        calls = own(lambda: head.langevin([0.02], steps))
+        graphs = {f"{name}_graphed": graphed(call) for name, call in calls.items()}
+        times = seconds({**calls, **graphs, "loop": loop, "loop_graphed": graphed(loop)}, plan.rounds)
+        return {"rows": rows_of(times)}
 
-    def measured() -> Result:
-        calls: Calls = {
-            "fastcsm": own,
-            **by_cuda(own),
-            "fastcsm_graphed": graphed(own),
-            "loop": loop,
-            "loop_graphed": graphed(loop),
-        }
-        return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
+    def check() -> Result:
+        return compared(lambda h: [h.langevin([0.02], steps)], head, dtype)
 
-    checked = checked_with_cuda(lambda: compared(lambda h: [h.langevin([0.02], steps)], head, dtype))
     config = {"rows": rows, "steps": steps, "head": sizes(head.weights)}
-    return timed("langevin", precision, config, checked, measured)
+    return timed("langevin", precision, config, check, measured, plan)
 
 
-def time_draw(precision: str, rounds: int) -> Result:
+def time_draw(precision: str, plan: Plan, case: draw.Draw = DRAW) -> Result:
     """512 samples of 784 variables, beside loops timed on 40 of them and taken 784 / 40 times.
 
     ``loop_graphed`` replays one CUDA graph of the forward pass and all steps of a variable. The check takes
@@ -239,12 +241,11 @@ def time_draw(precision: str, rounds: int) -> Result:
     """
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    case = draw.Draw(samples=512, hidden=(1024, 1024))
     model = case.model().to(DEVICE).to(dtype)
     shares, steps = case.shares(), case.levels * case.steps
     variables = [d for share in shares for d in share]
 
-    def own() -> Tensor:
+    def drawn() -> Tensor:
         return model.sample(case.samples, seed=0, steps=case.steps)
 
     with torch.device(DEVICE), torch.no_grad():
@@ -252,81 +253,80 @@ def time_draw(precision: str, rounds: int) -> Result:
         numbers = torch.arange(case.samples)
 
         def check() -> Result:
-            x, again = own(), own()
+            x, again = drawn(), drawn()
             plain = peer.run(x, shares[0], case.steps, lambda d: draw._philox(numbers, d, dtype))
             found = deviation([x[:, shares[0]]], [plain], [peer.truth(x, shares[0], case.steps)])
             return {**found, "deterministic": torch.equal(x, again)}
 
-        checked = checked_with_cuda(check)
         data = torch.randn(case.samples, case.features, dtype=dtype)
 
-        def measured() -> Result:
+        def measured(own: Own) -> Result:
             replay = graphed(lambda: peer.run(data, variables[:1], case.steps))
             calls: Calls = {
-                "fastcsm": own,
-                **by_cuda(own),
+                **own(drawn),
                 "loop": lambda: peer.run(data, variables, case.steps),
                 "loop_graphed": lambda: [replay() for _ in variables],
             }
-            times = seconds(calls, min(rounds, 3), warmup=1)
+            times = seconds(calls, min(plan.rounds, 3), warmup=1)
             for name in ("loop", "loop_graphed"):
                 scale = case.features / len(variables)
                 times[name] = {key: scale * value for key, value in times[name].items()}
-            per_step = {
-                name: times[name]["median"] / (case.features * steps)
-                for name in ("fastcsm", "cuda")
-                if name in times
-            }
-            return {"rows": rows_of(times, "fastcsm"), "seconds_per_step": per_step}
+            per_step = {name: times[name]["median"] / (case.features * steps) for name in own(drawn)}
+            return {"rows": rows_of(times), "seconds_per_step": per_step}
 
         config = {"samples": case.samples, "features": case.features, "hidden": case.hidden, "steps": steps}
         config["head"] = sizes(model.head.weights)
-        return timed("langevin_draw", precision, config, checked, measured)
+        return timed("langevin_draw", precision, config, check, measured, plan)
 
 
-def time_log_prob(precision: str, rounds: int) -> Result:
+def time_log_prob(precision: str, plan: Plan, rows: int = 512 * 784) -> Result:
     """log q of the rows of 512 samples of 784 variables, beside panels that are the same for all rows."""
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    rows, panels = 512 * 784, 4
+    panels = 4
     head = Conditional(rows).to(dtype)
-    calls: Calls = {
-        "fastcsm": lambda: [head.density().log_density],
-        "eager": lambda: [eager_quadrature(*head.arguments(), panels=2 * panels, part=8192)],
-    }
+
+    def eager() -> list[Tensor]:
+        return [eager_quadrature(*head.arguments(), panels=2 * panels, part=8192)]
 
     @torch.no_grad()
-    def measured() -> Result:
+    def measured(own: Own) -> Result:
+        calls = {**own(lambda: [head.density().log_density]), "eager": eager}
         memory = {name: extra_memory(call) for name, call in calls.items()}
-        return {"rows": rows_of(seconds(calls, rounds), "fastcsm"), "extra_memory": memory}
+        return {"rows": rows_of(seconds(calls, plan.rounds)), "extra_memory": memory}
 
-    config = {"rows": rows, "panels": panels, "panels_eager": 2 * panels}
-    checked = within_estimate(head.first(4096), dtype)
-    return timed("conditional_density", precision, config, checked, measured)
+    config = {"rows": rows, "panels": panels, "panels_eager": 2 * panels, "head": sizes(head.weights)}
+    first = head.first(4096)
+    return timed(
+        "conditional_density", precision, config, lambda: within_estimate(first, dtype), measured, plan
+    )
 
 
-def time_flow(precision: str, rounds: int) -> Result:
+def time_flow(precision: str, plan: Plan, rows: int = 512 * 784) -> Result:
     """The flow of as many rows between two levels, beside equal steps of order 4 for all rows."""
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
-    rows, steps = 512 * 784, 8
+    steps = 8
     head = Conditional(rows).to(dtype)
     levels = {"sigma_from": SIGMA, "sigma_to": 1.0}
-    calls: Calls = {
-        "fastcsm": lambda: head.flow(**levels),
-        "eager": lambda: baselines.flow_rk4(*head.arguments(), **levels, steps=steps),
-    }
+
+    def eager() -> Any:
+        return baselines.flow_rk4(*head.arguments(), **levels, steps=steps)
 
     @torch.no_grad()
-    def measured() -> Result:
-        return {"rows": rows_of(seconds(calls, rounds), "fastcsm")}
+    def measured(own: Own) -> Result:
+        calls = {**own(lambda: head.flow(**levels)), "eager": eager}
+        return {"rows": rows_of(seconds(calls, plan.rounds))}
 
-    checked = compared(lambda h: [*h.flow(SIGMA, 1.0)[:2]], head.first(4096), dtype)
-    return timed("probability_flow", precision, {"rows": rows, "steps_eager": steps}, checked, measured)
+    def check() -> Result:
+        return compared(lambda h: [*h.flow(SIGMA, 1.0)[:2]], head.first(4096), dtype)
+
+    config = {"rows": rows, "steps_eager": steps, "head": sizes(head.weights)}
+    return timed("probability_flow", precision, config, check, measured, plan)
 
 
 #: What has a bar comes first.
-TIMINGS: dict[str, Callable[[int], Result]] = {
+TIMINGS: dict[str, Callable[[Plan], Result]] = {
     "csm_loss tf32": partial(time_csm_loss, "tf32", 0),
     "csm_loss bfloat16": partial(time_csm_loss, "bfloat16", 0),
     "masked_linear bfloat16": time_made,

@@ -19,7 +19,7 @@ def measured(tmp_path, monkeypatch):
     """bench/dispatch.py's table of two results, in force."""
 
     def result(op, precision, triton, cuda, **config):
-        rows = {"fastcsm": {"median": triton}, **({"cuda": {"median": cuda}} if cuda else {})}
+        rows = {"triton": {"median": triton}, **({"cuda": {"median": cuda}} if cuda else {})}
         return {"op": op, "precision": precision, "config": config, "rows": rows}
 
     results = [
@@ -29,10 +29,11 @@ def measured(tmp_path, monkeypatch):
         result("masked_linear", "tf32", 1.0, 1.0),
     ]
     given, table = tmp_path / "gpu.json", tmp_path / "dispatch.json"
-    given.write_text(json.dumps({"results": results}))
+    parts = {f"part {i}": result for i, result in enumerate([*results, {"error": "took over 1 s"}])}
+    given.write_text(json.dumps({"results": parts}))
     command = [sys.executable, ROOT / "bench" / "dispatch.py", given, "--out", table]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "2 of 4 results measured both backends\n"
+    assert done.stdout == "2 of 5 results measured both backends\n"
     rows = tuple(dispatch.Row(**row) for row in json.loads(table.read_text()))
     monkeypatch.setattr(dispatch, "table", lambda: rows)
     return rows

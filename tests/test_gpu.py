@@ -47,33 +47,37 @@ def test_a_part_that_fails_loses_no_other(parts):
     good = {"passed": True, "deterministic": True}
     row = {"median": 1.0, "over_fastcsm": 1.0}
 
-    def run(part, final):
-        if part == "broken" or (final and part == "breaks later"):
+    def run(part, backends, final):
+        if part == "broken" or (part == "one" and "cuda" in backends) or (final and part == "breaks later"):
             return {"error": "OutOfMemoryError: no"}
         if part.startswith("check"):
-            return {"checks": {"op": good, "other": good | {"passed": part == "check 1"}}}
+            return {"checks": {f"{name} op": good | {"passed": part == "check 1"} for name in backends}}
+        checks = {name: good | {"deterministic": part != "varies"} for name in backends}
         return {
-            "check": good | {"deterministic": part != "varies"},
-            "rows": {"fastcsm": row} if final else {},
+            "checks": checks | ({"cuda": {"refused": "no"}} if part == "last" else {}),
+            "rows": dict.fromkeys(backends, row) if final else {},
         }
 
-    timings = ["one", "broken", "varies", "breaks later", "last"]
-    document = gpu.collect(["check 1", "check 2"], timings, run, 3, lambda d: written.append(json.dumps(d)))
-    assert set(document["checks"]) == {"check 1", "check 2"}
+    timings, names = ["one", "broken", "varies", "breaks later", "last"], ["triton", "cuda"]
+    checks = ["check 1", "check 2"]
+    document = gpu.collect(checks, timings, names, run, 3, lambda d: written.append(json.dumps(d)))
+    assert document["checks"]["check 1"] == {"triton op": good, "cuda op": good}
     assert list(document["results"]) == ["one", "breaks later", "last"]
-    assert document["results"]["last"]["rows"] == {"fastcsm": row}
+    assert document["results"]["one"]["rows"] == {"triton": row}
+    assert document["results"]["last"]["rows"] == {"triton": row, "cuda": row}
     error = "OutOfMemoryError: no"
-    expected = [f"broken: {error}", "check 2 other", "varies", f"breaks later: {error}"]
-    assert sorted(document["failed"]) == sorted(expected)
-    assert len(written) == 7 + 3
+    expected = [f"one: {error}", *2 * [f"broken: {error}"], f"breaks later: {error}"]
+    expected += [f"{part} {name}" for name in names for part in ("varies", "check 2")]
+    assert sorted(document["failed"]) == sorted(e if "check 2" not in e else f"{e} op" for e in expected)
+    assert len(written) == 2 * 7 + 3
     assert json.loads(written[-1]) == document
 
 
 def test_parts_end_in_time_and_say_why_not(parts, monkeypatch):
     gpu = parts[0]
-    assert gpu.in_a_process("check", 1, 0.5) == {"error": "not run: the time was over"}
+    assert gpu.in_a_process("check", ["triton"], 1, 0.5) == {"error": "not run: the time was over"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = gpu.in_a_process("no such part", 1, 300.0)
+    found = gpu.in_a_process("no such part", ["triton"], 1, 300.0)
     assert "CUDA device" in found["error"] or "no such part" in found["error"]
 
 
@@ -88,6 +92,50 @@ def test_checks_on_the_interpreter(parts):
     assert gpu.failed_checks("check", {"checks": found}) == []
     wrong = checks.deviation([torch.ones(3) + 1e-3], [torch.ones(3)], [torch.ones(3).double()])
     assert not wrong["passed"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
+@pytest.mark.parametrize("part", ["csm_loss", "made", "langevin", "draw", "log_prob", "flow"])
+def test_timings_of_another_backend(parts, part, monkeypatch):
+    """The timings with the CPU library in the place of Triton's kernels, and without a clock."""
+    if fastcsm.backends.CPU().missing():
+        pytest.skip("needs the CPU library")
+    gpu, _, timings = parts
+    small = {
+        "csm_loss": {"rows": 9, "frequencies": 2},
+        "made": {"batch": 3, "features": 5, "hidden": (8, 8)},
+        "langevin": {"rows": 5, "steps": 2},
+        "draw": {"case": timings.DRAW.quick().warm()},
+        "log_prob": {"rows": 7},
+        "flow": {"rows": 7},
+    }
+
+    def seconds(calls, *_, **__):
+        for name, call in calls.items():
+            if not name.startswith("mm_"):  # products of a device's size
+                call()
+        return {name: {"median": 1.0, "q1": 1.0, "q3": 1.0} for name in calls}
+
+    monkeypatch.setattr(timings, "BACKENDS", ["cpu", "cuda"])
+    monkeypatch.setattr(timings, "seconds", seconds)
+    monkeypatch.setattr(timings, "extra_memory", lambda call: len(call()))
+    monkeypatch.setattr(timings, "graphed", lambda call: call)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
+    function = getattr(timings, f"time_{part}")
+    precision = {} if part == "made" else {"precision": "float32"}
+    before = torch.get_float32_matmul_precision()
+    try:
+        plan = timings.Plan(("cpu", "cuda"), 2)
+        result = json.loads(json.dumps(function(plan=plan, **precision, **small[part])))
+        checked = function(plan=plan._replace(rounds=0), **precision, **small[part])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert gpu.failed_checks(part, result) == []
+    assert "cuda" in result["checks"]["cuda"]["refused"]
+    assert {"cpu"} < set(result["rows"]), result
+    assert checked["rows"] == {}
+    assert checked["checks"].keys() == result["checks"].keys()
 
 
 @pytest.mark.gpu
