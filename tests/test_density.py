@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastcsm
-from fastcsm import random
+from fastcsm import backends, random
 from fastcsm.nn import ARCSM, MADE, NoiseSchedule, ScoreHead
 from fastcsm.sampling import exact
 
@@ -140,6 +140,47 @@ def test_fused_draws_are_the_quantiles(method, order, residual):
     with fastcsm.backend("reference"):
         reference = exact(model, 9, method, seed=5, first_sample=3, **tight)
     torch.testing.assert_close(reference, expected, rtol=0, atol=1e-5)
+
+
+class Parts(backends.Reference):
+    """Quantiles, flow and scores, but no draw of their own."""
+
+    name = "parts"
+
+    def refuses(self, op, request):
+        return ["no draws"] if op.endswith("_draw") else super().refuses(op, request)
+
+
+@pytest.fixture
+def parts():
+    backends.register(Parts())
+    yield "parts"
+    del backends._backends["parts"]
+
+
+@pytest.mark.parametrize(
+    ("order", "residual", "dtype"),
+    [
+        (None, False, torch.float64),
+        ([2, 0, 3, 1], True, torch.float64),
+        ([1, 3, 2, 0], False, torch.float32),
+        (None, True, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("method", ["flow", "inverse_cdf"])
+def test_draws_composed_of_parts(method, order, residual, dtype, parts):
+    """Draws of a backend that has quantiles only; in 16 bits their contexts are rounded, no more."""
+    model = wave_model(order=order, residual=residual, dtype=dtype)
+    given = torch.zeros(5, 4, dtype=dtype)
+    for options in ({}, {"denoise": True}, {"given": given, "known": 2}):
+        with fastcsm.backend("reference"):
+            expected = model.sample(5, method, seed=3, **options)
+        with fastcsm.backend(parts):
+            x = model.sample(5, method, seed=3, **options)
+        bar = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+        torch.testing.assert_close(x, expected, rtol=0, atol=bar)
+    with fastcsm.backend(parts):
+        assert model.sample(0, method).shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

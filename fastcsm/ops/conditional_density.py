@@ -1,12 +1,14 @@
 """conditional_density: schemas, fakes and autograd; log q is differentiable, the other results are not."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, random
+from .contexts import contexts_in_order
 from .langevin import DRAW, draw_request
 from .library import choice, define, needs_grad, once, under
 from .score_head import fake_grads
@@ -92,6 +94,53 @@ backends.compose(
     "conditional_density_backward",
     ("conditional_density_nodes", "score_head_backward"),
     _compose_backward,
+)
+
+
+def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
+    """The draw from a backend's quantiles, flow and scores, variable by variable.
+
+    For 16-bit dtypes the contexts are rounded, and the quantiles, which they could not tell apart, float32.
+    """
+    density, flow = implementation("conditional_density"), implementation("probability_flow")
+    score_head = implementation("score_head")
+
+    def run(x, weights, biases, frequencies, activation, *rest):
+        network = tuple(rest[:6])
+        sigmas, low, high, tolerance, flow_tolerance, panels, seed, samples, *places, denoise = rest[6:]
+        wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+        x, clean = x.clone(), x.clone()
+        head = weights, biases, frequencies, activation
+        wide_head = (
+            [w.to(wide) for w in weights],
+            [b.to(wide) for b in biases],
+            frequencies.to(wide),
+            activation,
+        )
+        scale, levels = 1 / sigmas[0] if sigmas else 1.0, [math.log(sigma) for sigma in sigmas]
+        interval = low, high, tolerance, panels
+        for d, context in contexts_in_order(x, *network, *places):
+            u = random.uniform(seed, samples, torch.full_like(samples, d), 0, wide)
+            c = context.to(wide)
+            value = density(c, u, *wide_head, scale, levels[:1], *interval, True)[0]
+            if len(sigmas) > 1:
+                value = flow(c, value, *wide_head, *sigmas, flow_tolerance, False)[0]
+            value = value.to(x.dtype)
+            x[:, d] = clean[:, d] = value
+            if denoise != 0:
+                if sigmas:
+                    context = torch.cat([context, context.new_full((len(context), 1), levels[-1])], 1)
+                s, _ = score_head(context, value, *head)
+                clean[:, d] = value + denoise * s / (sigmas[-1] if sigmas else 1.0)
+        return x, clean
+
+    return run
+
+
+backends.compose(
+    "conditional_density_draw",
+    ("conditional_density", "probability_flow", "score_head"),
+    _compose_draw,
 )
 
 
