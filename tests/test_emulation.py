@@ -15,6 +15,8 @@ FAULTS = {
     "divergent shuffle": "emulation: barrier divergence",
     "race": "emulation: race of a",
     "race within a warp": "emulation: race of",
+    "race in device memory": "emulation: race of two writes",
+    "race of blocks": "emulation: race of a read and a write",
     "overflow of an array": "emulation: access outside of what was allotted",
     "overflow of the block": "heap-buffer-overflow",
     "overflow of a tensor": "heap-buffer-overflow",
@@ -50,3 +52,4 @@ def test_a_planted_fault_is_reported(program, fault):
     done = program(fault)
     assert done.returncode != 0
     assert FAULTS[fault] in done.stderr, done.stderr[:2000]
+    assert ("device memory" in done.stderr) == (fault in ("race in device memory", "race of blocks"))

@@ -1,4 +1,4 @@
-// The scheduler of emulated threads and the record of accesses to shared memory; compiled without sanitizers.
+// The scheduler of emulated threads and the record of their accesses to memory; compiled without sanitizers.
 #include "emulation/cuda_emulation.h"
 
 #include <sys/mman.h>
@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <unordered_map>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -33,14 +34,16 @@ struct Warp {
   char slots[2][32 * kSlotBytes];
 };
 
-// What is known of one byte of shared memory. Threads count from 1, 0 is nobody; readers since the block's last barrier
-// may also be several of one warp, kOfWarp + its number, or of several warps, kMany.
+// What is known of one byte. Threads count from 1, 0 is nobody; readers since the block's last barrier may also be
+// several of one warp, kOfWarp + its number, or of several warps, kMany.
 constexpr uint16_t kOfWarp = 0x8000, kMany = 0xffff;
 struct Byte {
   bool allotted, written;
+  bool read_before;  // by an earlier block
   uint16_t writer, reader;
   uint32_t write_block, write_warp, read_block, read_warp;  // epochs: barriers of the block and of the warp before it
 };
+constexpr uintptr_t kPage = 1024;
 
 struct Block {
   std::vector<Fiber> fibers;
@@ -49,7 +52,8 @@ struct Block {
   char* memory = nullptr;
   size_t size = 0;
   int threads = 0, current = 0, arrived = 0, finished = 0;
-  uint32_t barriers = 0;
+  uint32_t barriers = 0, first = 0;  // of the launch so far, one more at each block's begin, which is the first
+  std::unordered_map<uintptr_t, std::vector<Byte>> pages;  // of memory other than shared, by this launch
   void (*body)(void*) = nullptr;
   void* closure = nullptr;
   void* home[5];
@@ -68,7 +72,8 @@ const char* file_name(const Place& at) {
 }
 
 bool same(const Place& a, const Place& b) {
-  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  const bool file = a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0;
+  return file && a.line() == b.line() && a.column() == b.column();
 }
 
 [[noreturn]] void divergence() {
@@ -154,9 +159,49 @@ void prepare(Fiber& f) {
 }
 
 [[noreturn]] void report_access(const char* what, const void* p, size_t bytes) {
-  std::fprintf(stderr, "emulation: %s: %zu bytes at byte %td of shared memory", what, bytes,
-               static_cast<const char*>(p) - block.memory);
+  const size_t offset = static_cast<const char*>(p) - block.memory;
+  std::fprintf(stderr, "emulation: %s: %zu bytes at ", what, bytes);
+  if (offset < block.size) {
+    std::fprintf(stderr, "byte %zu of shared memory", offset);
+  } else {
+    std::fprintf(stderr, "%p of device memory", p);
+  }
   report();
+}
+
+// Notes that the running thread reads or writes a byte; what is wrong with it, or null.
+const char* note(Byte& byte, bool write) {
+  const uint16_t self = uint16_t(block.current + 1);
+  const int warp = block.current / 32;
+  const uint32_t fences = block.warps[warp].fences;
+  const auto warp_of = [](uint16_t reader) { return reader >= kOfWarp ? reader - kOfWarp : (reader - 1) / 32; };
+  // Whether an earlier access by `other` has no barrier behind it that this thread shares.
+  const auto races = [&](uint16_t other, uint32_t at_block, uint32_t at_warp) {
+    if (other == 0) return false;
+    if (at_block < block.first) return true;
+    if (other == self || at_block != block.barriers) return false;
+    return other == kMany || warp_of(other) != warp || at_warp == fences;
+  };
+  if (races(byte.writer, byte.write_block, byte.write_warp)) {
+    return write ? "race of two writes" : "race of a write and a read";
+  }
+  if (write) {
+    if (byte.read_before || races(byte.reader, byte.read_block, byte.read_warp)) return "race of a read and a write";
+    byte.written = true;
+    byte.writer = self;
+    byte.write_block = block.barriers;
+    byte.write_warp = fences;
+    return nullptr;
+  }
+  if (byte.reader && byte.read_block < block.first) byte.read_before = true;
+  if (byte.reader && byte.reader != self && byte.read_block == block.barriers) {
+    byte.reader = byte.reader != kMany && warp_of(byte.reader) == warp ? uint16_t(kOfWarp + warp) : kMany;
+  } else {
+    byte.reader = self;
+  }
+  byte.read_block = block.barriers;
+  byte.read_warp = fences;
+  return nullptr;
 }
 
 }  // namespace
@@ -171,6 +216,8 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
   block.threads = int(threads.x);
   block.body = body;
   block.closure = closure;
+  block.barriers = 0;
+  block.pages.clear();
   if (block.fibers.size() < threads.x) block.fibers.resize(threads.x);
   for (unsigned b = 0; b < grid.x; ++b) {
     blockIdx = dim3(b);
@@ -183,7 +230,7 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
     block.bytes.assign(shared_bytes, Byte{});
     block.warps.assign(threads.x / 32, Warp{});
     block.arrived = block.finished = 0;
-    block.barriers = 1;
+    block.first = ++block.barriers;
     for (unsigned i = 0; i < threads.x; ++i) prepare(block.fibers[i]);
     block.running = true;
     run_block();
@@ -290,37 +337,20 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 
 void shared_access(const void* p, size_t bytes, bool write) {
   const size_t first = static_cast<const char*>(p) - block.memory;
-  const uint16_t self = uint16_t(block.current + 1);
-  const int warp = block.current / 32;
-  const uint32_t fences = block.warps[warp].fences;
-  const auto warp_of = [](uint16_t reader) { return reader >= kOfWarp ? reader - kOfWarp : (reader - 1) / 32; };
-  // Whether an earlier access by `other` has no barrier behind it that this thread shares.
-  const auto races = [&](uint16_t other, uint32_t at_block, uint32_t at_warp) {
-    if (other == 0 || other == self || at_block != block.barriers) return false;
-    return other == kMany || warp_of(other) != warp || at_warp == fences;
-  };
   for (size_t i = first; i < first + bytes; ++i) {
     if (i >= block.size || !block.bytes[i].allotted) report_access("access outside of what was allotted", p, bytes);
-    Byte& byte = block.bytes[i];
-    if (!write && !byte.written) report_access("read before any write", p, bytes);
-    if (races(byte.writer, byte.write_block, byte.write_warp)) {
-      report_access(write ? "race of two writes" : "race of a write and a read", p, bytes);
-    }
-    if (write) {
-      if (races(byte.reader, byte.read_block, byte.read_warp)) report_access("race of a read and a write", p, bytes);
-      byte.written = true;
-      byte.writer = self;
-      byte.write_block = block.barriers;
-      byte.write_warp = fences;
-    } else {
-      if (byte.reader && byte.reader != self && byte.read_block == block.barriers) {
-        byte.reader = byte.reader != kMany && warp_of(byte.reader) == warp ? uint16_t(kOfWarp + warp) : kMany;
-      } else {
-        byte.reader = self;
-      }
-      byte.read_block = block.barriers;
-      byte.read_warp = fences;
-    }
+    if (!write && !block.bytes[i].written) report_access("read before any write", p, bytes);
+    if (const char* wrong = note(block.bytes[i], write)) report_access(wrong, p, bytes);
+  }
+}
+
+void device_access(const void* p, size_t bytes, bool write) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(p);
+  std::vector<Byte>* page = nullptr;
+  for (uintptr_t i = first; i < first + bytes; ++i) {
+    if (page == nullptr || i % kPage == 0) page = &block.pages[i / kPage];
+    if (page->empty()) page->resize(kPage);
+    if (const char* wrong = note((*page)[i % kPage], write)) report_access(wrong, p, bytes);
   }
 }
 
@@ -329,9 +359,15 @@ void shared_access(const void* p, size_t bytes, bool write) {
 namespace {
 
 void access(const void* p, size_t bytes, bool write) {
-  using emulation::block;
-  if (block.running && static_cast<size_t>(static_cast<const char*>(p) - block.memory) < block.size) {
-    emulation::shared_access(p, bytes, write);
+  using namespace emulation;
+  if (!block.running) return;
+  const auto within = [&](const char* begin, size_t size) {
+    return static_cast<size_t>(static_cast<const char*>(p) - begin) < size;
+  };
+  if (within(block.memory, block.size)) {
+    shared_access(p, bytes, write);
+  } else if (!within(block.fibers[block.current].stack, kStackBytes)) {
+    device_access(p, bytes, write);
   }
 }
 

@@ -34,6 +34,8 @@ __global__ void kernel(Args args) {
   if (args.is("race")) first[i] = 0;
   if (args.is("overflow of an array")) first[64 + i % 4] = 1;
   if (args.is("overflow of the block")) second[1 << 10] = 1;
+  if (args.is("race in device memory")) args.out[64 * blockIdx.x + i / 32] = 1;
+  if (args.is("race of blocks") && i == 0) args.out[64 * blockIdx.x] = args.out[64];
   if (args.is("overflow of a tensor")) args.out[64 * gridDim.x] = 1;
   if (args.is("misaligned vector")) args.out[0] = reinterpret_cast<float2*>(first + 1)->x;
   __syncwarp();
