@@ -21,6 +21,10 @@ FAULTS = {
     "overflow of the block": "heap-buffer-overflow",
     "overflow of a tensor": "heap-buffer-overflow",
     "misaligned vector": "misaligned address",
+    "copy awaited too late": "emulation: access to where a copy is on its way",
+    "copy without a barrier": "emulation: read before any write",
+    "copy never awaited": "emulation: a copy that was never waited for",
+    "copy onto a read": "emulation: race of",
 }
 
 

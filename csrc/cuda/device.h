@@ -254,6 +254,44 @@ FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const Fragm
   }
 }
 
+// Copies kBytes, 16 or 4, from device to shared memory while the thread goes on, or zeros unless inside; both places
+// are aligned to kBytes. The copy belongs to the group that commit_copies ends next.
+template <int kBytes>
+FASTCSM_INLINE void copy_async(void* to, const void* from, bool inside) {
+  static_assert(kBytes == 16 || kBytes == 4);
+#if defined(__CUDACC__)
+  const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
+  const int bytes = inside ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+  }
+#else
+  char value[kBytes] = {};
+  if (inside) std::memcpy(value, from, kBytes);
+  emulation::copy_async(to, from, value, kBytes);
+#endif
+}
+FASTCSM_INLINE void commit_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  emulation::commit_copies();
+#endif
+}
+// Waits until all of this thread's copies but those of its last kGroups groups are there; a barrier makes them known to
+// others.
+template <int kGroups>
+FASTCSM_INLINE void wait_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#else
+  emulation::wait_copies(kGroups);
+#endif
+}
+
 // A from 16 rows of memory: a[i][k] = p[i * stride + k].
 template <class T>
 FASTCSM_INLINE void load_a(FragmentA& a, const T* p, int stride, int lane) {

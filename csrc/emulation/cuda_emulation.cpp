@@ -18,6 +18,12 @@ constexpr size_t kStackBytes = 256 << 10, kSlotBytes = 64;
 
 enum class State { ready, at_warp, at_block, done };
 
+struct Copy {
+  char *to, value[16];
+  size_t bytes;
+  uint32_t group;
+};
+
 struct Fiber {
   void* jump[5];  // of __builtin_setjmp
   ucontext_t start;
@@ -25,6 +31,8 @@ struct Fiber {
   bool started;
   State state;
   Place at;
+  std::vector<Copy> copies;  // on their way, the oldest first
+  uint32_t groups;           // of copies that were ended
 };
 
 struct Warp {
@@ -40,6 +48,7 @@ constexpr uint16_t kOfWarp = 0x8000, kMany = 0xffff;
 struct Byte {
   bool allotted, written;
   bool read_before;  // by an earlier block
+  bool coming;       // an asynchronous copy is on its way
   uint16_t writer, reader;
   uint32_t write_block, write_warp, read_block, read_warp;  // epochs: barriers of the block and of the warp before it
 };
@@ -71,6 +80,17 @@ const char* file_name(const Place& at) {
   std::abort();
 }
 
+[[noreturn]] void report_access(const char* what, const void* p, size_t bytes) {
+  const size_t offset = static_cast<const char*>(p) - block.memory;
+  std::fprintf(stderr, "emulation: %s: %zu bytes at ", what, bytes);
+  if (offset < block.size) {
+    std::fprintf(stderr, "byte %zu of shared memory", offset);
+  } else {
+    std::fprintf(stderr, "%p of device memory", p);
+  }
+  report();
+}
+
 bool same(const Place& a, const Place& b) {
   const bool file = a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0;
   return file && a.line() == b.line() && a.column() == b.column();
@@ -96,6 +116,8 @@ bool same(const Place& a, const Place& b) {
 
 void enter() {
   block.body(block.closure);
+  if (const std::vector<Copy>& left = block.fibers[block.current].copies; !left.empty())
+    report_access("a copy that was never waited for", left[0].to, left[0].bytes);
   block.fibers[block.current].state = State::done;
   ++block.finished;
   // A thread never waits for one that is gone.
@@ -156,17 +178,8 @@ void prepare(Fiber& f) {
   makecontext(&f.start, enter, 0);
   f.started = false;
   f.state = State::ready;
-}
-
-[[noreturn]] void report_access(const char* what, const void* p, size_t bytes) {
-  const size_t offset = static_cast<const char*>(p) - block.memory;
-  std::fprintf(stderr, "emulation: %s: %zu bytes at ", what, bytes);
-  if (offset < block.size) {
-    std::fprintf(stderr, "byte %zu of shared memory", offset);
-  } else {
-    std::fprintf(stderr, "%p of device memory", p);
-  }
-  report();
+  f.copies.clear();
+  f.groups = 0;
 }
 
 // Notes that the running thread reads or writes a byte; what is wrong with it, or null.
@@ -335,10 +348,37 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   }
 }
 
+// A copy may write at any time from here on: a write now for others' accesses, and one more when it has arrived.
+void copy_async(void* to, const void* from, const void* value, size_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes)
+    report_access("a copy is not aligned to its size", to, bytes);
+  shared_access(to, bytes, true);
+  Fiber& self = block.fibers[block.current];
+  Copy copy{static_cast<char*>(to), {}, bytes, self.groups};
+  std::memcpy(copy.value, value, bytes);
+  self.copies.push_back(copy);
+  for (size_t i = 0; i < bytes; ++i) block.bytes[copy.to - block.memory + i].coming = true;
+}
+
+void commit_copies() { ++block.fibers[block.current].groups; }
+
+void wait_copies(int groups) {
+  Fiber& self = block.fibers[block.current];
+  size_t arrived = 0;
+  for (; arrived < self.copies.size() && self.copies[arrived].group + groups < self.groups; ++arrived) {
+    const Copy& copy = self.copies[arrived];
+    for (size_t i = 0; i < copy.bytes; ++i) block.bytes[copy.to - block.memory + i].coming = false;
+    shared_access(copy.to, copy.bytes, true);
+    std::memcpy(copy.to, copy.value, copy.bytes);
+  }
+  self.copies.erase(self.copies.begin(), self.copies.begin() + arrived);
+}
+
 void shared_access(const void* p, size_t bytes, bool write) {
   const size_t first = static_cast<const char*>(p) - block.memory;
   for (size_t i = first; i < first + bytes; ++i) {
     if (i >= block.size || !block.bytes[i].allotted) report_access("access outside of what was allotted", p, bytes);
+    if (block.bytes[i].coming) report_access("access to where a copy is on its way", p, bytes);
     if (!write && !block.bytes[i].written) report_access("read before any write", p, bytes);
     if (const char* wrong = note(block.bytes[i], write)) report_access(wrong, p, bytes);
   }

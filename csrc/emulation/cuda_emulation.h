@@ -78,6 +78,11 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Place at 
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16,
                   Place at = Place::current());
 
+// Twins of the asynchronous copies: `value` reaches its place when the thread waits for the copy's group, no sooner.
+void copy_async(void* to, const void* from, const void* value, size_t bytes);
+void commit_copies();
+void wait_copies(int groups);
+
 // Counts an access of the running thread to shared memory; the compiler's own accesses are counted already.
 void shared_access(const void* p, size_t bytes, bool write);
 
@@ -107,6 +112,15 @@ T __shfl_down_sync(unsigned, T value, unsigned by, int = 32, emulation::Place at
   std::memcpy(&result, emulation::exchange(&value, sizeof(T), false, at) + 64 * from, sizeof(T));
   return result;
 }
+
+inline unsigned __ballot_sync(unsigned, bool value, emulation::Place at = emulation::Place::current()) {
+  const char* slots = emulation::exchange(&value, sizeof value, false, at);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= unsigned(slots[64 * lane] != 0) << lane;
+  return bits;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
 
 template <class T>
 T __ldg(const T* p) {

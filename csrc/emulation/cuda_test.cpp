@@ -22,6 +22,7 @@ __global__ void kernel(Args args) {
   SharedMemory memory(block_memory());
   float* first = memory.take<float>(64);
   float* second = memory.take<float>(64);
+  float* copied = memory.take<float>(64);
   const int i = threadIdx.x, next = (i + 1) % 64;
   if (args.is("early return") && i == 40) return;
   if (!args.is("read before write")) first[i] = float(i);
@@ -30,7 +31,15 @@ __global__ void kernel(Args args) {
   } else {
     __syncthreads();
   }
+  const bool late = args.is("copy awaited too late"), alone = args.is("copy without a barrier");
+  copy_async<4>(copied + i, args.out + 64 * blockIdx.x + i, i % 2);  // zeros
+  commit_copies();
+  if (!args.is("copy never awaited") && !late) wait_copies<0>();
+  if (!alone) __syncthreads();
   second[i] = first[next];
+  if (!args.is("copy never awaited")) second[i] += copied[next];
+  if (late) wait_copies<0>();
+  if (args.is("copy onto a read") && i == 1) copy_async<4>(first + i, args.out, true);
   if (args.is("race")) first[i] = 0;
   if (args.is("overflow of an array")) first[64 + i % 4] = 1;
   if (args.is("overflow of the block")) second[1 << 10] = 1;
@@ -131,7 +140,7 @@ double product_error() {
 
 int main(int, char** arguments) {
   std::vector<float> out(2 * 64);
-  run(kernel, 2, 64, 2 * 64 * 4 + 2 * SharedMemory::kGap, Args{arguments[1], out.data()});
+  run(kernel, 2, 64, 3 * (64 * 4 + SharedMemory::kGap), Args{arguments[1], out.data()});
   std::printf("%g %g %g %g\n", out[0], out[63], product_error<Precision::exact>(), product_error<Precision::tf32>());
   std::printf("%g\n", product_error<Precision::bf16>());
 }
