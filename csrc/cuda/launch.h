@@ -52,22 +52,26 @@ class Device {
   int multiprocessors_;
 };
 
-// Calls function with the precision of the head's products as a constant.
+// Calls function with the precision of products as a constant.
 template <Precision P>
 struct PrecisionConstant {
   static constexpr Precision value = P;
 };
 template <class Function>
-void with_precision(const HeadArgs& head, const Function& function) {
-  if (head.storage == Storage::bf16) {
+void with_precision(Storage storage, bool reduced, const Function& function) {
+  if (storage == Storage::bf16) {
     function(PrecisionConstant<Precision::bf16>());
-  } else if (head.storage == Storage::f32 && head.reduced) {
+  } else if (storage == Storage::f32 && reduced) {
     function(PrecisionConstant<Precision::tf32>());
-  } else if (head.storage == Storage::f32) {
+  } else if (storage == Storage::f32) {
     function(PrecisionConstant<Precision::exact>());
   } else {
     throw std::invalid_argument("fastcsm: x is float64, expected float32 or bfloat16");
   }
+}
+template <class Function>
+void with_precision(const HeadArgs& head, const Function& function) {
+  with_precision(head.storage, head.reduced, function);
 }
 
 }  // namespace fastcsm
