@@ -42,27 +42,30 @@ struct Warp {
   char slots[2][32 * kSlotBytes];
 };
 
-// What is known of one byte. Threads count from 1, 0 is nobody; readers since the block's last barrier may also be
-// several of one warp, kOfWarp + its number, or of several warps, kMany.
+// What is known of one cell: kCell bytes, no fewer than the narrowest element that kernels have. Threads count from 1,
+// 0 is nobody; readers since the block's last barrier may also be several of one warp, kOfWarp + its number, or of
+// several warps, kMany.
 constexpr uint16_t kOfWarp = 0x8000, kMany = 0xffff;
-struct Byte {
+constexpr size_t kCell = 2;
+struct Cell {
   bool allotted, written;
   bool read_before;  // by an earlier block
   bool coming;       // an asynchronous copy is on its way
   uint16_t writer, reader;
   uint32_t write_block, write_warp, read_block, read_warp;  // epochs: barriers of the block and of the warp before it
 };
-constexpr uintptr_t kPage = 1024;
+constexpr uintptr_t kPage = 512;  // cells
 
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<Byte> bytes;
+  std::vector<Cell> cells;
+  std::vector<std::pair<const void*, size_t>> arrays;  // that were allotted
   char* memory = nullptr;
   size_t size = 0;
   int threads = 0, current = 0, arrived = 0, finished = 0;
   uint32_t barriers = 0, first = 0;  // of the launch so far, one more at each block's begin, which is the first
-  std::unordered_map<uintptr_t, std::vector<Byte>> pages;  // of memory other than shared, by this launch
+  std::unordered_map<uintptr_t, std::vector<Cell>> pages;  // of memory other than shared, by this launch
   void (*body)(void*) = nullptr;
   void* closure = nullptr;
   void* home[5];
@@ -182,8 +185,8 @@ void prepare(Fiber& f) {
   f.groups = 0;
 }
 
-// Notes that the running thread reads or writes a byte; what is wrong with it, or null.
-const char* note(Byte& byte, bool write) {
+// Notes that the running thread reads or writes a cell; what is wrong with it, or null.
+const char* note(Cell& cell, bool write) {
   const uint16_t self = uint16_t(block.current + 1);
   const int warp = block.current / 32;
   const uint32_t fences = block.warps[warp].fences;
@@ -195,25 +198,25 @@ const char* note(Byte& byte, bool write) {
     if (other == self || at_block != block.barriers) return false;
     return other == kMany || warp_of(other) != warp || at_warp == fences;
   };
-  if (races(byte.writer, byte.write_block, byte.write_warp)) {
+  if (races(cell.writer, cell.write_block, cell.write_warp)) {
     return write ? "race of two writes" : "race of a write and a read";
   }
   if (write) {
-    if (byte.read_before || races(byte.reader, byte.read_block, byte.read_warp)) return "race of a read and a write";
-    byte.written = true;
-    byte.writer = self;
-    byte.write_block = block.barriers;
-    byte.write_warp = fences;
+    if (cell.read_before || races(cell.reader, cell.read_block, cell.read_warp)) return "race of a read and a write";
+    cell.written = true;
+    cell.writer = self;
+    cell.write_block = block.barriers;
+    cell.write_warp = fences;
     return nullptr;
   }
-  if (byte.reader && byte.read_block < block.first) byte.read_before = true;
-  if (byte.reader && byte.reader != self && byte.read_block == block.barriers) {
-    byte.reader = byte.reader != kMany && warp_of(byte.reader) == warp ? uint16_t(kOfWarp + warp) : kMany;
+  if (cell.reader && cell.read_block < block.first) cell.read_before = true;
+  if (cell.reader && cell.reader != self && cell.read_block == block.barriers) {
+    cell.reader = cell.reader != kMany && warp_of(cell.reader) == warp ? uint16_t(kOfWarp + warp) : kMany;
   } else {
-    byte.reader = self;
+    cell.reader = self;
   }
-  byte.read_block = block.barriers;
-  byte.read_warp = fences;
+  cell.read_block = block.barriers;
+  cell.read_warp = fences;
   return nullptr;
 }
 
@@ -240,7 +243,8 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
     block.memory = static_cast<char*>(memory);
     block.size = shared_bytes;
     std::memset(block.memory, 0xff, shared_bytes);  // NaN in every type, should a read go unseen
-    block.bytes.assign(shared_bytes, Byte{});
+    block.cells.assign((shared_bytes + kCell - 1) / kCell, Cell{});
+    block.arrays.clear();
     block.warps.assign(threads.x / 32, Warp{});
     block.arrived = block.finished = 0;
     block.first = ++block.barriers;
@@ -256,10 +260,14 @@ void run(dim3 grid, dim3 threads, size_t shared_bytes, void (*body)(void*), void
 char* shared_memory() { return block.memory; }
 
 void allot(const void* begin, size_t bytes) {
+  for (const auto& array : block.arrays) {
+    if (array.first == begin && array.second == bytes) return;
+  }
+  block.arrays.emplace_back(begin, bytes);
   const size_t first = static_cast<const char*>(begin) - block.memory;
   if (first > block.size || bytes > block.size - first)
     report_access("more allotted than the launch gave", begin, bytes);
-  for (size_t i = first; i < first + bytes; ++i) block.bytes[i].allotted = true;
+  for (size_t i = first / kCell; i * kCell < first + bytes; ++i) block.cells[i].allotted = true;
 }
 
 void block_barrier(Place at) {
@@ -333,19 +341,20 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
     std::memcpy(&x, &bits, 4);
     return x;
   };
-  for (int n = 0; n < 4; ++n) {
-    const int column = 2 * t + n % 2, below = n / 2;  // of the accumulator; its row is g + 8 * below
-    double sum = 0;
-    for (int k = 0; k < 8; ++k) {  // words of A's row and B's column: one tf32 or two bfloat16 each
-      const uint32_t x = word(4 * g + k % 4, 2 * (k / 4) + below), y = word(4 * column + k % 4, 4 + k / 4);
-      if (bf16) {
-        sum += double(value(x << 16)) * value(y << 16) + double(value(x & 0xffff0000u)) * value(y & 0xffff0000u);
-      } else {
-        sum += double(value(x & 0xffffe000u)) * value(y & 0xffffe000u);
-      }
+  // Words k of A's rows g and g + 8 and of B's columns 2t and 2t + 1: one tf32 or two bfloat16 each.
+  double sum[4] = {};
+  for (int k = 0; k < 8; ++k) {
+    double a_low[2], a_high[2], b_low[2], b_high[2];
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t x = word(4 * g + k % 4, 2 * (k / 4) + i), y = word(4 * (2 * t + i) + k % 4, 4 + k / 4);
+      a_low[i] = bf16 ? value(x << 16) : 0;
+      b_low[i] = bf16 ? value(y << 16) : 0;
+      a_high[i] = value(x & (bf16 ? 0xffff0000u : 0xffffe000u));
+      b_high[i] = value(y & (bf16 ? 0xffff0000u : 0xffffe000u));
     }
-    c[n] = float(c[n] + sum);
+    for (int n = 0; n < 4; ++n) sum[n] += a_low[n / 2] * b_low[n % 2] + a_high[n / 2] * b_high[n % 2];
   }
+  for (int n = 0; n < 4; ++n) c[n] = float(c[n] + sum[n]);
 }
 
 // A copy may write at any time from here on: a write now for others' accesses, and one more when it has arrived.
@@ -357,7 +366,7 @@ void copy_async(void* to, const void* from, const void* value, size_t bytes) {
   Copy copy{static_cast<char*>(to), {}, bytes, self.groups};
   std::memcpy(copy.value, value, bytes);
   self.copies.push_back(copy);
-  for (size_t i = 0; i < bytes; ++i) block.bytes[copy.to - block.memory + i].coming = true;
+  for (size_t i = 0; i < bytes; i += kCell) block.cells[(copy.to - block.memory + i) / kCell].coming = true;
 }
 
 void commit_copies() { ++block.fibers[block.current].groups; }
@@ -367,7 +376,7 @@ void wait_copies(int groups) {
   size_t arrived = 0;
   for (; arrived < self.copies.size() && self.copies[arrived].group + groups < self.groups; ++arrived) {
     const Copy& copy = self.copies[arrived];
-    for (size_t i = 0; i < copy.bytes; ++i) block.bytes[copy.to - block.memory + i].coming = false;
+    for (size_t i = 0; i < copy.bytes; i += kCell) block.cells[(copy.to - block.memory + i) / kCell].coming = false;
     shared_access(copy.to, copy.bytes, true);
     std::memcpy(copy.to, copy.value, copy.bytes);
   }
@@ -376,18 +385,20 @@ void wait_copies(int groups) {
 
 void shared_access(const void* p, size_t bytes, bool write) {
   const size_t first = static_cast<const char*>(p) - block.memory;
-  for (size_t i = first; i < first + bytes; ++i) {
-    if (i >= block.size || !block.bytes[i].allotted) report_access("access outside of what was allotted", p, bytes);
-    if (block.bytes[i].coming) report_access("access to where a copy is on its way", p, bytes);
-    if (!write && !block.bytes[i].written) report_access("read before any write", p, bytes);
-    if (const char* wrong = note(block.bytes[i], write)) report_access(wrong, p, bytes);
+  for (size_t i = first / kCell; i * kCell < first + bytes; ++i) {
+    const bool inside = i < block.cells.size() && block.cells[i].allotted;
+    if (!inside) report_access("access outside of what was allotted", p, bytes);
+    Cell& cell = block.cells[i];
+    if (cell.coming) report_access("access to where a copy is on its way", p, bytes);
+    if (!write && !cell.written) report_access("read before any write", p, bytes);
+    if (const char* wrong = note(cell, write)) report_access(wrong, p, bytes);
   }
 }
 
 void device_access(const void* p, size_t bytes, bool write) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(p);
-  std::vector<Byte>* page = nullptr;
-  for (uintptr_t i = first; i < first + bytes; ++i) {
+  std::vector<Cell>* page = nullptr;
+  for (uintptr_t i = first / kCell; i * kCell < first + bytes; ++i) {
     if (page == nullptr || i % kPage == 0) page = &block.pages[i / kPage];
     if (page->empty()) page->resize(kPage);
     if (const char* wrong = note((*page)[i % kPage], write)) report_access(wrong, p, bytes);
