@@ -55,7 +55,7 @@ def main() -> int:
         results.append(result)
         print(f"{format_table(result)}\n", flush=True)
 
-    for case in (CsmLoss(), CsmLoss(activation="silu", frequencies=16)):
+    for case in CsmLoss().variants():
         keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
     for scores in ScoresOfRows().variants():
         keep(run_case(scores, rounds=rounds))

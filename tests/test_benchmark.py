@@ -216,6 +216,9 @@ def test_counted_operations():
     assert CsmLoss(frequencies=16).operations() == n * 2 * (3 * 32 * 128 + 6 * 128 * 128 + 4 * 33 * 128)
     assert CsmLoss(rows=1, context=5, hidden=(2, 3, 4)).operations() == 2 * (3 * 5 * 2 + 6 * (6 + 12))
     assert CsmLoss(rows=1, context=5, hidden=(2,)).operations() == 2 * 3 * 5 * 2
+    plain = CsmLoss(rows=1, context=5, hidden=(2, 3, 4), denoising=True)
+    assert plain.operations() == 2 * (3 * 5 * 2 + 3 * (6 + 12))
+    assert replace(plain, frequencies=2).operations() == 2 * (3 * 5 * 2 + 3 * (6 + 12) + 2 * 5 * 2)
     steps = Langevin(rows=3, context=5, hidden=(2, 7), levels=4, steps=6)
     assert steps.operations() == 3 * 2 * (24 * 14 + 5 * 2)
     assert replace(steps, frequencies=2).operations() == 3 * 2 * (24 * (14 + 5 * 2) + 5 * 2)
@@ -225,6 +228,7 @@ def test_counted_bytes():
     head = 4 * 6 + 6 + 6 + 1
     assert CsmLoss(rows=9, context=3, hidden=(6,)).bytes() == 4 * (9 * (3 + 1 + 3) + 2 * head)
     assert CsmLoss(rows=9, context=3, hidden=(6,), dtype="bfloat16").bytes() == 2 * (9 * 7 + 2 * head)
+    assert CsmLoss(rows=9, context=3, hidden=(6,), denoising=True).bytes() == 4 * (9 * 8 + 2 * head)
     sizes = {"rows": 9, "context": 3, "hidden": (6,)}
     assert ScoresOfRows(**sizes).bytes() == 4 * (9 * (3 + 1 + 2) + head)
     assert ScoresOfRows(**sizes, backward=True).bytes() == 4 * (9 * (3 + 1 + 2 + 2 + 3) + 2 * head)

@@ -20,18 +20,27 @@ namespace {
 #include "cpu/rows.h"
 
 template <class T>
+bool csm_tangents(const void* job, Tile<T>& tile, int64_t begin) {
+  const CsmLossArgs& a = *static_cast<const CsmLossArgs*>(job);
+  bool any = false;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    tile.gd[r] = static_cast<const T*>(a.beta)[(begin + r) * a.beta_step];
+    any |= tile.gd[r] != T(0);
+  }
+  return any;
+}
+
+template <class T>
 double csm_upstream(const void* job, Tile<T>& tile, int64_t begin) {
   const CsmLossArgs& a = *static_cast<const CsmLossArgs*>(job);
   double loss = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t n = begin + r;
     const T alpha = static_cast<const T*>(a.alpha)[n * a.alpha_step];
-    const T beta = static_cast<const T*>(a.beta)[n * a.beta_step];
     const T gamma = static_cast<const T*>(a.gamma)[n * a.gamma_step];
     const T s = tile.s[r];
     tile.gs[r] = alpha * s + gamma;
-    tile.gd[r] = beta;
-    loss += s * (T(0.5) * alpha * s + gamma) + beta * tile.ds[r];
+    loss += s * (T(0.5) * alpha * s + gamma) + tile.gd[r] * tile.ds[r];
   }
   return loss;
 }
@@ -43,6 +52,7 @@ void csm_loss_typed(CsmLossArgs& a) {
   rows.x = static_cast<const S*>(a.x);
   rows.N = a.rows;
   rows.out = a.out;
+  rows.tangents = csm_tangents<T>;
   rows.upstream = csm_upstream<T>;
   rows.job = &a;
   a.loss = rows.run(a.head);

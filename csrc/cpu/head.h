@@ -169,10 +169,14 @@ void load_rows(const Packed<T>& head, Tile<T>& tile, const S* context, const S* 
   }
 }
 
-enum Keep { kValue, kTangent, kForBackward };
+// What a forward pass is for: s; s and s'; s, s' and their backward pass; s and its own.
+enum Keep { kValue, kTangent, kForBackward, kValueForBackward };
+template <int kKeep>
+constexpr bool kTangents = kKeep == kTangent || kKeep == kForBackward;
 
 // From a (pre) above t (in zu), both without bias, and in the first layer of a head without frequencies without the x
 // column, x_weight: f(a) above f'(a) t into zu, f' and f'' t for the backward pass, and in the last layer s and s'.
+// Without tangents there is no t, and s' is 0.
 template <class T, int A, int kKeep>
 void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* pre, const T* x_weight) {
   using V = Vec<T>;
@@ -182,7 +186,7 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
   for (int64_t r = 0; r < R; ++r) {
     T* z = tile.zu[k] + r * ld;
     T* u = z + R * ld;
-    T* d_out = kKeep == kForBackward ? tile.de[k] + r * ld : nullptr;
+    T* d_out = kKeep >= kForBackward ? tile.de[k] + r * ld : nullptr;
     T* e_out = kKeep == kForBackward ? d_out + R * ld : nullptr;
     const V xr(tile.x[r]);
     V s(0), ds(0);
@@ -195,18 +199,16 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
         activate<A>(a, f, d, e);
       }
       f.store(z + j);
-      if constexpr (kKeep != kValue) {
+      if constexpr (kTangents<kKeep>) {
         t = x_weight != nullptr ? V::load(x_weight + j) : V::load(u + j);
         (d * t).store(u + j);
       }
-      if constexpr (kKeep == kForBackward) {
-        d.store(d_out + j);
-        (e * t).store(e_out + j);
-      }
+      if constexpr (kKeep >= kForBackward) d.store(d_out + j);
+      if constexpr (kKeep == kForBackward) (e * t).store(e_out + j);
       if (last) {
         const V w = V::load(head.w_out + j);
         s += w * f;
-        if constexpr (kKeep != kValue) ds += w * (d * t);
+        if constexpr (kTangents<kKeep>) ds += w * (d * t);
       }
     }
     if (last) {
@@ -239,7 +241,7 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
 // Hidden layers after the first, from zu[0] on.
 template <class T, int kKeep>
 void forward_rest(const Packed<T>& head, Tile<T>& tile) {
-  const int64_t stacked = kKeep == kValue ? tile.rows : 2 * tile.rows;
+  const int64_t stacked = kTangents<kKeep> ? 2 * tile.rows : tile.rows;
   for (int64_t k = 1; k < head.K; ++k) {
     gemm<T>(stacked, head.P[k], head.H[k - 1], tile.zu[k - 1], head.ld[k - 1], head.forward[k], nullptr, tile.zu[k],
             head.ld[k], tile.scratch);
@@ -255,7 +257,7 @@ void forward_tile(const Packed<T>& head, Tile<T>& tile) {
   if (head.F > 1) {
     gemm<T>(R, P, head.F, tile.in + head.C, head.ld_in, head.features_forward, tile.zu[0], tile.zu[0], ld,
             tile.scratch);
-    if (kKeep != kValue)
+    if (kTangents<kKeep>)
       gemm<T>(R, P, head.F, tile.tin, head.ld_features, head.features_forward, nullptr, tile.zu[0] + R * ld, ld,
               tile.scratch);
   }
@@ -284,8 +286,8 @@ struct Partial {
 
 // ga_k above gt_k, into de[k], from gz_k above gu_k in zu[k] (in the last layer from gs, gd and the output weights);
 // adds the bias gradient, in the last layer the output weights', and without frequencies that of the first layer's x
-// column.
-template <class T>
+// column. Without tangents gd is 0, and there are no u, gt and gu.
+template <class T, bool kSlope>
 void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& sum, bool params) {
   using V = Vec<T>;
   const int64_t R = tile.rows, ld = head.ld[k], K = head.K;
@@ -301,7 +303,16 @@ void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& 
       const V w = V::load(head.w_out + j);
       for (int64_t r = 0; r < R; ++r) {
         const int64_t i = r * ld + j;
-        const V g(tile.gs[r]), p(tile.gd[r]), dv = V::load(d + i);
+        const V g(tile.gs[r]), dv = V::load(d + i);
+        if constexpr (!kSlope) {
+          const V ga = w * (g * dv);
+          gw += g * V::load(z + i);
+          gb += ga;
+          gx += ga * V(tile.x[r]);
+          ga.store(d + i);
+          continue;
+        }
+        const V p(tile.gd[r]);
         const V ga = w * (g * dv + p * V::load(e + i)), gt = w * (p * dv);
         gw += g * V::load(z + i) + p * V::load(u + i);
         gb += ga;
@@ -311,7 +322,15 @@ void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& 
     } else {
       for (int64_t r = 0; r < R; ++r) {
         const int64_t i = r * ld + j;
-        const V gz = V::load(z + i), gu = V::load(u + i), dv = V::load(d + i);
+        const V gz = V::load(z + i), dv = V::load(d + i);
+        if constexpr (!kSlope) {
+          const V ga = dv * gz;
+          gb += ga;
+          gx += ga * V(tile.x[r]);
+          ga.store(d + i);
+          continue;
+        }
+        const V gu = V::load(u + i);
         const V ga = dv * gz + V::load(e + i) * gu, gt = dv * gu;
         gb += ga;
         gx += ga * V(tile.x[r]) + gt;
@@ -329,26 +348,27 @@ void gradient_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, Partial<T>& 
   }
 }
 
-// Gradients of the rows in the tile, given gs = dL/ds and gd = dL/ds'. Adds to sum; writes rows of grad_context and
-// grad_x.
-template <class S, class T>
+// Gradients of the rows in the tile, given gs = dL/ds and gd = dL/ds', which is 0 without tangents. Adds to sum; writes
+// rows of grad_context and grad_x.
+template <class S, class T, bool kSlope>
 void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool params, S* grad_context, S* grad_x,
                    int64_t begin) {
-  const int64_t R = tile.rows, K = head.K, C = head.C, F = head.F;
+  const int64_t R = tile.rows, stacked = kSlope ? 2 * R : R, K = head.K, C = head.C, F = head.F;
   for (int64_t k = K - 1; k >= 0; --k) {
-    gradient_pass<T>(head, tile, k, sum, params);
+    gradient_pass<T, kSlope>(head, tile, k, sum, params);
     const T* ga = tile.de[k];
     const int64_t ld = head.ld[k];
     if (k > 0) {
       const int64_t below = head.ld[k - 1];
       if (params)
-        gemm_tn<T>(head.H[k], head.P[k - 1], 2 * R, ga, ld, tile.zu[k - 1], below, sum.weight[k], sum.weight[k],
+        gemm_tn<T>(head.H[k], head.P[k - 1], stacked, ga, ld, tile.zu[k - 1], below, sum.weight[k], sum.weight[k],
                    sum.ld[k], tile.scratch);
-      gemm<T>(2 * R, head.P[k - 1], head.H[k], ga, ld, head.backward[k], nullptr, tile.zu[k - 1], below, tile.scratch);
+      gemm<T>(stacked, head.P[k - 1], head.H[k], ga, ld, head.backward[k], nullptr, tile.zu[k - 1], below,
+              tile.scratch);
     } else if (params) {
       gemm_tn<T>(head.H[0], padded<T>(F == 1 ? C : C + F), R, ga, ld, tile.in, head.ld_in, sum.weight[0], sum.weight[0],
                  sum.ld[0], tile.scratch);
-      if (F > 1)
+      if (kSlope && F > 1)
         gemm_tn<T>(head.H[0], padded<T>(F), R, ga + R * ld, ld, tile.tin, head.ld_features, sum.weight[0] + C,
                    sum.weight[0] + C, sum.ld[0], tile.scratch);
     }
@@ -364,7 +384,7 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
       for (int64_t j = 0; j < C; ++j) grad_context[(begin + r) * C + j] = to_storage<S>(tile.gin[r * head.ld_in + j]);
   }
   if (grad_x == nullptr) return;
-  if (F > 1)
+  if (kSlope && F > 1)
     gemm<T>(R, padded<T>(F), head.H[0], tile.de[0] + R * head.ld[0], head.ld[0], head.features_backward, nullptr,
             tile.gfeatures, head.ld_features, tile.scratch);
   for (int64_t r = 0; r < R; ++r) {
@@ -373,8 +393,9 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
     for (int64_t f = 1; f < F; ++f) {
       const T w =
           head.frequency[(f - 1) % head.E];  // the second derivative of sin(w x) and cos(w x) is -w^2 times itself
-      sum_x += ga_f[f] * tile.tin[r * head.ld_features + f] -
-               tile.gfeatures[r * head.ld_features + f] * (w * w * tile.in[r * head.ld_in + C + f]);
+      sum_x += ga_f[f] * tile.tin[r * head.ld_features + f];
+      if constexpr (kSlope)
+        sum_x -= tile.gfeatures[r * head.ld_features + f] * (w * w * tile.in[r * head.ld_in + C + f]);
     }
     grad_x[begin + r] = to_storage<S>(sum_x);
   }

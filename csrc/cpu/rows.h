@@ -6,7 +6,12 @@ constexpr int64_t kTileBytes = (FASTCSM_VECTOR_BYTES == 64 ? 480 : 240) << 10;  
 constexpr int64_t kPartialBytes = 12 << 20;
 constexpr int64_t kTasks = 64;
 
-// Fills tile.gs, tile.gd for rows from begin on, after tile.s, tile.ds are known; returns the tile's part of the loss.
+// Fills tile.gd = dL/ds' for rows from begin on; whether any is not 0. A tile of zeros needs no tangents: half the
+// work.
+template <class T>
+using TangentsFn = bool (*)(const void* job, Tile<T>& tile, int64_t begin);
+
+// Fills tile.gs = dL/ds, after tile.s, tile.ds are known; returns the tile's part of the loss.
 template <class T>
 using UpstreamFn = double (*)(const void* job, Tile<T>& tile, int64_t begin);
 
@@ -15,6 +20,7 @@ struct GradientRows {
   const S *context, *x;
   int64_t N;
   HeadGradients out;
+  TangentsFn<T> tangents;
   UpstreamFn<T> upstream;
   const void* job;
 
@@ -38,12 +44,20 @@ struct GradientRows {
     for (int64_t begin = task * g.rows_per_task; begin < end; begin += g.tile_capacity) {
       tile.rows = end - begin < g.tile_capacity ? end - begin : g.tile_capacity;
       load_rows(g.head, tile, g.context, g.x, begin);
-      forward_tile<T, kForBackward>(g.head, tile);
-      loss += g.upstream(g.job, tile, begin);
-      backward_tile<S, T>(g.head, tile, sum, g.out.params, static_cast<S*>(g.out.context), static_cast<S*>(g.out.x),
-                          begin);
+      loss += g.tangents(g.job, tile, begin) ? g.template there_and_back<true>(tile, sum, begin)
+                                             : g.template there_and_back<false>(tile, sum, begin);
     }
     g.losses[task] = loss;
+  }
+
+  // The tile's part of the loss.
+  template <bool kSlope>
+  double there_and_back(Tile<T>& tile, Partial<T>& sum, int64_t begin) const {
+    forward_tile<T, kSlope ? kForBackward : kValueForBackward>(head, tile);
+    const double loss = upstream(job, tile, begin);
+    backward_tile<S, T, kSlope>(head, tile, sum, out.params, static_cast<S*>(out.context), static_cast<S*>(out.x),
+                                begin);
+    return loss;
   }
 
   // Output rows of all weights, then one task for the biases.

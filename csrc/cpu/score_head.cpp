@@ -66,12 +66,20 @@ void score_head_kernel(const ScoreHeadArgs& a) {
 }
 
 template <class S, class T>
+bool given_tangents(const void* job, Tile<T>& tile, int64_t begin) {
+  const ScoreHeadBackwardArgs& a = *static_cast<const ScoreHeadBackwardArgs*>(job);
+  bool any = false;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    tile.gd[r] = from_storage(static_cast<const S*>(a.grad_derivative)[begin + r]);
+    any |= tile.gd[r] != T(0);
+  }
+  return any;
+}
+
+template <class S, class T>
 double given_upstream(const void* job, Tile<T>& tile, int64_t begin) {
   const ScoreHeadBackwardArgs& a = *static_cast<const ScoreHeadBackwardArgs*>(job);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    tile.gs[r] = from_storage(static_cast<const S*>(a.grad_score)[begin + r]);
-    tile.gd[r] = from_storage(static_cast<const S*>(a.grad_derivative)[begin + r]);
-  }
+  for (int64_t r = 0; r < tile.rows; ++r) tile.gs[r] = from_storage(static_cast<const S*>(a.grad_score)[begin + r]);
   return 0;
 }
 
@@ -82,6 +90,7 @@ void score_head_backward_typed(const ScoreHeadBackwardArgs& a) {
   rows.x = static_cast<const S*>(a.x);
   rows.N = a.rows;
   rows.out = a.out;
+  rows.tangents = given_tangents<S, T>;
   rows.upstream = given_upstream<S, T>;
   rows.job = &a;
   rows.run(a.head);

@@ -2,8 +2,8 @@
 
 Every baseline of the head has the signature ``(context, x, weights, biases, frequencies, activation)`` and
 returns (s, s'), each (N,), ready for one backward pass: context (N, C), x (N,), weights and biases as in
-nn.Linear (the last layer has one output), frequencies (E,). The CSM loss by the same way takes alpha and beta
-more, floats or (N,), and is the scalar sum over rows of alpha s^2 / 2 + beta s'.
+nn.Linear (the last layer has one output), frequencies (E,). The CSM loss by the same way takes alpha, beta
+and gamma more, floats or (N,), and is the scalar sum over rows of alpha s^2 / 2 + beta s' + gamma s.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "csm_denoising",
     "csm_double_backward",
     "csm_jvp",
     "csm_tangent",
@@ -193,11 +194,29 @@ def _csm(scores: Callable[..., Pair]) -> Callable[..., Tensor]:
         activation: str,
         alpha: Numbers,
         beta: Numbers,
+        gamma: Numbers | None = None,
     ) -> Tensor:
         s, ds = scores(context, x, weights, biases, frequencies, activation)
-        return (alpha * s.square() / 2 + beta * ds).sum()
+        rows = alpha * s.square() / 2 + beta * ds
+        return (rows if gamma is None else rows + gamma * s).sum()
 
     return loss
+
+
+def csm_denoising(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    frequencies: Tensor,
+    activation: str,
+    alpha: Numbers,
+    beta: float,
+    gamma: Numbers,
+) -> Tensor:
+    """The loss for beta = 0, which needs no derivative."""
+    s = head(context, x, weights, biases, frequencies, activation)
+    return (alpha * s.square() / 2 + gamma * s).sum()
 
 
 csm_double_backward = _csm(scores_double_backward)

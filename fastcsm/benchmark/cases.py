@@ -94,6 +94,12 @@ def loss_operations(context: int, hidden: Sequence[int], frequencies: int) -> fl
     return 2.0 * (count + (4 * (1 + 2 * frequencies) * hidden[0] if frequencies else 0))
 
 
+def denoising_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
+    """Operations a row of a loss of s alone with its backward pass."""
+    count = 3 * context * hidden[0] + 3 * sum(a * b for a, b in pairwise(hidden))
+    return 2.0 * (count + (2 * (1 + 2 * frequencies) * hidden[0] if frequencies else 0))
+
+
 def step_operations(hidden: Sequence[int], frequencies: int) -> float:
     """Operations a row and Langevin step, the context's part of the first layer left out."""
     count = sum(a * b for a, b in pairwise(hidden))
@@ -125,24 +131,34 @@ def _loss_and_gradients(
 class CsmLoss(Rows):
     """csm_loss forward and backward: the loss and the gradients of context, weights and biases.
 
-    The coefficients are those of the mean over samples of 784 dimensions: alpha = beta = 784 / N, gamma = 0.
+    The coefficients are those of the mean over samples of 784 dimensions: alpha = beta = 784 / N, gamma = 0;
+    or, ``denoising``, alpha as before, beta = 0, and gamma = alpha times noise of its own a row.
     """
 
     dtype: str = "float32"
+    denoising: bool = False
 
     op = "csm_loss"
     slow = ("compile_jvp",)
 
     def title(self) -> str:
-        return super().title() + ("" if self.dtype == "float32" else f", {self.dtype}")
+        extra = ", denoising" if self.denoising else ""
+        return super().title() + extra + ("" if self.dtype == "float32" else f", {self.dtype}")
+
+    def variants(self) -> list[Self]:
+        return [*super().variants(), replace(self, denoising=True)]
 
     def operations(self) -> float:
-        """2 (3 C H_1 + 6 sum H_k H_{k+1}) a row, and 2 * 4 (1 + 2E) H_1 more with E frequencies."""
-        return self.rows * loss_operations(self.context, self.hidden, self.frequencies)
+        """2 (3 C H_1 + 6 sum H_k H_{k+1}) a row, and 2 * 4 (1 + 2E) H_1 more with E frequencies.
+
+        Denoising, 2 (3 C H_1 + 3 sum H_k H_{k+1}), and 2 * 2 (1 + 2E) H_1.
+        """
+        count = denoising_operations if self.denoising else loss_operations
+        return self.rows * count(self.context, self.hidden, self.frequencies)
 
     def bytes(self) -> float:
-        """c and x read, the gradient of c written; parameters read, their gradients written."""
-        numbers = self.rows * (2 * self.context + 1) + 2 * self.parameters()
+        """c and x read, the gradient of c written; parameters read, their gradients written; denoising, gamma."""
+        numbers = self.rows * (2 * self.context + 1 + self.denoising) + 2 * self.parameters()
         return float(getattr(torch, self.dtype).itemsize * numbers)
 
     def inputs(self) -> tuple[Any, ...]:
@@ -152,12 +168,16 @@ class CsmLoss(Rows):
         x = torch.randn(self.rows, generator=generator).to(dtype)
         weights, biases = ([t.to(dtype).requires_grad_() for t in tensors] for tensors in (weights, biases))
         frequencies = frequencies.to(dtype)
-        coefficient = 1.0 / max(1, self.rows // SAMPLE_DIMENSIONS)
-        return context, x, weights, biases, frequencies, self.activation, coefficient, coefficient
+        alpha = beta = 1.0 / max(1, self.rows // SAMPLE_DIMENSIONS)
+        gamma = None
+        if self.denoising:
+            wide = torch.float32 if dtype.itemsize < 4 else dtype
+            beta, gamma = 0.0, alpha * torch.randn(self.rows, generator=generator).to(wide)
+        return context, x, weights, biases, frequencies, self.activation, alpha, beta, gamma
 
     def contenders(self, precisions: Sequence[str], compiled: bool) -> dict[str, Contender]:
         inputs = self.inputs()
-        context, x, weights, biases, frequencies, activation, alpha, beta = inputs
+        context, x, weights, biases, frequencies, activation, alpha, beta, gamma = inputs
 
         def plain(loss_function: Callable[..., Tensor]) -> Callable[[], Outputs]:
             return lambda: _loss_and_gradients(loss_function(*inputs), context, weights, biases)
@@ -172,9 +192,16 @@ class CsmLoss(Rows):
                 frequencies=frequencies,
                 alpha=alpha,
                 beta=beta,
+                gamma=gamma,
             )
             return _loss_and_gradients(loss, context, weights, biases)
 
+        if self.denoising:
+            found = {"eager": Contender("eager", plain(baselines.csm_denoising))}
+            if compiled:
+                function = torch.compile(baselines.csm_denoising, dynamic=False)
+                found["compile"] = Contender("torch.compile", plain(function), compiled=True)
+            return found | own_contenders(own, precisions if self.dtype == "float32" else ["highest"])
         found = {
             "double_backward": Contender("eager double backward", plain(baselines.csm_double_backward)),
             "tangent": Contender("hand-written tangent, eager", plain(baselines.csm_tangent)),
@@ -200,16 +227,16 @@ class CsmLoss(Rows):
         return 1e-10 if self.dtype == "float64" else 0.1 if name == "double_backward" else None
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:
-        context, x, weights, biases, frequencies, activation, alpha, beta = self.inputs()
+        context, x, weights, biases, frequencies, activation, alpha, beta, gamma = self.inputs()
         weights, biases = ([t.detach().double().requires_grad_() for t in ts] for ts in (weights, biases))
         total: Outputs = {}
         context_grads, scale = [], 0.0
-        for c, v in zip(context.detach().split(4096), x.split(4096), strict=True):
+        gammas = (torch.zeros(self.rows) if gamma is None else gamma).double().split(4096)
+        for c, v, g in zip(context.detach().split(4096), x.split(4096), gammas, strict=True):
             c = c.double().requires_grad_()
             arguments = (c, v.double(), weights, biases, frequencies.double(), activation)
-            part = _loss_and_gradients(
-                baselines.csm_double_backward(*arguments, alpha, beta), c, weights, biases
-            )
+            loss = baselines.csm_double_backward(*arguments, alpha, beta, g)
+            part = _loss_and_gradients(loss, c, weights, biases)
             square = baselines.csm_double_backward(*arguments, alpha, 0.0).item()
             scale += square + abs(part["loss"].item() - square)
             context_grads.append(part.pop("grad_context"))

@@ -109,6 +109,21 @@ def test_every_width(backend, hidden, context):
     check(backend, torch.float32, rows=70, context=context, hidden=hidden, frequencies=5)
 
 
+@pytest.mark.parametrize("zeros", [slice(None), slice(0, 100), slice(150, None), slice(199, None)])
+@pytest.mark.parametrize("frequencies", [0, 3])
+@pytest.mark.parametrize("backend", WITH_TRITON)
+def test_rows_without_the_derivative(backend, frequencies, zeros):
+    """Tiles of rows whose beta is 0 need no tangents, beside tiles that do."""
+    for dtype in (torch.float32, torch.float64):
+        cases = []
+        for seed in SEEDS[:2]:
+            case = Case(rows=200, hidden=(17, 9, 12), frequencies=frequencies, seed=seed)
+            case.beta[zeros] = 0
+            case = case.to(dtype)
+            cases.append((fused(case, backend), plain(case), plain(case.to(torch.float64))))
+        assert_as_accurate(*cases, relative=True)
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_many_rows(backend):
     check(backend, torch.float32, rows=3000, context=32, hidden=(64, 64), activation="softplus")

@@ -65,6 +65,23 @@ def test_every_activation_and_depth(backend, activation, hidden, dtype):
         check(backend, dtype, hidden=hidden, activation=activation, frequencies=frequencies)
 
 
+@pytest.mark.parametrize("frequencies", [0, 3])
+@pytest.mark.parametrize("backend", WITH_TRITON)
+def test_gradients_of_the_score_alone(backend, frequencies):
+    case = Case(rows=70, hidden=(17, 9, 12), frequencies=frequencies)
+    found = []
+    for run, dtype in ((backend, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        own = case.to(dtype)
+        leaves = own.leaves()
+        with fastcsm.backend(run):
+            s, _ = functional.score_head(
+                *split(leaves), activation=own.activation, frequencies=own.frequencies
+            )
+            grads = torch.autograd.grad(s, list(leaves.values()), own.grads[0])
+        found.append(dict(zip(leaves, grads)))
+    assert_as_accurate(tuple(found), relative=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", TRITON)
 def test_triton_at_every_edge(backend, dtype):
