@@ -157,7 +157,10 @@ class CsmLoss(Rows):
         return self.rows * count(self.context, self.hidden, self.frequencies)
 
     def bytes(self) -> float:
-        """c and x read, the gradient of c written; parameters read, their gradients written; denoising, gamma."""
+        """c and x read, the gradient of c written; parameters read, their gradients written.
+
+        Denoising reads gamma as well.
+        """
         numbers = self.rows * (2 * self.context + 1 + self.denoising) + 2 * self.parameters()
         return float(getattr(torch, self.dtype).itemsize * numbers)
 
