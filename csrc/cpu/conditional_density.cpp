@@ -4,15 +4,14 @@
 #define FASTCSM_FILE "cpu/conditional_density.cpp"
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <stdexcept>
 #include <tuple>
 
+#include "common/density_args.h"
 #include "common/draw_args.h"
 #include "common/ops.h"
 #include "common/philox.h"
+#include "common/quadrature.h"
 #include "cpu/launch.h"
-#include "cpu/quadrature.h"
 #include "cpu/foreach_isa.h"
 #endif
 
@@ -192,35 +191,8 @@ void conditional_density_draw_kernel(const DrawArgs& a) {
 namespace fastcsm {
 namespace {
 
-// Unit of rounding, of bfloat16 where products may round their operands to it.
-double unit_of(Storage storage, bool reduced) {
-  if (storage == Storage::f64) return std::numeric_limits<double>::epsilon();
-  return storage == Storage::f32 && !reduced ? double(std::numeric_limits<float>::epsilon()) : 1.0 / 128;
-}
-
-DensityArgs density_args(const Tensor& context, const Tensor& point, const Tensors& weights, const Tensors& biases,
-                         const Tensor& frequencies, int64_t activation, double score_scale,
-                         const std::vector<double>& stage_features, double low, double high, double tolerance,
-                         int64_t panels, bool reduced) {
-  DensityArgs a{};
-  a.head = head_args(context, point, weights, biases, frequencies, activation, reduced);
-  a.rows = point.numel();
-  a.has_feature = !stage_features.empty();
-  if (stage_features.size() > 1 || (a.has_feature && a.head.context < 1))
-    throw std::invalid_argument("fastcsm: stage_features must have at most one value");
-  if (panels < 1 || panels > 16 || !(low < high) || !(tolerance > 0))
-    throw std::invalid_argument("fastcsm: panels must be in [1, 16], low below high, and tolerance positive");
-  a.feature = a.has_feature ? stage_features[0] : 0;
-  a.context = checked(context, "context", point.scalar_type(), a.rows * (a.head.context - a.has_feature));
-  a.point = checked(point, "x", point.scalar_type(), a.rows);
-  a.score_scale = score_scale, a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
-  a.unit = unit_of(a.head.storage, reduced);
-  return a;
-}
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, torch::headeronly::ScalarType type) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
-}
+// The unit of rounding of bfloat16, where products may round their operands to it.
+constexpr double kReducedUnit = 1.0 / 128;
 
 }  // namespace
 
@@ -229,18 +201,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conditional_density(
     double score_scale, std::vector<double> stage_features, double low, double high, double tolerance, int64_t panels,
     bool inverse, bool reduced) {
   DensityArgs a = density_args(context, point, weights, biases, frequencies, activation, score_scale, stage_features,
-                               low, high, tolerance, panels, reduced);
-  a.inverse = inverse;
-  const auto type = compute_type(point);
-  Tensors out;
-  for (int i = 0; i < 5; ++i) {
-    out.push_back(empty(point, {a.rows}, type));
-    a.out[i] = out[i].mutable_data_ptr();
-  }
-  Tensor ends = empty(point, {a.rows, 2}, type);
-  a.ends = ends.mutable_data_ptr();
+                               low, high, tolerance, panels, inverse, reduced, kReducedUnit);
+  const auto results = new_densities(a, point);
   FASTCSM_DISPATCH(conditional_density_kernel, uses_pairs(a.head), a);
-  return {out[0], out[1], out[2], out[3], out[4], ends};
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor context, Tensor point, Tensors weights,
@@ -250,17 +214,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
                                                                      double high, double tolerance, int64_t panels,
                                                                      bool reduced) {
   DensityArgs a = density_args(context, point, weights, biases, frequencies, activation, score_scale, stage_features,
-                               low, high, tolerance, panels, reduced);
-  const auto type = compute_type(point);
-  constexpr int64_t kMost = 64 * kNodes;
-  Tensor t = empty(point, {a.rows, kMost}, point.scalar_type()), weight = empty(point, {a.rows, kMost}, type);
-  Tensor count = empty(point, {a.rows}, torch::headeronly::ScalarType::Long), score = empty(point, {a.rows}, type);
-  a.nodes = t.mutable_data_ptr();
-  a.weights = weight.mutable_data_ptr();
-  a.counts = static_cast<int64_t*>(count.mutable_data_ptr());
-  a.scores = score.mutable_data_ptr();
+                               low, high, tolerance, panels, false, reduced, kReducedUnit);
+  const auto results = new_density_nodes(a, point);
   FASTCSM_DISPATCH(conditional_density_kernel, uses_pairs(a.head), a);
-  return {t, weight, count, score};
+  return results;
 }
 
 std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
@@ -282,7 +239,7 @@ std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, T
   a.sigma_to = sigmas.empty() ? 0 : sigmas.back();
   a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
   a.flow_tolerance = flow_tolerance;
-  a.unit = unit_of(a.storage, reduced);
+  a.unit = rounding_unit(a.storage, reduced, kReducedUnit);
   a.denoise = sigmas.empty() ? denoise : denoise / sigmas.back();
   if (a.rows > 0) FASTCSM_DISPATCH(conditional_density_draw_kernel, uses_pairs(a), a);
   return draw.results();

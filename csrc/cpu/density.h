@@ -3,8 +3,6 @@
 // rows of the block; the rest is float64 arithmetic on a few numbers a panel. No include guard: included once per
 // instruction set.
 
-constexpr int kMaxPanels = 64, kMaxMoves = 16;
-constexpr double kHeaviest = 0.8, kLeast = 0.25, kRounding = 8.0, kCancelled = 4 * 0x1p-52;
 constexpr double kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
 
 struct DensityOptions {

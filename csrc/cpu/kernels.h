@@ -31,18 +31,6 @@ struct CsmLossArgs {
   double loss;
 };
 
-// The densities of rows; or, when nodes is set, the nodes and weights of their gradients.
-struct DensityArgs {
-  HeadArgs head;
-  int64_t rows, panels;
-  const void *context, *point;
-  double score_scale, feature, low, high, tolerance, unit;
-  bool has_feature, inverse;
-  void *out[5], *ends;  // point, log-density, log-normaliser, cdf, error
-  void *nodes, *weights, *scores;
-  int64_t* counts;
-};
-
 struct FlowArgs {
   HeadArgs head;
   int64_t rows;

@@ -1,4 +1,4 @@
-#include "cpu/quadrature.h"
+#include "common/quadrature.h"
 
 #include <cmath>
 
@@ -61,7 +61,7 @@ Quadrature make() {
 }  // namespace
 
 const Quadrature& quadrature() {
-  static const Quadrature tables = make();
+  alignas(64) static const Quadrature tables = make();
   return tables;
 }
 

@@ -1,5 +1,5 @@
 // Gauss-Legendre rules of 16 and 32 nodes, and the integrals of the polynomials through their nodes
-// (fastcsm/reference/conditional_density.py).
+// (fastcsm/reference/quadrature.py), and the limits of panels and their errors.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,11 @@
 namespace fastcsm {
 
 constexpr int kNodes = 16, kFine = 32, kTop = 4;
+constexpr int kMaxPanels = 64, kMaxMoves = 16;
+constexpr double kHeaviest = 0.8, kLeast = 0.25, kRounding = 8.0, kCancelled = 4 * 0x1p-52;
 
-// Tables are stored so that the index of the result runs fastest.
-struct alignas(64) Quadrature {
+// Tables are stored so that the index of the result runs fastest; every one begins at a multiple of 64 bytes.
+struct Quadrature {
   double nodes[kNodes], weights[kNodes], fine_weights[kFine];
   double coefficients[kNodes][kNodes];     // [node][k] Legendre coefficients from values at the nodes
   double to_fine[kNodes][kFine];           // [node][fine node] integral from -1
