@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import activations, functional
-from .incremental import Incremental
+from ..incremental import Incremental
 
 
 class MaskedLinear(nn.Module):
@@ -147,7 +148,15 @@ class MADE(nn.Module):
             batch: number of samples.
             dtype, device: of the values and contexts; those of the parameters by default.
         """
-        return Incremental(self, batch, dtype, device)
+        like = self.output.weight.detach().new_empty(0).to(device=device, dtype=dtype)
+        layers = [cast(MaskedLinear, layer) for layer in (*self.layers, self.output)]
+        weights = [layer.weight.detach().to(like) for layer in layers]
+        biases = [
+            weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().to(like)
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+        degrees = [layer.out_degrees for layer in layers[:-1]]
+        return Incremental(batch, weights, biases, degrees, self.order, self.activation, self.residual)
 
     def _trunk(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, random
-from .contexts import contexts_in_order
+from ..incremental import Incremental
 from .langevin import DRAW, draw_request
 from .library import choice, define, needs_grad, once, under
 from .score_head import fake_grads
@@ -106,8 +106,11 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
     score_head = implementation("score_head")
 
     def run(x, weights, biases, frequencies, activation, *rest):
-        network = tuple(rest[:6])
-        sigmas, low, high, tolerance, flow_tolerance, panels, seed, samples, *places, denoise = rest[6:]
+        made_weights, made_biases, degrees, order, made_activation, residual = rest[:6]
+        sigmas, low, high, tolerance, flow_tolerance, panels, seed, samples, first, last, denoise = rest[6:]
+        variables = order.tolist()
+        network = made_weights, made_biases, degrees, variables, made_activation, residual
+        units = Incremental(len(x), *network)
         wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
         x, clean = x.clone(), x.clone()
         head = weights, biases, frequencies, activation
@@ -119,7 +122,11 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
         )
         scale, levels = 1 / sigmas[0] if sigmas else 1.0, [math.log(sigma) for sigma in sigmas]
         interval = low, high, tolerance, panels
-        for d, context in contexts_in_order(x, *network, *places):
+        for k, d in enumerate(variables[:last]):
+            if k < first:
+                units.feed(x[:, d])
+                continue
+            context = units.context(k)
             u = random.uniform(seed, samples, torch.full_like(samples, d), 0, wide)
             c = context.to(wide)
             value = density(c, u, *wide_head, scale, levels[:1], *interval, True)[0]
@@ -132,6 +139,7 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
                     context = torch.cat([context, context.new_full((len(context), 1), levels[-1])], 1)
                 s, _ = score_head(context, value, *head)
                 clean[:, d] = value + denoise * s / (sigmas[-1] if sigmas else 1.0)
+            units.feed(value)
         return x, clean
 
     return run

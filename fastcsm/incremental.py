@@ -1,16 +1,11 @@
 """Incremental evaluation of a MADE: each hidden unit once, as soon as the variables it reads are known."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import activations
-
-if TYPE_CHECKING:
-    from .made import MADE, MaskedLinear
+from . import activations
 
 
 class Incremental:
@@ -19,12 +14,15 @@ class Incremental:
     Feeding the k-th value finishes the hidden units of degree k: a few rows of each layer, on the prefix of
     the layer below that is already known. All contexts together cost one masked forward pass. The results are
     those of the full pass in evaluation mode (no dropout), to rounding; they carry no gradient. Weights are
-    read when they are needed, not copied, unless the dtype or device differs or the order is not raster.
+    read when they are needed, not copied, unless the order is not raster.
 
     Args:
-        made: a :class:`MADE` whose hidden units are sorted by degree, as it makes them.
         batch: number B of samples.
-        dtype, device: of the values and contexts; those of the parameters by default.
+        weights, biases: hidden layers, then the output layer, whose D * C rows are the contexts by variable;
+            in the dtype and on the device of the values and contexts.
+        degrees: int64 (H_l,) for each hidden layer, sorted; variable order[k] has degree k + 1.
+        order: permutation of range(D).
+        activation, residual: as for :class:`fastcsm.nn.MADE`.
 
     Attributes:
         known: number of values fed so far.
@@ -35,30 +33,26 @@ class Incremental:
 
     def __init__(
         self,
-        made: MADE,
         batch: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        degrees: Sequence[Tensor],
+        order: Sequence[int],
+        activation: str,
+        residual: bool,
     ):
-        output = made.output
-        like = output.weight.detach().new_empty(0).to(device=device, dtype=dtype)
-        layers = [cast("MaskedLinear", layer) for layer in made.layers]
-        self._f = activations.get(made.activation).f
-        self._residual = made.residual
-        self._order = list(made.order)
-        self._features = made.context_features
-        self._weights, self._biases = [], []
-        for layer in (*layers, output):
-            self._weights.append(layer.weight.detach().to(like))
-            bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-            self._biases.append(bias.detach().to(like))
+        self._f = activations.get(activation).f
+        self._order = list(order)
+        features = len(self._order)
+        self._features = len(weights[-1]) // features
+        self._weights, self._biases = list(weights), list(biases)
         if self._order != sorted(self._order):
             self._weights[0] = self._weights[0][:, self._order]
-        self._ends = [_ends(layer.out_degrees, made.features) for layer in layers]
-        self._values = like.new_zeros(batch, made.features)
+        self._ends = [_ends(degree, features) for degree in degrees]
+        self._values = weights[0].new_zeros(batch, features)
         #: What the layer above reads of each layer; of a residual network's even layers, f of the sum so far.
-        self._units = [like.new_zeros(batch, len(layer.weight)) for layer in layers]
-        self._sum = torch.zeros_like(self._units[0]) if self._residual else None
+        self._units = [weights[0].new_zeros(batch, len(degree)) for degree in degrees]
+        self._sum = torch.zeros_like(self._units[0]) if residual else None
         self.known = 0
 
     @torch.no_grad()
@@ -120,5 +114,5 @@ class Incremental:
 def _ends(degrees: Tensor, features: int) -> list[int]:
     """Number of units of a degree up to m, for m = 0, ..., features - 1."""
     if (degrees.diff() < 0).any():
-        raise ValueError("made must have hidden units sorted by degree")
+        raise ValueError("degrees must be those of hidden units sorted by degree")
     return torch.searchsorted(degrees, torch.arange(features, device=degrees.device), right=True).tolist()
