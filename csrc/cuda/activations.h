@@ -19,8 +19,9 @@ FASTCSM_INLINE float twice_atanh_(float s) {
 }
 
 // A float whose quotients are products with the special function units' reciprocal, to 2 units in the last place. Under
-// kFastExp they make its exponentials too, to some more: for values that products round to fewer bits.
-template <bool kFastExp>
+// kFastExp they make its exponentials and logarithms too, to some more, and under kFastTanh the sigmoid is made from
+// their hyperbolic tangent, of 11 bits: for values that products round to fewer.
+template <bool kFastExp, bool kFastTanh = false>
 struct Approximate {
   using A = Approximate;
   float v;
@@ -37,20 +38,38 @@ struct Approximate {
   friend FASTCSM_INLINE bool operator<=(A x, A y) { return x.v <= y.v; }
   friend FASTCSM_INLINE bool operator>=(A x, A y) { return x.v >= y.v; }
   friend FASTCSM_INLINE A exp_(A x) { return A(kFastExp ? fast_exp2(x.v * 1.44269504f) : expf(x.v)); }
-  friend FASTCSM_INLINE A expm1_(A x) { return A(expm1f(x.v)); }
+  friend FASTCSM_INLINE A expm1_(A x) { return A(kFastExp ? fast_exp2(x.v * 1.44269504f) - 1.f : expm1f(x.v)); }
   friend FASTCSM_INLINE A abs_(A x) { return A(fabsf(x.v)); }
   friend FASTCSM_INLINE A select_(bool mask, A x, A y) { return mask ? x : y; }
   friend FASTCSM_INLINE A twice_atanh_(A s) { return A(fastcsm::twice_atanh_(s.v)); }
+  friend FASTCSM_INLINE A log_one_plus(A q)
+    requires kFastExp
+  {
+    return A(0.693147181f * fast_log2(1.f + q.v));
+  }
+  friend FASTCSM_INLINE void sigmoids(A x, A& p, A& q)
+    requires kFastExp
+  {
+    if constexpr (kFastTanh) {
+      const float t = fast_tanh(0.5f * x.v);
+      p = A(fmaf(0.5f, t, 0.5f)), q = A(fmaf(-0.5f, t, 0.5f));
+    } else {
+      p = A(fast_reciprocal(1.f + fast_exp2(x.v * -1.44269504f))), q = A(1.f - p.v);
+    }
+  }
 };
+
+// A float of which products of precision P are made.
+template <Precision P>
+using Value = Approximate<P != Precision::exact, P == Precision::bf16>;
 
 #include "common/activations.h"
 
 // f(x) alone, for a product of precision P to read.
 template <Precision P, int kCode>
 FASTCSM_INLINE float activation_value(float x) {
-  using A = Approximate<P != Precision::exact>;
-  A f, d, e;
-  activate<kCode>(A(x), f, d, e);
+  Value<P> f, d, e;
+  activate<kCode>(Value<P>(x), f, d, e);
   return f.v;
 }
 
@@ -91,6 +110,17 @@ FASTCSM_INLINE void wave(float w, float x, float& sine, float& cosine) {
   sincospif(turns, &s, &c);
   sine = fmaf(rest, c, s);
   cosine = fmaf(-rest, s, c);
+}
+
+// The same for products of precision P to read.
+template <Precision P>
+FASTCSM_INLINE void wave(float w, float x, float& sine, float& cosine) {
+  if constexpr (P == Precision::exact) {
+    wave(w, x, sine, cosine);
+  } else {
+    const float turns = w * x * 0.159154943f, angle = (turns - rintf(turns)) * 6.28318531f;
+    sine = fast_sin(angle), cosine = fast_cos(angle);
+  }
 }
 
 }  // namespace fastcsm

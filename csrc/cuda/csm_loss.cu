@@ -19,9 +19,23 @@
 namespace fastcsm {
 namespace {
 
-constexpr int kMaxColumns = 80;                           // of the input, whose gradients' sums are kept in registers
-constexpr int kLoss = 0, kOutputBias = 1;                 // sums over rows
-constexpr int kGradientRows = 32, kGradientColumns = 64;  // of W_2's gradient a warp keeps
+constexpr int kMaxColumns = 80;            // of the input, whose gradients' sums are kept in registers
+constexpr int kLoss = 0, kOutputBias = 1;  // sums over rows
+
+// Of a weight's gradient a warp has kSumRows rows and every kSumHalves-th tile of 8 columns.
+constexpr int kSumRows = 32, kSumHalves = kThreads / kWarp / (kUnits / kSumRows);
+template <int kColumnsAll>
+using Sums = Accumulator[kSumRows / 16][kColumnsAll / 8 / kSumHalves];
+struct SumPlace {
+  int row, half, lane;
+
+  FASTCSM_INLINE explicit SumPlace(const Place& at)
+      : row(at.warp % (kUnits / kSumRows) * kSumRows), half(at.warp / (kUnits / kSumRows)), lane(at.lane) {}
+
+  // The row and the column of element i of accumulator [m][n].
+  FASTCSM_INLINE int row_of(int m, int i) const { return row + 16 * m + lane / 4 + i / 2 * 8; }
+  FASTCSM_INLINE int column_of(int n, int i) const { return 8 * (kSumHalves * n + half) + lane % 4 * 2 + i % 2; }
+};
 
 template <Precision P, int K>
 struct GradientMemory {
@@ -49,46 +63,47 @@ struct GradientMemory {
 
 // Gradients of the inputs, [ga_1; gt_1] W_1: that of the context to memory, and that of x, which meets every feature's
 // derivative in the primal and second derivative in the tangent, as shares (kColumnGroups, kRows). A warp has 16 rows
-// and every kColumnGroups-th pair of tiles.
+// and every kColumnGroups-th tile of 8 columns.
 template <Precision P, int K>
 FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemory<P, K>& m, const Place& at,
                                     int64_t first) {
-  constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
+  using T = Element<P>;
+  constexpr int kStride = Head<P>::kStride, kStep = kDepth<T>;
   const int C = int(args.head.context), stride = m.head.stride;
   const bool need_x = args.grad_x != nullptr;
-  const Element<P>* primal = m.g + at.row * kStride;
-  const Element<P>* tangent = primal + kRows * kStride;
+  const T* primal = m.g + at.row * kStride;
+  const T* tangent = primal + kRows * kStride;
   float gx[2] = {0.f, 0.f};
 #pragma unroll 1
-  for (int column = 16 * at.group; column < (need_x ? m.head.columns : C); column += 16 * kColumnGroups) {
-    Accumulator gh[2] = {}, gdh[2] = {};
-#pragma unroll 1
-    for (int k = 0; k < kUnits; k += kStep) {
-      FragmentA a, t;
+  for (int column = 8 * at.group; column < (need_x ? m.head.columns : C); column += 8 * kColumnGroups) {
+    Accumulator gh = {}, rest = {}, gdh = {};
+#pragma unroll 2
+    for (int k = 0; k < kUnits; k += 2 * kStep) {
+      FragmentA a[2];
       FragmentB b[2];
-      load_a(a, primal + k, kStride, at.lane);
-      load_b(b, m.head.first + k * stride + column, stride, at.lane);
-      multiply_add<P>(gh[0], a, b[0]);
-      multiply_add<P>(gh[1], a, b[1]);
-      if (need_x) {
-        load_a(t, tangent + k, kStride, at.lane);
-        multiply_add<P>(gdh[0], t, b[0]);
-        multiply_add<P>(gdh[1], t, b[1]);
+      load_columns_b(b, m.head.first + k * stride + column, stride, at.lane);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        load_a(a[i], primal + k + i * kStep, kStride, at.lane);
+        multiply_add<P>(i == 0 ? gh : rest, a[i], b[i]);
+      }
+#pragma unroll
+      for (int i = 0; need_x && i < 2; ++i) {
+        load_a(a[i], tangent + k + i * kStep, kStride, at.lane);
+        multiply_add<P>(gdh, a[i], b[i]);
       }
     }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = at.row_of(i), j = column + 8 * n + at.lane % 4 * 2 + i % 2;
-        if (args.grad_context && j < C && first + row < args.rows) {
-          static_cast<Element<P>*>(args.grad_context)[(first + row) * C + j] = to_storage<Element<P>>(gh[n].r[i]);
-        }
-        if (need_x) {
-          const float h = from_storage(m.inputs.h[row * stride + j]);
-          const float dh = from_storage(m.inputs.h[(kRows + row) * stride + j]);
-          gx[i / 2] += gh[n].r[i] * dh - gdh[n].r[i] * (m.square[j] * h);
-        }
+    for (int i = 0; i < 4; ++i) {
+      gh.r[i] += rest.r[i];
+      const int row = at.row_of(i), j = column + at.lane % 4 * 2 + i % 2;
+      if (args.grad_context && j < C && first + row < args.rows) {
+        static_cast<T*>(args.grad_context)[(first + row) * C + j] = to_storage<T>(gh.r[i]);
+      }
+      if (need_x) {
+        const float h = from_storage(m.inputs.h[row * stride + place_of<T>(j)]);
+        const float dh = from_storage(m.inputs.h[(kRows + row) * stride + place_of<T>(j)]);
+        gx[i / 2] += gh.r[i] * dh - gdh.r[i] * (m.square[j] * h);
       }
     }
   }
@@ -107,35 +122,33 @@ FASTCSM_INLINE int sum_place(const Place& at) {
   return at.row / 16 * K * kUnits + at.column + at.lane / 8 * 8 + at.lane % 4 * 2 + at.lane / 4 % 2;
 }
 
-// The part of W_2's gradient that a warp sums.
-FASTCSM_INLINE int hidden_unit(const Place& at) { return at.warp % (kUnits / kGradientRows) * kGradientRows; }
-FASTCSM_INLINE int hidden_column(const Place& at) { return at.warp / (kUnits / kGradientRows) * kGradientColumns; }
+// The warp's part of sums += G^T Z over `columns` columns of Z.
+template <Precision P, int kWide>
+FASTCSM_INLINE void add_sums(Accumulator (&sums)[kSumRows / 16][kWide], const Place& at, const Element<P>* g,
+                             const Element<P>* z, int stride, int columns, int tangent_from) {
+  const SumPlace part(at);
+  add_outer<P, kSumHalves>(sums, at, g + part.row, z + 8 * part.half, stride, columns, tangent_from);
+}
 
-// alpha, beta and gamma of the tile's rows to upstream (3, kRows), zeros beyond the last.
+// Of the thread's row of a tile alpha, beta and gamma, zeros beyond the last.
+struct Upstream {
+  float alpha, beta, gamma;
+};
 template <class T>
-FASTCSM_INLINE void load_upstream(const GradientArgs& args, float* upstream, int64_t first) {
-  const int row = thread_number();
-  if (row >= kRows) return;
-  const int64_t n = first + row;
-  float alpha = 0, beta = 0, gamma = 0;
-  if (n < args.rows && args.grad_score) {
-    beta = from_storage(static_cast<const T*>(args.grad_derivative)[n]);
-    gamma = from_storage(static_cast<const T*>(args.grad_score)[n]);
-  } else if (n < args.rows) {
-    alpha = args.alpha[n * args.alpha_step];
-    beta = args.beta[n * args.beta_step];
-    gamma = args.gamma[n * args.gamma_step];
+FASTCSM_INLINE Upstream fetch_upstream(const GradientArgs& args, int64_t first) {
+  const int64_t n = first + thread_number();
+  if (thread_number() >= kRows || n >= args.rows) return {};
+  if (args.grad_score) {
+    return {0.f, from_storage(static_cast<const T*>(args.grad_derivative)[n]),
+            from_storage(static_cast<const T*>(args.grad_score)[n])};
   }
-  upstream[row] = alpha;
-  upstream[kRows + row] = beta;
-  upstream[2 * kRows + row] = gamma;
+  return {args.alpha[n * args.alpha_step], args.beta[n * args.beta_step], args.gamma[n * args.gamma_step]};
 }
 
 // The block's sums to its slice: those of the first layer and of W_2 from registers, the others from shared memory.
 template <Precision P, int K>
 FASTCSM_INLINE void store_slice(const GradientArgs& args, const GradientMemory<P, K>& m,
-                                const Accumulator (&first_sums)[1][kMaxColumns / 8],
-                                const Accumulator (&hidden_sums)[kGradientRows / 16][kGradientColumns / 8]) {
+                                const Sums<kMaxColumns>& first_sums, const Sums<kUnits>& hidden_sums) {
   const int thread = thread_number();
   const Place at(thread);
   const int inputs = int(args.head.context + args.head.features());
@@ -152,29 +165,28 @@ FASTCSM_INLINE void store_slice(const GradientArgs& args, const GradientMemory<P
     const float sum = m.sums[i] + m.sums[K * kUnits + i];
     if (j < args.head.width[K - 1]) slice[args.offset[k == 0 ? K : K + 1 + k] + j] = sum;
   }
+  const SumPlace part(at);
+  const auto each = [](const auto& sums, const auto& store) {
 #pragma unroll
-  for (int n = 0; n < kMaxColumns / 8; ++n) {
+    for (int m16 = 0; m16 < int(std::extent_v<std::remove_reference_t<decltype(sums)>, 0>); ++m16) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int j = at.warp * 16 + at.lane / 4 + i / 2 * 8, column = n * 8 + at.lane % 4 * 2 + i % 2;
-      if (j >= args.head.width[0] || column > inputs) continue;
-      slice[column == inputs ? args.offset[K + 1] + j : args.offset[0] + j * inputs + column] = first_sums[0][n].r[i];
-    }
-  }
-  if constexpr (K > 1) {
-    const int in = int(args.head.width[0]), out = int(args.head.width[1]);
+      for (int n = 0; n < int(std::extent_v<std::remove_reference_t<decltype(sums)>, 1>); ++n) {
 #pragma unroll
-    for (int m16 = 0; m16 < kGradientRows / 16; ++m16) {
-#pragma unroll
-      for (int n = 0; n < kGradientColumns / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = hidden_unit(at) + 16 * m16 + at.lane / 4 + i / 2 * 8;
-          const int column = hidden_column(at) + n * 8 + at.lane % 4 * 2 + i % 2;
-          if (j < out && column < in) slice[args.offset[1] + j * in + column] = hidden_sums[m16][n].r[i];
-        }
+        for (int i = 0; i < 4; ++i) store(m16, n, i, sums[m16][n].r[i]);
       }
     }
+  };
+  each(first_sums, [&](int m16, int n, int i, float sum) {
+    const int j = part.row_of(m16, i), column = part.column_of(n, i);
+    if (j >= args.head.width[0] || column > inputs) return;
+    slice[column == inputs ? args.offset[K + 1] + j : args.offset[0] + j * inputs + column] = sum;
+  });
+  if constexpr (K > 1) {
+    const int in = int(args.head.width[0]), out = int(args.head.width[1]);
+    each(hidden_sums, [&](int m16, int n, int i, float sum) {
+      const int j = part.row_of(m16, i), column = part.column_of(n, i);
+      if (j < out && column < in) slice[args.offset[1] + j * in + column] = sum;
+    });
   }
 }
 
@@ -196,28 +208,36 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
   }
   __syncthreads();
 
-  Accumulator first_sums[1][kMaxColumns / 8] = {};                         // (16 units, columns): W_1 and b_1
-  Accumulator hidden_sums[kGradientRows / 16][kGradientColumns / 8] = {};  // W_2
+  Sums<kMaxColumns> first_sums = {};  // W_1 and b_1
+  Sums<kUnits> hidden_sums = {};      // W_2
 
-  const int tiles = int((args.rows + kRows - 1) / kRows);
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first = int64_t(tile) * kRows;
-    m.inputs.load(m.head, args.context, args.x, first, args.rows);
-    load_upstream<T>(args, m.upstream, first);
+  const int64_t step = int64_t(gridDim.x) * kRows;
+  int64_t first = int64_t(blockIdx.x) * kRows;
+  Fetched<P> next = m.inputs.fetch(m.head, args.context, args.x, first, args.rows);
+  Upstream upstream = fetch_upstream<T>(args, first);
+  for (; first < args.rows; first += step) {
+    m.inputs.store(m.head, next, args.context, first, args.rows);
+    if (thread_number() < kRows) {
+      m.upstream[thread_number()] = upstream.alpha;
+      m.upstream[kRows + thread_number()] = upstream.beta;
+      m.upstream[2 * kRows + thread_number()] = upstream.gamma;
+    }
     __syncthreads();
 
-    Pair kept, layer;  // a_1 and t_1; the last layer's, then its gradients
+    Pair kept, layer, value;  // f'(a_1) and f''(a_1) t_1; the last layer's, then its gradients; z and u
     begin(layer, Place(), nullptr);
     const int stride = anew(m.head.stride);
     product_forward<P>(layer, Place(), m.inputs.h, stride, m.head.first, stride, m.head.columns, C);
+    apply_activation<P>(layer, value, activation);
     if constexpr (K > 1) {
       kept = layer;
-      store_activated<P>(kept, Place(), activation, m.z);
+      store<P>(value, Place(), m.z);
       __syncthreads();
       begin(layer, Place(), m.head.bias);
       product_forward<P>(layer, Place(), m.z, Head<P>::kStride, m.head.matrix(0), Head<P>::kStride, kUnits, 0);
+      apply_activation<P>(layer, value, activation);
     }
-    store_shares(layer, Place(), activation, m.head.output, m.shares);
+    store_shares(value, Place(), m.head.output, m.shares);
     __syncthreads();
 
     float g[2], p[2];
@@ -234,30 +254,27 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
       m.row_sums[kLoss * kRows + row] += s * (0.5f * alpha * s + gamma) + p[i] * ds;
       m.row_sums[kOutputBias * kRows + row] += g[i];
     }
+    next = m.inputs.fetch(m.head, args.context, args.x, first + step, args.rows);
+    upstream = fetch_upstream<T>(args, first + step);
     if (!args.params && !args.grad_context && !args.grad_x) {
       __syncthreads();
       continue;
     }
 
-    output_backward(layer, Place(), activation, m.head.output, g, p, m.sums + sum_place<K>(Place()));
-    store_gradient<P>(layer, Place(), m.g);
+    output_backward(layer, value, Place(), m.head.output, g, p, m.sums + sum_place<K>(Place()));
+    store<P>(layer, Place(), m.g);
     __syncthreads();
     if constexpr (K > 1) {
       add_bias_sums(layer, Place(), m.sums + sum_place<K>(Place()) + kUnits);
-      if (args.params) {
-        add_outer<P>(hidden_sums, Place(), m.g + hidden_unit(Place()), m.z + hidden_column(Place()), Head<P>::kStride,
-                     kGradientColumns, 0);
-      }
+      if (args.params) add_sums<P>(hidden_sums, Place(), m.g, m.z, Head<P>::kStride, kUnits, 0);
       begin(layer, Place(), nullptr);
       product_backward<P>(layer, Place(), m.g, m.head.matrix(0));
-      activation_backward(layer, kept, activation);
+      activation_backward(layer, kept);
       __syncthreads();
-      store_gradient<P>(layer, Place(), m.g);
+      store<P>(layer, Place(), m.g);
       __syncthreads();
     }
-    if (args.params) {
-      add_outer<P>(first_sums, Place(), m.g + 16 * Place().warp, m.inputs.h, m.head.stride, m.head.columns, C);
-    }
+    if (args.params) add_sums<P>(first_sums, Place(), m.g, m.inputs.h, m.head.stride, m.head.columns, C);
     inputs_backward(args, m, Place(), first);
     __syncthreads();
     if (args.grad_x && threadIdx.x < kRows && first + threadIdx.x < args.rows) {

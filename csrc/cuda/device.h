@@ -107,19 +107,13 @@ FASTCSM_INLINE uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-// The nearest tf32 (10 bits of fraction), ties away from zero.
-FASTCSM_INLINE float round_tf32(float x) {
-#if defined(__CUDACC__)
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-#else
-  const uint32_t bits = __float_as_uint(x);
-  return x - x != 0 ? x : __uint_as_float((bits + 0x1000u) & 0xffffe000u);
-#endif
-}
+// The nearest tf32 (10 bits of fraction), ties to even: 8193 x keeps the bits of x that a tf32 has (Veltkamp). Two
+// multiplications, where the unit's own conversion is three slower instructions; numbers above 2^114 become NaN.
+FASTCSM_INLINE float round_tf32(float x) { return fmaf(-8192.f, x, 8193.f * x); }
 
-// 1 / x and 2^x by the special function units, numbers below 2^-126 being zero.
+// 1 / x, 2^x, log2(x), sin and cos(x) for |x| <= pi, and tanh(x) by the special function units, numbers below 2^-126
+// being zero. The errors are a few units in the last place of the result, of log2, sin and cos of 1, but tanh's 2^-11
+// of the result; the twin rounds it as much.
 FASTCSM_INLINE float fast_reciprocal(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -136,6 +130,42 @@ FASTCSM_INLINE float fast_exp2(float x) {
   return y;
 #else
   return exp2f(x);
+#endif
+}
+FASTCSM_INLINE float fast_log2(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+FASTCSM_INLINE float fast_sin(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return sinf(x);
+#endif
+}
+FASTCSM_INLINE float fast_cos(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return cosf(x);
+#endif
+}
+FASTCSM_INLINE float fast_tanh(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return round_tf32(tanhf(x));
 #endif
 }
 
@@ -228,10 +258,9 @@ FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const Fragm
 #endif
 }
 
-// x as the sum of two tf32, to 22 bits: 8193 x keeps the bits of x that a tf32 has (Veltkamp), and the unit drops those
-// of the rest that it cannot hold.
+// x as the sum of two tf32, to 22 bits: the unit drops those bits of the rest that it cannot hold.
 FASTCSM_INLINE void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
-  const float value = __uint_as_float(x), kept = fmaf(-8192.f, value, 8193.f * value);
+  const float value = __uint_as_float(x), kept = round_tf32(value);
   high = __float_as_uint(kept);
   low = __float_as_uint(value - kept) + 0x1000u;
 }

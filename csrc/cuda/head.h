@@ -8,6 +8,8 @@
 //
 // A warp has 16 rows and kColumns columns of a tile, primal and tangent, so that a thread holds a and t of the same
 // unit.
+//
+// Matrices lie in shared memory with their columns at the places of place_of.
 #pragma once
 
 #include "cuda/activations.h"
@@ -22,6 +24,14 @@ constexpr int kColumns = 32;
 constexpr int kColumnGroups = kUnits / kColumns;
 constexpr int kTiles = kColumns / 8;  // accumulators side by side in a warp
 static_assert(kThreads / kWarp == kRows / 16 * kColumnGroups);
+
+// Where a column lies in its row. Of eight of float32 the even ones come first, so that columns 2t and 2t + 1, which
+// lane t has of an accumulator, are columns t and t + 4 of an operand: of matrices that are read by rows and by
+// columns, and written from accumulators, all without two lanes' words in one bank.
+template <class T>
+__host__ __device__ constexpr int place_of(int column) {
+  return sizeof(T) == 2 ? column : column / 8 * 8 + column % 2 * 4 + column % 8 / 2;
+}
 
 // Where the thread is: its warp's 16 rows and kColumns columns, and its place in a fragment. Kernels short of registers
 // make a new one for each step.
@@ -85,7 +95,7 @@ struct Head {
       float w = 0;
       if (unit < width && column < inputs) w = read_parameter(args.weight[0], unit * inputs + column, kBf16);
       if (unit < width && column == inputs) w = read_parameter(args.bias[0], unit, kBf16);
-      first[unit * stride + column] = to_element<P>(w);
+      first[unit * stride + place_of<T>(column)] = to_element<P>(w);
     }
     for (int k = 0; k + 1 < args.layers; ++k) {
       const int in = int(args.width[k]), out = int(args.width[k + 1]);
@@ -93,7 +103,7 @@ struct Head {
         const int unit = i / kUnits, column = i % kUnits;
         const bool inside = unit < out && column < in;
         const float w = inside ? read_parameter(args.weight[k + 1], unit * in + column, kBf16) : 0.f;
-        matrix(k)[unit * kStride + column] = to_element<P>(w);
+        matrix(k)[unit * kStride + place_of<T>(column)] = to_element<P>(w);
       }
       for (int i = threadIdx.x; i < kUnits; i += kThreads) {
         bias[k * kUnits + i] = i < out ? read_parameter(args.bias[k + 1], i, kBf16) : 0.f;
@@ -109,54 +119,89 @@ struct Head {
   }
 };
 
+// What a thread brings of a tile's inputs: x of row lane, and of the row thread / kLanes every kLanes-th feature of the
+// context, the first kAhead of them. Fetched a tile ahead, so that nobody waits for device memory.
+template <Precision P>
+struct Fetched {
+  static constexpr int kAhead = 4, kLanes = kThreads / kRows;
+  Element<P> context[kAhead], x;
+};
+
 // The inputs of a tile, h over dh/dx.
 template <Precision P>
 struct Inputs {
   using T = Element<P>;
+  static constexpr int kAhead = Fetched<P>::kAhead, kLanes = Fetched<P>::kLanes;
+  static_assert(kLanes == 8 && kRows == kWarp);
 
   T* h;  // (2 kRows, head.columns)
 
   __host__ __device__ Inputs(const Head<P>& head, SharedMemory& memory) : h(memory.take<T>(2 * kRows * head.stride)) {}
 
-  // What is the same for every tile: the tangent of the context, and the padding.
+  // What is the same for every tile: the tangent of the context and of x, and the padding.
   FASTCSM_INLINE void clear(const Head<P>& head) {
     const int context = int(head.args.context), inputs = context + int(head.args.features());
     for (int i = threadIdx.x; i < 2 * kRows * head.columns; i += kThreads) {
       const int row = i / head.columns, column = i % head.columns;
-      if (row < kRows ? column > inputs : column < context || column >= inputs) {
-        h[row * head.stride + column] = to_element<P>(0.f);
+      const bool primal = row < kRows;
+      if (primal ? column >= inputs : column <= context || column >= inputs) {
+        const bool one = column == (primal ? inputs : context);
+        h[row * head.stride + place_of<T>(column)] = to_element<P>(one ? 1.f : 0.f);
       }
-      if (row < kRows && column == inputs) h[row * head.stride + column] = to_element<P>(1.f);
     }
   }
 
-  // Rows first .. of the N, zeros beyond the last; a barrier must follow.
-  FASTCSM_INLINE void load(const Head<P>& head, const void* context, const void* x, int64_t first, int64_t rows) {
-    using S = Element<P>;
-    const int C = int(head.args.context), E = int(head.args.frequencies), thread = thread_number();
-    for (int i = thread; i < kRows * C; i += kThreads) {
-      const int row = i / C, column = i % C;
-      const bool inside = first + row < rows;
-      const float c = inside ? from_storage(static_cast<const S*>(context)[first * C + i]) : 0.f;
-      h[row * head.stride + column] = to_element<P>(c);
+  // Of the rows first .. of the N, zeros beyond the last.
+  FASTCSM_INLINE Fetched<P> fetch(const Head<P>& head, const void* context, const void* x, int64_t first,
+                                  int64_t rows) const {
+    const int C = int(head.args.context), thread = thread_number(), column = thread % kLanes;
+    const int64_t row = first + thread / kLanes, lane_row = first + thread % kWarp;
+    const T* c = static_cast<const T*>(context) + row * C + column;
+    Fetched<P> fetched{};
+    if (lane_row < rows) fetched.x = static_cast<const T*>(x)[lane_row];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (row < rows && column + k * kLanes < C) fetched.context[k] = c[k * kLanes];
     }
-    for (int i = thread; i < kRows * (E + 1); i += kThreads) {
-      const int row = i % kRows, e = i / kRows - 1;
-      const float v = first + row < rows ? from_storage(static_cast<const S*>(x)[first + row]) : 0.f;
-      T* primal = h + row * head.stride + C;
-      T* tangent = primal + kRows * head.stride;
-      if (e < 0) {
-        primal[0] = to_element<P>(v);
-        tangent[0] = to_element<P>(1.f);
-      } else {
-        const float w = head.frequency[e];
-        float sine, cosine;
-        wave(w, v, sine, cosine);
-        primal[1 + e] = to_element<P>(sine);
-        primal[1 + E + e] = to_element<P>(cosine);
-        tangent[1 + e] = to_element<P>(w * cosine);
-        tangent[1 + E + e] = to_element<P>(-w * sine);
-      }
+    return fetched;
+  }
+
+  // To h; a barrier must follow.
+  FASTCSM_INLINE void store(const Head<P>& head, const Fetched<P>& fetched, const void* context, int64_t first,
+                            int64_t rows) const {
+    const int C = int(head.args.context), E = int(head.args.frequencies), thread = thread_number();
+    const int row = thread / kLanes, column = thread % kLanes;
+    const T* c = static_cast<const T*>(context) + (first + row) * C + column;
+    T* of_row = h + row * head.stride + place_of<T>(column);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (column + k * kLanes < C) of_row[k * kLanes] = as_operand(fetched.context[k]);
+    }
+    for (int j = kAhead * kLanes; column + j < C; j += kLanes) {
+      of_row[j] = as_operand(first + row < rows ? c[j] : T{});
+    }
+    T* primal = h + thread % kWarp * head.stride;
+    T* tangent = primal + kRows * head.stride;
+    if (thread < kWarp) primal[place_of<T>(C)] = as_operand(fetched.x);
+    const float v = from_storage(fetched.x);
+    for (int e = thread / kWarp; e < E; e += kThreads / kWarp) {
+      const float w = head.frequency[e];
+      float sine, cosine;
+      wave<P>(w, v, sine, cosine);
+      const int of_sine = place_of<T>(C + 1 + e), of_cosine = place_of<T>(C + 1 + E + e);
+      primal[of_sine] = to_element<P>(sine);
+      primal[of_cosine] = to_element<P>(cosine);
+      tangent[of_sine] = to_element<P>(w * cosine);
+      tangent[of_cosine] = to_element<P>(-w * sine);
+    }
+  }
+
+ private:
+  FASTCSM_INLINE static T as_operand(T v) {
+    if constexpr (P == Precision::bf16) {
+      return v;
+    } else {
+      return to_element<P>(v);
     }
   }
 };
@@ -169,19 +214,23 @@ FASTCSM_INLINE void product_forward(Pair& out, const Place& at, const Element<P>
   const Element<P>* primal = h + at.row * h_stride;
   const Element<P>* tangent = primal + kRows * h_stride;
 #pragma unroll 1
-  for (int k = 0; k < depth; k += kStep) {
-    FragmentA a, t;
-    load_a(a, primal + k, h_stride, at.lane);
-    const bool both = k + kStep > skip;
-    if (both) load_a(t, tangent + k, h_stride, at.lane);
+  for (int two = 0; two < depth; two += 2 * kStep) {
 #pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      FragmentB b[2];
-      load_b_transposed(b, w + (at.column + n * 8) * w_stride + k, w_stride, at.lane);
+    for (int k = two; k < two + 2 * kStep; k += kStep) {
+      if (k >= depth) break;
+      FragmentA a, t;
+      load_a(a, primal + k, h_stride, at.lane);
+      const bool both = k + kStep > skip;
+      if (both) load_a(t, tangent + k, h_stride, at.lane);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        multiply_add<P>(out.a[n + i], a, b[i]);
-        if (both) multiply_add<P>(out.t[n + i], t, b[i]);
+      for (int n = 0; n < kTiles; n += 2) {
+        FragmentB b[2];
+        load_b_transposed(b, w + (at.column + n * 8) * w_stride + k, w_stride, at.lane);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply_add<P>(out.a[n + i], a, b[i]);
+          if (both) multiply_add<P>(out.t[n + i], t, b[i]);
+        }
       }
     }
   }
@@ -199,42 +248,63 @@ FASTCSM_INLINE void begin(Pair& out, const Place& at, const float* bias) {
   }
 }
 
-// z = f(a) and u = f'(a) t of the warp's units, to rows of z (2 kRows, kUnits).
+// z = f(a) and u = f'(a) t of the warp's units, and in place of a and t what the way back needs of them: f'(a) and
+// f''(a) t. So no activation is evaluated twice.
 template <Precision P>
-FASTCSM_INLINE void store_activated(const Pair& in, const Place& at, int activation, Element<P>* z) {
-  constexpr int kStride = Head<P>::kStride;
-  with_activation(activation, [&](auto code) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        float f[2], d[2], e;
-        activate<code.value>(in.a[n].r[i], f[0], d[0], e);
-        activate<code.value>(in.a[n].r[i + 1], f[1], d[1], e);
-        Element<P>* p = z + at.row_of(i) * kStride + at.column_of(n, 0);
-        store_pair<P>(p, f[0], f[1]);
-        store_pair<P>(p + kRows * kStride, d[0] * in.t[n].r[i], d[1] * in.t[n].r[i + 1]);
-      }
-    }
-  });
-}
-
-// The warp's columns' part of s and s', to shares (kColumnGroups, 2 kRows).
-FASTCSM_INLINE void store_shares(const Pair& in, const Place& at, int activation, const float* output, float* shares) {
-  float s[2] = {0.f, 0.f}, ds[2] = {0.f, 0.f};
+FASTCSM_INLINE void apply_activation(Pair& layer, Pair& value, int activation) {
   with_activation(activation, [&](auto code) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float w = output[at.column_of(n, i)];
-        float f, d, e;
-        activate<code.value>(in.a[n].r[i], f, d, e);
-        s[i / 2] += w * f;
-        ds[i / 2] += w * (d * in.t[n].r[i]);
+        Value<P> f, d, e;
+        const float t = layer.t[n].r[i];
+        activate<code.value>(Value<P>(layer.a[n].r[i]), f, d, e);
+        value.a[n].r[i] = f.v;
+        value.t[n].r[i] = d.v * t;
+        layer.a[n].r[i] = d.v;
+        layer.t[n].r[i] = e.v * t;
       }
     }
   });
+}
+
+// The warp's part to rows of a matrix (2 kRows, kUnits).
+template <Precision P>
+FASTCSM_INLINE void store(const Pair& part, const Place& at, Element<P>* matrix) {
+  using T = Element<P>;
+  constexpr int kStride = Head<P>::kStride;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      T* p = matrix + at.row_of(i) * kStride + place_of<T>(at.column_of(n, 0));
+      if constexpr (P == Precision::bf16) {
+        store_pair<P>(p, part.a[n].r[i], part.a[n].r[i + 1]);
+        store_pair<P>(p + kRows * kStride, part.t[n].r[i], part.t[n].r[i + 1]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          p[4 * j] = to_element<P>(part.a[n].r[i + j]);
+          p[kRows * kStride + 4 * j] = to_element<P>(part.t[n].r[i + j]);
+        }
+      }
+    }
+  }
+}
+
+// Of z and u of the last layer the warp's columns' part of s and s', to shares (kColumnGroups, 2 kRows).
+FASTCSM_INLINE void store_shares(const Pair& value, const Place& at, const float* output, float* shares) {
+  float s[2] = {0.f, 0.f}, ds[2] = {0.f, 0.f};
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float w = output[at.column_of(n, i)];
+      s[i / 2] += w * value.a[n].r[i];
+      ds[i / 2] += w * value.t[n].r[i];
+    }
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll

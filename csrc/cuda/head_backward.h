@@ -21,6 +21,37 @@ FASTCSM_INLINE void add_column_sums(float (&v)[2 * kTiles], int lane, float* sum
   *sum += v[0];
 }
 
+// Operands whose sums run over the rows of a matrix with its columns at the places of place_of. A: 16 columns, 2 kDepth
+// rows one below the other. B: 8 columns, likewise. Of eight rows of float32 the even ones are t, the odd ones t + 4,
+// as the columns of G are that load_a reads.
+template <class T>
+FASTCSM_INLINE void load_columns_a(FragmentA (&a)[2], const T* p, int stride, int lane) {
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const T* rows = p + k * kDepth<T> * stride;
+    if constexpr (sizeof(T) == 2) {
+      load_a_transposed(a[k], rows, stride, lane);
+    } else {
+      const T* q = rows + lane % 4 * 2 * stride + place_of<T>(lane / 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[k].r[i] = __float_as_uint(q[i / 2 * stride + i % 2 * 8]);
+    }
+  }
+}
+template <class T>
+FASTCSM_INLINE void load_columns_b(FragmentB (&b)[2], const T* p, int stride, int lane) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t r[4];
+    load_matrices<true>(r, p + lane * stride);
+    b[0] = {{r[0], r[1]}};
+    b[1] = {{r[2], r[3]}};
+  } else {
+    const T* q = p + lane % 4 * 2 * stride + place_of<T>(lane / 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i / 2].r[i % 2] = __float_as_uint(q[(i / 2 * kDepth<T> + i % 2) * stride]);
+  }
+}
+
 // [gz; gu] = G W of the warp's rows and kColumns columns of W.
 template <Precision P>
 FASTCSM_INLINE void product_backward(Pair& out, const Place& at, const Element<P>* g, const Element<P>* w) {
@@ -28,32 +59,35 @@ FASTCSM_INLINE void product_backward(Pair& out, const Place& at, const Element<P
   const Element<P>* primal = g + at.row * kStride;
   const Element<P>* tangent = primal + kRows * kStride;
 #pragma unroll 1
-  for (int k = 0; k < kUnits; k += kStep) {
-    FragmentA a, t;
-    load_a(a, primal + k, kStride, at.lane);
-    load_a(t, tangent + k, kStride, at.lane);
+  for (int k = 0; k < kUnits; k += 2 * kStep) {
+    FragmentA a[2], t[2];
 #pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
+    for (int i = 0; i < 2; ++i) {
+      load_a(a[i], primal + k + i * kStep, kStride, at.lane);
+      load_a(t[i], tangent + k + i * kStep, kStride, at.lane);
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
       FragmentB b[2];
-      load_b(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
+      load_columns_b(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply_add<P>(out.a[n + i], a, b[i]);
-        multiply_add<P>(out.t[n + i], t, b[i]);
+        multiply_add<P>(out.a[n], a[i], b[i]);
+        multiply_add<P>(out.t[n], t[i], b[i]);
       }
     }
   }
 }
 
-// out += G^T Z: 16 M units of G, 8 kWide of at most `columns` columns of Z, over the 2 kRows rows; the tangent's
-// columns before `tangent_from` are zero. Exact products sum a tile of rows on its own, as matrix units round long sums
-// towards zero.
-template <Precision P, int M, int kWide>
+// out += G^T Z: 16 M units of G, and of Z a tile of 8 columns of every group of kApart, kWide of them or as many groups
+// as start before `columns`, over the 2 kRows rows; the tangent's columns before `tangent_from` are zero. Exact
+// products sum a tile of rows on its own, as matrix units round long sums towards zero.
+template <Precision P, int kApart, int M, int kWide>
 FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place& at, const Element<P>* g, const Element<P>* z,
                               int z_stride, int columns, int tangent_from) {
-  constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
-  constexpr bool kApart = P == Precision::exact;
-  constexpr int kDown = kApart ? 1 : M, kAcross = kApart ? 2 : kWide;  // accumulators that one loop over rows fills
+  constexpr int kStride = Head<P>::kStride, kStep = 2 * kDepth<Element<P>>;
+  constexpr bool kOwn = P == Precision::exact;
+  constexpr int kDown = kOwn ? 1 : M, kAcross = kOwn ? 2 : kWide;  // accumulators that one loop over rows fills
 #pragma unroll
   for (int m0 = 0; m0 < M; m0 += kDown) {
 #pragma unroll
@@ -61,80 +95,58 @@ FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place& at, con
       Accumulator sum[kDown][kAcross] = {};
 #pragma unroll 1
       for (int k = 0; k < 2 * kRows; k += kStep) {
-        FragmentA a[kDown];
+        FragmentA a[kDown][2];
 #pragma unroll
-        for (int m = 0; m < kDown; ++m) {
-          load_a_transposed(a[m], g + k * kStride + 16 * (m0 + m), kStride, at.lane);
-        }
+        for (int m = 0; m < kDown; ++m) load_columns_a(a[m], g + k * kStride + 16 * (m0 + m), kStride, at.lane);
 #pragma unroll
-        for (int n = 0; n < kAcross; n += 2) {
-          const int column = 8 * (n0 + n);
-          if (column >= columns || (k >= kRows && column + 16 <= tangent_from)) continue;
+        for (int n = 0; n < kAcross && n0 + n < kWide; ++n) {
+          const int column = 8 * kApart * (n0 + n);
+          if (column >= columns || (k >= kRows && column + 8 * kApart <= tangent_from)) continue;
           FragmentB b[2];
-          load_b(b, z + k * z_stride + column, z_stride, at.lane);
+          load_columns_b(b, z + k * z_stride + column, z_stride, at.lane);
 #pragma unroll
           for (int m = 0; m < kDown; ++m) {
-            multiply_add<P>(kApart ? sum[m][n] : out[m][n], a[m], b[0]);
-            multiply_add<P>(kApart ? sum[m][n + 1] : out[m][n + 1], a[m], b[1]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) multiply_add<P>(kOwn ? sum[m][n] : out[m][n], a[m][i], b[i]);
           }
         }
       }
 #pragma unroll
-      for (int i = 0; kApart && i < 4 * kAcross; ++i) out[m0][n0 + i / 4].r[i % 4] += sum[0][i / 4].r[i % 4];
+      for (int i = 0; kOwn && i < 4 * kAcross && n0 + i / 4 < kWide; ++i) {
+        out[m0][n0 + i / 4].r[i % 4] += sum[0][i / 4].r[i % 4];
+      }
     }
   }
 }
 
-// ga and gt of the last layer in place of its a and t, from g and p of the rows; adds to the sums of w_o's gradient.
-FASTCSM_INLINE void output_backward(Pair& layer, const Place& at, int activation, const float* output,
+// ga and gt of the last layer in place of f'(a) and f''(a) t, from g and p of the rows; adds to the sums of w_o's
+// gradient.
+FASTCSM_INLINE void output_backward(Pair& layer, const Pair& value, const Place& at, const float* output,
                                     const float (&g)[2], const float (&p)[2], float* output_sum) {
   float sums[2 * kTiles] = {};
-  with_activation(activation, [&](auto code) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float f, d, e;
-        const float t = layer.t[n].r[i], w = output[at.column_of(n, i)];
-        const float gz = g[i / 2] * w, gu = p[i / 2] * w;
-        activate<code.value>(layer.a[n].r[i], f, d, e);
-        sums[2 * n + i % 2] += g[i / 2] * f + p[i / 2] * (d * t);
-        layer.a[n].r[i] = d * gz + e * t * gu;
-        layer.t[n].r[i] = d * gu;
-      }
-    }
-  });
-  add_column_sums(sums, at.lane, output_sum);
-}
-
-// ga and gt of a layer in place of gz and gu, from its a and t.
-FASTCSM_INLINE void activation_backward(Pair& grad, const Pair& layer, int activation) {
-  with_activation(activation, [&](auto code) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float f, d, e;
-        const float gz = grad.a[n].r[i], gu = grad.t[n].r[i];
-        activate<code.value>(layer.a[n].r[i], f, d, e);
-        grad.a[n].r[i] = d * gz + e * layer.t[n].r[i] * gu;
-        grad.t[n].r[i] = d * gu;
-      }
-    }
-  });
-}
-
-// The warp's part of [ga; gt] to rows of g (2 kRows, kUnits).
-template <Precision P>
-FASTCSM_INLINE void store_gradient(const Pair& grad, const Place& at, Element<P>* g) {
-  constexpr int kStride = Head<P>::kStride;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      Element<P>* p = g + at.row_of(i) * kStride + at.column_of(n, 0);
-      store_pair<P>(p, grad.a[n].r[i], grad.a[n].r[i + 1]);
-      store_pair<P>(p + kRows * kStride, grad.t[n].r[i], grad.t[n].r[i + 1]);
+    for (int i = 0; i < 4; ++i) {
+      const float w = output[at.column_of(n, i)], d = layer.a[n].r[i], et = layer.t[n].r[i];
+      sums[2 * n + i % 2] += g[i / 2] * value.a[n].r[i];
+      sums[2 * n + i % 2] += p[i / 2] * value.t[n].r[i];
+      layer.a[n].r[i] = w * (d * g[i / 2] + et * p[i / 2]);
+      layer.t[n].r[i] = w * (d * p[i / 2]);
+    }
+  }
+  add_column_sums(sums, at.lane, output_sum);
+}
+
+// ga and gt of a layer in place of gz and gu, from its f'(a) and f''(a) t.
+FASTCSM_INLINE void activation_backward(Pair& grad, const Pair& layer) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float gu = grad.t[n].r[i];
+      grad.a[n].r[i] = layer.a[n].r[i] * grad.a[n].r[i] + layer.t[n].r[i] * gu;
+      grad.t[n].r[i] = layer.a[n].r[i] * gu;
     }
   }
 }

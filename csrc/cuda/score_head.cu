@@ -41,24 +41,27 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
   m.head.load();
   m.inputs.clear(m.head);
   __syncthreads();
-  const int tiles = int((args.rows + kRows - 1) / kRows);
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t first = int64_t(tile) * kRows;
-    m.inputs.load(m.head, args.context, args.x, first, args.rows);
+  const int64_t step = int64_t(gridDim.x) * kRows;
+  Fetched<P> next = m.inputs.fetch(m.head, args.context, args.x, int64_t(blockIdx.x) * kRows, args.rows);
+  for (int64_t first = int64_t(blockIdx.x) * kRows; first < args.rows; first += step) {
+    m.inputs.store(m.head, next, args.context, first, args.rows);
     __syncthreads();
-    Pair layer;
+    next = m.inputs.fetch(m.head, args.context, args.x, first + step, args.rows);
+    Pair layer, value;
     begin(layer, at, nullptr);
     product_forward<P>(layer, at, m.inputs.h, m.head.stride, m.head.first, m.head.stride, m.head.columns,
                        int(args.head.context));
 #pragma unroll 1
     for (int k = 0; k + 1 < args.head.layers; ++k) {
       Element<P>* z = m.z + k % 2 * 2 * kRows * Head<P>::kStride;
-      store_activated<P>(layer, at, args.head.activation, z);
+      apply_activation<P>(layer, value, args.head.activation);
+      store<P>(value, at, z);
       __syncthreads();
       begin(layer, at, m.head.bias + k * kUnits);
       product_forward<P>(layer, at, z, Head<P>::kStride, m.head.matrix(k), Head<P>::kStride, kUnits, 0);
     }
-    store_shares(layer, at, args.head.activation, m.head.output, m.shares);
+    apply_activation<P>(layer, value, args.head.activation);
+    store_shares(value, at, m.head.output, m.shares);
     __syncthreads();
     if (threadIdx.x < 2 * kRows) {
       const int row = threadIdx.x % kRows;
