@@ -35,6 +35,8 @@ OPS = (
     "conditional_density",
     "probability_flow",
 )
+#: Ops whose products of float32 are never rounded to fewer bits, whatever torch's setting.
+FULL_PRECISION = ("probability_flow",)
 PREFERENCE = ("cuda", "triton", "cpu")
 ENVIRONMENT = {
     "FASTCSM_BUILD": "read at installation: auto (the default), cpu, cuda, or python for no library"
@@ -42,12 +44,21 @@ ENVIRONMENT = {
 
 
 class Request(NamedTuple):
-    """What a call asks of a backend: device type, dtype, output widths of the head's layers, its inputs."""
+    """What a call asks of a backend.
+
+    Attributes:
+        device: a device type.
+        dtype: of the tensors.
+        widths, inputs: output widths of the head's layers and its inputs; of a masked layer its outputs, one
+            number, and its inputs.
+        rows: of a masked layer the rows, rounded up to a power of two; 0 in requests that name a head.
+    """
 
     device: str
     dtype: torch.dtype
     widths: tuple[int, ...]
     inputs: int = 0
+    rows: int = 0
 
 
 class Backend(Protocol):
@@ -137,7 +148,8 @@ class _Library:
 
         def run(*args: Any) -> Any:
             dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), self.reduced(dtype))
+            reduced = self.reduced(dtype) and not (op in FULL_PRECISION and dtype is torch.float32)
+            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
 
         return run
 
@@ -178,7 +190,7 @@ class CUDA(_Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
 
     name = device = "cuda"
-    ops = ("score_head", "csm_loss", "langevin")
+    ops = ("score_head", "csm_loss", "langevin", "masked_linear")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128
     max_gradient_hidden = 2
@@ -195,11 +207,20 @@ class CUDA(_Library):
         return super().missing()
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        if _module(op) == "masked_linear":
-            return [f"it has no {op}: Triton's kernel runs it"]
         reasons = super().refuses(op, request)
-        if reasons:
-            return reasons
+        layer = _module(op) == "masked_linear"
+        if not reasons and not layer:
+            reasons = self._too_large(op, request)
+        if chosen() == "auto" and not reasons:
+            measured = op
+            if layer:  # asked for a head, it is a part of a composition
+                measured = "masked_linear" if request.rows else "linear_csm_loss"
+            reasons = [why_not_cuda(measured, request.dtype, request.inputs, request.widths, request.rows)]
+        return [reason for reason in reasons if reason]
+
+    def _too_large(self, op: str, request: Request) -> list[str]:
+        """Why the kernels of a head do not run one of these sizes."""
+        reasons = []
         widest = max(request.widths[:-1], default=0)
         if widest > self.max_width:
             reasons.append(f"a hidden layer of {widest} units is wider than {self.max_width}: see triton")
@@ -218,9 +239,7 @@ class CUDA(_Library):
             need, most = self.kernels().shared_bytes(op, half, request.inputs, len(request.widths) - 1)
             if need > most:
                 reasons.append(f"it needs {need >> 10} KiB of shared memory, a block has {most >> 10}")
-        if chosen() == "auto" and not reasons:
-            reasons.append(why_not_cuda(op, request.dtype, request.inputs, request.widths))
-        return [reason for reason in reasons if reason]
+        return reasons
 
     def reduced(self, dtype: torch.dtype) -> bool:
         return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
@@ -284,7 +303,7 @@ class Triton:
             reasons.append(f"{request.dtype} is not one of {', '.join(map(str, dtypes))}")
         if len(request.widths) > self.max_hidden + 1:
             reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
-        if max(request.widths, default=0) > self.max_width:
+        if _module(op) != "masked_linear" and max(request.widths, default=0) > self.max_width:
             reasons.append(f"a hidden layer of {max(request.widths)} units is wider than {self.max_width}")
         return reasons
 

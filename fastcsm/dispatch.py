@@ -19,7 +19,8 @@ class Row(NamedTuple):
         op: an op's name.
         precision: "float32", "tf32" or "bfloat16".
         layers, inputs, width: the largest numbers of hidden layers, of inputs of the head and of its hidden
-            units for which the line speaks.
+            units for which the line speaks; for masked_linear 1 and those of a layer's inputs and outputs.
+        rows: for masked_linear the largest number of rows for which the line speaks; else 0.
         backend: "cuda" or "triton", the faster one.
         ratio: time of the other over its time.
         file: the measurement, in bench/results/.
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     layers: int
     inputs: int
     width: int
+    rows: int
     backend: str
     ratio: float
     file: str
@@ -49,9 +51,14 @@ def precision(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def why_not_cuda(op: str, dtype: torch.dtype, inputs: int, widths: tuple[int, ...]) -> str:
-    """Why "auto" does not take the CUDA C++ kernel for a call; "" if it does."""
-    hidden = widths[:-1]
+def why_not_cuda(
+    op: str, dtype: torch.dtype, inputs: int, widths: tuple[int, ...], rows_of_call: int = 0
+) -> str:
+    """Why "auto" does not take the CUDA C++ kernel for a call; "" if it does.
+
+    The sizes are those of a :class:`fastcsm.backends.Request`.
+    """
+    hidden = widths[:-1] or widths
     rows = [
         row
         for row in table()
@@ -59,10 +66,11 @@ def why_not_cuda(op: str, dtype: torch.dtype, inputs: int, widths: tuple[int, ..
         and len(hidden) <= row.layers
         and inputs <= row.inputs
         and max(hidden, default=0) <= row.width
+        and rows_of_call <= row.rows
     ]
     if not rows:
         return "not measured on a GPU, so it runs only where it is chosen by name"
-    closest = min(rows, key=lambda row: (row.layers, row.width, row.inputs))
+    closest = min(rows, key=lambda row: (row.rows, row.layers, row.width, row.inputs))
     if closest.backend == "cuda":
         return ""
     return f"Triton's kernel was {closest.ratio:.2f} times as fast ({closest.file})"

@@ -486,6 +486,10 @@ class TestARCSM:
         model = ARCSM(made, head)
         with pytest.raises(ValueError, match=r"x must have shape \(B, D\), got \(4,\)"):
             model.csm_loss(torch.randn(4))
+        with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch\.int64"):
+            model.csm_loss(torch.ones(2, 4, dtype=torch.int64))
+        with pytest.raises(TypeError, match="u must be a floating-point tensor, got list"):
+            model.quantile([[0.5]])
         with pytest.raises(ValueError, match="x must have shape"):
             model.csm_loss(torch.randn(2, 5))
         with pytest.raises(RuntimeError, match="draw_noise needs a model with a NoiseSchedule"):

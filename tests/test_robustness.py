@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcsm import checkpoint, cli, nn
+from fastcsm import checkpoint, cli, losses, nn
 
 pytest.importorskip("safetensors")
 
@@ -209,3 +209,7 @@ def test_transforms_are_refused_not_ignored():
     context, x = torch.randn(3, 2), torch.randn(3)
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"do not run inside torch\.func transforms"):
         torch.func.jvp(lambda x: head(context, x), (x,), (torch.ones(3),))
+    made = nn.MADE(2, (4,), 2)
+    for loss in (lambda x: losses.csm_loss(head, context, x), lambda x: head(context, x).sum(), made):
+        with pytest.raises(RuntimeError, match=r"do not run inside torch\.func transforms"):
+            torch.func.vjp(loss, x if loss is not made else torch.randn(3, 2))

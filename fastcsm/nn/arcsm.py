@@ -359,7 +359,7 @@ class ARCSM(nn.Module):
         """
         from ..sampling import ordered_contexts
 
-        _check_data(u)
+        _check_data(u, "u")
         rows = Conditionals(self, method, **options)
         x = torch.zeros_like(u)
         for d, context in ordered_contexts(self.context_net, x):
@@ -380,9 +380,12 @@ def _hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _check_data(x: Tensor) -> None:
+def _check_data(x: Tensor, name: str = "x") -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
     if x.dim() != 2:
-        raise ValueError(f"x must have shape (B, D), got {tuple(x.shape)}")
+        raise ValueError(f"{name} must have shape (B, D), got {tuple(x.shape)}")
 
 
 def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

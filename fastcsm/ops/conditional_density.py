@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backends, random
 from ..incremental import Incremental
 from .langevin import DRAW, draw_request
-from .library import choice, define, needs_grad, once, under
+from .library import choice, define, differentiable, needs_grad, once, under
 from .score_head import fake_grads
 
 _HEAD = (
@@ -204,7 +204,7 @@ def conditional_density(
     """See :func:`fastcsm.reference.conditional_density.conditional_density`; log q is differentiable once."""
     *options, inverse = args
     if not inverse and needs_grad(context, point, *weights, *biases):
-        return _ConditionalDensity.apply(context, point, frequencies, options, *weights, *biases)
+        return differentiable(_ConditionalDensity, context, point, frequencies, options, *weights, *biases)
     with torch.no_grad():
         return _forward(context, point, weights, biases, frequencies, *args)
 

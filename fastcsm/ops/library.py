@@ -33,15 +33,25 @@ def define(
     op = getattr(torch.ops.fastcsm, name).default
 
     def call(*args: Any) -> Any:
-        # A transform would take the results for constants, without a word.
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-            raise RuntimeError(
-                "fastcsm ops do not run inside torch.func transforms; call fastcsm.reference, which is plain"
-                " PyTorch"
-            )
+        _refuse_transforms()
         return op(*args)
 
     return call
+
+
+def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``, and this package's sentence where a transform keeps that from running."""
+    _refuse_transforms()
+    return function.apply(*args)
+
+
+def _refuse_transforms() -> None:
+    # A transform would take an op's results for constants, without a word.
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "fastcsm ops do not run inside torch.func transforms; call fastcsm.reference, which is plain"
+            " PyTorch"
+        )
 
 
 def _as_given(device: str) -> contextlib.AbstractContextManager:

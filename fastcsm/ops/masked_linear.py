@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, define, needs_grad, once, under
+from .. import backends
+from .library import choice, define, differentiable, needs_grad, once, under
 
 
 def _fake(x, weight, bias, in_degrees, out_degrees, activation):
@@ -23,16 +24,23 @@ def _fake_backward(
     )
 
 
+def _request(x: Tensor, weight: Tensor) -> backends.Request:
+    rows = 1 << max(len(x) - 1, 0).bit_length()
+    return backends.Request(x.device.type, x.dtype, (weight.shape[0],), weight.shape[1], rows)
+
+
 _forward = define(
     "masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,"
     " str activation) -> (Tensor, Tensor)",
     _fake,
+    lambda args: _request(args[0], args[1]),
 )
 _backward = define(
     "masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,"
     " Tensor in_degrees, Tensor out_degrees, str activation,"
     " bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
+    lambda args: _request(args[2], args[3]),
 )
 
 
@@ -57,5 +65,5 @@ def masked_linear(
 ) -> Tensor:
     """The y of :func:`fastcsm.reference.masked_linear.masked_linear`; differentiable once."""
     if needs_grad(x, weight, bias):
-        return _MaskedLinear.apply(x, weight, bias, in_degrees, out_degrees, activation)
+        return differentiable(_MaskedLinear, x, weight, bias, in_degrees, out_degrees, activation)
     return _forward(x, weight, bias, in_degrees, out_degrees, activation)[0]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, once, under
+from .library import choice, differentiable, once, under
 
 #: (activation, need, *tensors) -> the loss, and for each tensor its gradient or None.
 Evaluate = Callable[..., tuple[Tensor, list[Tensor | None]]]
@@ -40,4 +40,4 @@ def _again(ctx: Any) -> list[Tensor | None]:
 
 def scalar_loss(evaluate: Evaluate, activation: str, need: tuple[bool, ...], *tensors: Tensor) -> Tensor:
     """The loss of ``evaluate``, differentiable once; the backward pass scales its gradients."""
-    return _ScalarLoss.apply(evaluate, activation, need, *tensors)
+    return differentiable(_ScalarLoss, evaluate, activation, need, *tensors)

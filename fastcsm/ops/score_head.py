@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, define, needs_grad, once, under
+from .library import choice, define, differentiable, needs_grad, once, under
 
 
 def _fake(context, x, weights, biases, frequencies, activation):
@@ -88,5 +88,5 @@ def score_head(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`fastcsm.reference.score_head.score_head`; differentiable once."""
     if needs_grad(context, x, *weights, *biases):
-        return _ScoreHead.apply(context, x, frequencies, activation, *weights, *biases)
+        return differentiable(_ScoreHead, context, x, frequencies, activation, *weights, *biases)
     return _forward(context, x, weights, biases, frequencies, activation)
