@@ -128,11 +128,11 @@ class Choices:
 choices = Choices()
 
 
-def precision_of(dtype: torch.dtype, exact: str = "ieee") -> str:
-    """``tl.dot``'s input_precision by torch's setting for float32 products, ``exact`` for "highest"."""
+def precision_of(dtype: torch.dtype, exact: str = "ieee", full: bool = False) -> str:
+    """``tl.dot``'s input_precision: for float32 ``exact`` if torch's setting is "highest" or ``full``."""
     if dtype is not torch.float32:
         return "ieee"
-    return exact if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return exact if full or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def padded(size: int) -> int:

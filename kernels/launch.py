@@ -52,6 +52,9 @@ class HeadLaunch:
 
     Attributes:
         tensors: the arguments all kernels begin with.
+
+    Args:
+        full: products of float32 are as accurate as float32 whatever torch's setting.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class HeadLaunch:
         biases: list[Tensor],
         frequencies: Tensor,
         activation: str,
+        full: bool = False,
     ):
         self.tensors = context, x, tuple(weights), tuple(biases), frequencies
         self.dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -70,7 +74,7 @@ class HeadLaunch:
         widths = tuple(weight.shape[0] for weight in weights[:-1])
         sizes = weights[0].shape[1] - 1 - 2 * len(frequencies), len(frequencies)
         # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
-        precision = precision_of(x.dtype, "tf32x3")
+        precision = precision_of(x.dtype, "tf32x3", full)
         self.config = head_config(op, x.dtype, *sizes, widths)
         self.constants: dict[str, Any] = {
             "C": sizes[0],

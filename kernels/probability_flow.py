@@ -146,7 +146,7 @@ def probability_flow(
     change: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.probability_flow.probability_flow`."""
-    head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation)
+    head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation, full=True)
     head.programs = max(triton.cdiv(len(x), head.config.tile[0]), 1)
     point, log_change, error = (torch.empty_like(x, dtype=head.dtype) for _ in range(3))
     options = numbers(x.device, sigma_from**0.5, sigma_to**0.5, tolerance)

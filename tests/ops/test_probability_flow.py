@@ -89,6 +89,27 @@ def test_every_activation_and_depth(backend, activation, hidden, dtype):
         assert error <= 2 * expected + 1e-4 * getattr(truth, name).norm(), name
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_float32_is_full_float32_whatever_the_precision_of_products(backend, precision):
+    case = Case(rows=20).to(torch.float32)
+    expected = flow(case, backend)
+    precision("medium")
+    assert all(torch.equal(a, b) for a, b in zip(flow(case, backend), expected))
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_float32_is_full_float32_in_triton(backend, precision):
+    from fastcsm.kernels import launch
+    from fastcsm.kernels import probability_flow as kernel
+
+    case = Case(rows=2).to(torch.float32)
+    head = case.weights, case.biases, case.frequencies, case.activation
+    precision("high")
+    with launch.recorded() as launches:
+        kernel.probability_flow(case.context[:, :-1], case.x, *head, 0.1, 1.3, 1e-4, True)
+    assert [entry.constants["P"] for entry in launches] == ["tf32x3"]
+
+
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_every_number_of_rows(backend, change):
