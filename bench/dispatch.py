@@ -1,8 +1,9 @@
 """Which calls go to CUDA C++ rather than Triton: ``python bench/dispatch.py bench/results/<gpu>.json``.
 
 Reads what bench/gpu.py measured of both on a GPU and writes fastcsm/dispatch.json: a row for every op,
-precision and head that was checked and timed on both, the faster one and by how much. A row speaks for heads
-no larger than the measured one; no row, no use of the CUDA kernel but by name.
+precision and head or masked layer that was checked and timed on both, the faster one and by how much. A row
+speaks for heads, or layers and batches, no larger than the measured one; no row, no use of the CUDA kernel
+but by name.
 """
 
 import argparse
@@ -19,17 +20,18 @@ TABLE = Path(dispatch.__file__).with_suffix(".json")
 def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
     """The row that one of bench/gpu.py's results makes, or None if not both were checked and timed."""
     rows, config = result.get("rows", {}), result.get("config", {})
-    if "triton" not in rows or "cuda" not in rows or "head" not in config:
+    if "triton" not in rows or "cuda" not in rows or not {"head", "layer"} & config.keys():
         return None
     times = {name: rows[name]["median"] for name in ("triton", "cuda")}
     faster = min(times, key=lambda name: times[name])
-    inputs, *hidden = config["head"]
+    inputs, *widths = config.get("head") or config["layer"]
     return dispatch.Row(
         op=result["op"],
         precision=result["precision"],
-        layers=len(hidden),
+        layers=len(widths),
         inputs=inputs,
-        width=max(hidden),
+        width=max(widths),
+        rows=config["rows"] if "layer" in config else 0,
         backend=faster,
         ratio=round(max(times.values()) / min(times.values()), 2),
         file=file,

@@ -51,6 +51,9 @@ FASTCSM_KERNELS {
   m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
+  m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
+  m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
+  m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));
 }
 
 FASTCSM_QUESTIONS { m.impl("shared_bytes", TORCH_BOX(&shared_bytes)); }

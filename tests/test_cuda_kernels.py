@@ -7,6 +7,7 @@ pytestmark = pytest.mark.skipif(bool(emulation.why_not()), reason=emulation.why_
 FILES = [
     "tests/emulated_kernels.py",
     "tests/emulated_langevin.py",
+    "tests/emulated_masked_linear.py",
 ]
 
 

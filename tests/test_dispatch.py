@@ -27,13 +27,15 @@ def measured(tmp_path, monkeypatch):
         result("csm_loss", "tf32", 2.0, 3.0, head=[65, 128, 128]),
         result("csm_loss", "bfloat16", 2.0, None, head=[33, 128, 128]),
         result("masked_linear", "tf32", 1.0, 1.0),
+        result("masked_linear", "tf32", 2.0, 1.0, layer=[512, 4096], rows=64),
+        result("masked_linear", "tf32", 1.0, 2.0, layer=[512, 4096], rows=1024),
     ]
     given, table = tmp_path / "gpu.json", tmp_path / "dispatch.json"
     parts = {f"part {i}": result for i, result in enumerate([*results, {"error": "took over 1 s"}])}
     given.write_text(json.dumps({"results": parts}))
     command = [sys.executable, ROOT / "bench" / "dispatch.py", given, "--out", table]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "2 of 5 results measured both backends\n"
+    assert done.stdout == "4 of 7 results measured both backends\n"
     rows = tuple(dispatch.Row(**row) for row in json.loads(table.read_text()))
     monkeypatch.setattr(dispatch, "table", lambda: rows)
     return rows
@@ -64,6 +66,19 @@ def test_rows_speak_for_heads_up_to_theirs(measured):
     assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1))
 
 
+def test_rows_on_masked_layers_speak_for_batches_up_to_theirs(measured, monkeypatch):
+    """And for no part of linear_csm_loss, whose own rows do."""
+    monkeypatch.setattr(dispatch, "precision", lambda _: "tf32")
+    for rows, reason in ((64, None), (128, "Triton's kernel was 2.00 times"), (2048, "not measured")):
+        layer = Request("cpu", torch.float32, (4096,), 512, rows)
+        for op in ("masked_linear", "masked_linear_backward"):
+            found = Found().refuses(op, layer)
+            assert found == [] if reason is None else reason in found[0]
+    assert "not measured" in Found().refuses("masked_linear", layer._replace(widths=(4097,), rows=64))[0]
+    head = Request("cpu", torch.float32, (128, 128, 1), 33)
+    assert "not measured" in Found().refuses("masked_linear_backward_into", head)[0]
+
+
 class Found(backends.CUDA):
     """The backend as on a machine that has the library and a device."""
 
@@ -89,9 +104,7 @@ def test_auto_asks_the_table_and_a_name_does_not(measured, monkeypatch):
     monkeypatch.setattr(backends, "_backends", {**backends._backends, "found": Found()})
     with backends.backend("found"):
         assert Found().refuses("csm_loss", request) == []
-        assert Found().refuses("masked_linear", request) == [
-            "it has no masked_linear: Triton's kernel runs it"
-        ]
+        assert Found().refuses("masked_linear", request) == []
         wide = Request("cpu", torch.float32, (129, 1), 33)
         assert "wider than 128" in Found().refuses("csm_loss", wide)[0]
         deep = Request("cpu", torch.float32, (8, 8, 8, 1), 33)

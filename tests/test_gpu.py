@@ -153,7 +153,7 @@ def test_every_cuda_kernel():
     if reasons := fastcsm.backends.CUDA().missing():
         pytest.skip("; ".join(reasons))
     environment = {name: value for name, value in os.environ.items() if name != "FASTCSM_EMULATION"}
-    files = [ROOT / "tests" / name for name in ("emulated_kernels.py", "emulated_langevin.py")]
+    files = sorted((ROOT / "tests").glob("emulated_*.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
