@@ -148,11 +148,11 @@ class Conditional(Head):
 
 
 class Layer:
-    """A masked layer with sorted degrees and an upstream gradient."""
+    """A masked layer with sorted degrees; a preactivation and an upstream gradient."""
 
     def __init__(self, batch, features, outputs):
         torch.manual_seed(0)
-        shapes = (batch, features), (outputs, features), (outputs,)
+        shapes = (batch, features), (outputs, features), (outputs,), (batch, outputs), (batch, outputs)
         self.tensors = [torch.randn(shape, device=DEVICE) for shape in shapes]
         self.tensors[1] /= features**0.5
         self.degrees = [torch.randint(0, 99, (n,), device=DEVICE).sort().values for n in (features, outputs)]
@@ -163,9 +163,21 @@ class Layer:
         return other
 
     def run(self):
-        leaves = [t.detach().requires_grad_() for t in self.tensors]
+        leaves = [t.detach().requires_grad_() for t in self.tensors[:3]]
         y = functional.masked_linear(*leaves, *self.degrees, activation="silu")
         return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+    def forward(self):
+        return [functional.masked_linear(*self.tensors[:3], *self.degrees, activation="silu")]
+
+    def backward(self):
+        x, weight, _, a, upstream = self.tensors
+        layer = upstream, a, x, weight, *self.degrees
+        return list(torch.ops.fastcsm.masked_linear_backward(*layer, "silu", True, True, True))
+
+    def edges(self):
+        into, out = self.degrees
+        return int((into <= out[:, None]).sum())
 
 
 def with_gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:

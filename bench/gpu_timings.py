@@ -18,6 +18,7 @@ from gpu_checks import (
     Calls,
     Conditional,
     Head,
+    Layer,
     Plan,
     Result,
     checked,
@@ -211,6 +212,34 @@ def time_made(
     return timed("masked_linear", "bfloat16", config, check, measured, plan)
 
 
+def time_layer(
+    precision: str, backward: bool, plan: Plan, rows: int = 1024, inputs: int = 4096, outputs: int = 4096
+) -> Result:
+    """One masked layer, or its gradients, beside plain PyTorch with the mask on the weight.
+
+    ``share_of_rate`` as for csm_loss, of the operations that edges need.
+    """
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    subject = Layer(rows, inputs, outputs).to(dtype)
+    run = Layer.backward if backward else Layer.forward
+
+    def measured(own: Own) -> Result:
+        square, square_call = rate(dtype, 8192, 8192, 8192)
+        calls: Calls = {
+            **own(partial(run, subject)),
+            "plain": lambda: on("reference", partial(run, subject)),
+            "mm_square": square_call,
+        }
+        times = seconds(calls, plan.rounds)
+        floor = (4 if backward else 2) * rows * subject.edges() * times["mm_square"]["median"] / square
+        return {"rows": rows_of(times), "share_of_rate": floor / fastest(times)}
+
+    config = {"rows": rows, "layer": [inputs, outputs]}
+    op = "masked_linear_backward" if backward else "masked_linear"
+    return timed(op, precision, config, lambda: compared(run, subject, dtype), measured, plan)
+
+
 def time_langevin(precision: str, plan: Plan, rows: int = 4096, steps: int = 200) -> Result:
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
@@ -341,5 +370,11 @@ TIMINGS: dict[str, Callable[[Plan], Result]] = {
     "csm_loss tf32, 16 frequencies": partial(time_csm_loss, "tf32", 16),
     "csm_loss bfloat16, 16 frequencies": partial(time_csm_loss, "bfloat16", 16),
     "probability_flow tf32": partial(time_flow, "tf32"),
+}
+TIMINGS |= {
+    f"{op} {precision}, {rows} rows": partial(time_layer, precision, op != "masked_linear", rows=rows)
+    for op in ("masked_linear", "masked_linear_backward")
+    for rows in (64, 1024)
+    for precision in ("bfloat16", "tf32", "float32")
 }
 PARTS = CHECKS | TIMINGS

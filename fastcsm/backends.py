@@ -212,9 +212,8 @@ class CUDA(_Library):
         if not reasons and not layer:
             reasons = self._too_large(op, request)
         if chosen() == "auto" and not reasons:
-            measured = op
-            if layer:  # asked for a head, it is a part of a composition
-                measured = "masked_linear" if request.rows else "linear_csm_loss"
+            # A layer that is asked for a head is a part of a composition.
+            measured = "linear_csm_loss" if layer and not request.rows else op
             reasons = [why_not_cuda(measured, request.dtype, request.inputs, request.widths, request.rows)]
         return [reason for reason in reasons if reason]
 

@@ -20,7 +20,7 @@ class Row(NamedTuple):
         precision: "float32", "tf32" or "bfloat16".
         layers, inputs, width: the largest numbers of hidden layers, of inputs of the head and of its hidden
             units for which the line speaks; for masked_linear 1 and those of a layer's inputs and outputs.
-        rows: for masked_linear the largest number of rows for which the line speaks; else 0.
+        rows: for masked_linear and its backward pass the most rows for which the line speaks; else 0.
         backend: "cuda" or "triton", the faster one.
         ratio: time of the other over its time.
         file: the measurement, in bench/results/.

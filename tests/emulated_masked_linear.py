@@ -118,7 +118,7 @@ def test_linear_csm_loss(monkeypatch, precision):
     monkeypatch.setattr(linear_csm_loss, "block_size", lambda *_: 3)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     cases = []
-    for seed in SEEDS:
+    for seed in SEEDS if precision == "bfloat16" else range(2):
         case = LinearCase(seed=seed, shuffled=True).to(dtype)
         with pytest.MonkeyPatch.context() as patch:
             if precision == "tf32":

@@ -95,7 +95,7 @@ def test_checks_on_the_interpreter(parts):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
-@pytest.mark.parametrize("part", ["csm_loss", "made", "langevin", "draw", "log_prob", "flow"])
+@pytest.mark.parametrize("part", ["csm_loss", "made", "layer", "langevin", "draw", "log_prob", "flow"])
 def test_timings_of_another_backend(parts, part, monkeypatch):
     """The timings with the CPU library in the place of Triton's kernels, and without a clock."""
     if fastcsm.backends.CPU().missing():
@@ -104,6 +104,7 @@ def test_timings_of_another_backend(parts, part, monkeypatch):
     small = {
         "csm_loss": {"rows": 9, "frequencies": 2},
         "made": {"batch": 3, "features": 5, "hidden": (8, 8)},
+        "layer": {"rows": 3, "inputs": 5, "outputs": 4, "backward": True},
         "langevin": {"rows": 5, "steps": 2},
         "draw": {"case": timings.DRAW.quick().warm()},
         "log_prob": {"rows": 7},
