@@ -28,6 +28,10 @@ OPS = {
     "csm_loss_kernel": "csm_loss",
     "langevin_kernel": "langevin",
     "langevin_draw_kernel": "langevin_draw",
+    **{
+        f"masked_linear_{kernel}_kernel": f"masked_linear_{kernel}"
+        for kernel in ("fwd", "bwd_x", "bwd_weight", "bwd_activation", "sum")
+    },
 }
 INPUTS, LAYERS = 32 + 1 + 2 * 16, 2
 
@@ -45,6 +49,8 @@ def parts(text: str) -> Iterator[tuple[str, str, str]]:
         precision, layers = re.search(r"PrecisionE(\d)", symbol), re.search(r"ELi(\d)E", symbol)
         if kernel and precision and kernel[1] in OPS:
             label = f"layers={layers[1]} " if layers else ""
+            if tile := re.search(r"ShapeILi(\d+)ELi(\d+)E", symbol):
+                label = f"tile={tile[1]}x{tile[2]} "
             yield kernel[1], label + PRECISIONS[int(precision[1])], body
 
 
@@ -61,10 +67,9 @@ def measure(library: Path) -> dict[str, dict[str, int]]:
             found = Counter(
                 re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z0-9_]+)", code, re.MULTILINE)
             )
-            layers = re.search(r"layers=(\d)", label)
-            shared, _ = torch.ops.fastcsm_cuda.shared_bytes(
-                OPS[kernel], "bfloat16" in label, INPUTS, int(layers[1]) if layers else LAYERS
-            )
+            layers, tile = re.search(r"layers=(\d)", label), re.search(r"tile=\d+x(\d+)", label)
+            sizes = int(tile[1]) if tile else INPUTS, int(layers[1]) if layers else LAYERS
+            shared, _ = torch.ops.fastcsm_cuda.shared_bytes(OPS[kernel], "bfloat16" in label, *sizes)
             kernels[f"{kernel} {label} sm_{architecture}"] = {
                 "registers": int(resources["REG"]),
                 "stack": int(resources["STACK"]),

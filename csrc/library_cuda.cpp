@@ -25,7 +25,8 @@ bool fastcsm::on_device(const Tensor& t) { return t.is_cuda(); }
 
 namespace {
 
-// Bytes of shared memory that a block of the op's kernel needs, and the most it may have on the current device.
+// Bytes of shared memory that a block of the op's kernel needs, and the most it may have on the current device. For
+// masked_linear the op is a kernel's name, and `inputs` the columns of its tiles.
 std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inputs, int64_t layers) {
   fastcsm::HeadArgs head{};
   head.storage = half ? fastcsm::Storage::bf16 : fastcsm::Storage::f32;
@@ -35,6 +36,10 @@ std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inp
   if (op == "score_head") return {fastcsm::score_head_bytes(head), most};
   if (op == "score_head_backward" || op == "csm_loss") return {fastcsm::csm_loss_bytes(head), most};
   if (op == "langevin" || op == "langevin_draw") return {fastcsm::langevin_bytes(head), most};
+  if (op.rfind("masked_linear", 0) == 0) return {fastcsm::masked_linear_bytes(op, half, inputs), most};
+  if (op == "conditional_density" || op == "conditional_density_nodes") {
+    return {fastcsm::conditional_density_bytes(head), most};
+  }
   throw std::invalid_argument("fastcsm: no op " + op);
 }
 
@@ -51,6 +56,8 @@ FASTCSM_KERNELS {
   m.impl("csm_loss", TORCH_BOX(&fastcsm::csm_loss));
   m.impl("langevin", TORCH_BOX(&fastcsm::langevin));
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
+  m.impl("conditional_density", TORCH_BOX(&fastcsm::conditional_density));
+  m.impl("conditional_density_nodes", TORCH_BOX(&fastcsm::conditional_density_nodes));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
   m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));

@@ -24,6 +24,7 @@
 #include "common/ops.h"
 #include "cuda/finish.h"
 #include "cuda/launch.h"
+#include "cuda/sizes.h"
 #include "cuda/stairs.h"
 
 namespace fastcsm {
@@ -241,6 +242,18 @@ Tensor new_tensor(const Tensor& like, int64_t count, ScalarType type) {
   return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
 }
 
+template <Precision P, class S, bool kAlongA, bool kAlongB>
+int product_bytes() {
+  SharedMemory measure;
+  const Product<P, S, kAlongA, kAlongB> tile(measure);
+  return measure.used();
+}
+int activation_bytes() {
+  SharedMemory measure;
+  measure.take<float>(kActivationRows * kActivationColumns);
+  return measure.used();
+}
+
 // Of how many bytes copies of a matrix's rows may be.
 int row_alignment(const void* p, int64_t columns, int bytes) {
   const uintptr_t all = reinterpret_cast<uintptr_t>(p) | uintptr_t(columns * bytes);
@@ -319,9 +332,8 @@ class Layer {
     a.partials = a.slices > 1 ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
     with_precision(storage_, reduced_, [&](auto precision) {
       constexpr Precision P = decltype(precision)::value;
-      SharedMemory measure;
-      const Product<P, Tall, false, false> tile(measure);
-      device_.launch(masked_linear_bwd_weight_kernel<P>, tiles * a.slices, kProductThreads, measure.used(), a);
+      const int bytes = product_bytes<P, Tall, false, false>();
+      device_.launch(masked_linear_bwd_weight_kernel<P>, tiles * a.slices, kProductThreads, bytes, a);
     });
     if (a.partials) add_up(a.partials, a.slices, a.finish);
   }
@@ -345,11 +357,9 @@ class Layer {
     Tensor partials = new_partials(bias ? slices : 1, sum);
     if (bias && slices > 1) a.sums = static_cast<float*>(partials.mutable_data_ptr());
     a.bias = slices == 1 ? bias : nullptr;
-    SharedMemory measure;
-    measure.take<float>(kActivationRows * kActivationColumns);
     const auto kernel = storage_ == Storage::bf16 ? masked_linear_bwd_activation_kernel<Precision::bf16>
                                                   : masked_linear_bwd_activation_kernel<Precision::exact>;
-    device_.launch(kernel, columns * slices, kSumThreads, measure.used(), a);
+    device_.launch(kernel, columns * slices, kSumThreads, activation_bytes(), a);
     if (a.sums) add_up(a.sums, int(slices), sum);
   }
 
@@ -387,16 +397,15 @@ class Layer {
 
   template <Precision P, class S, bool kForward>
   void rows_product(const void* given, const Finish& finish) {
-    using Tile = Product<P, S, true, kForward>;
-    SharedMemory measure;
-    const Tile tile(measure);
-    find_bounds(Tile::kSteps);
+    constexpr int kSteps = S::template kSteps<Element<P>>;
+    const int bytes = product_bytes<P, S, true, kForward>();
+    find_bounds(kSteps);
     const int depth = kForward ? stairs.inputs : stairs.outputs;
-    const int fitting = ((block_limit() + kReserved) / (measure.used() + kReserved));
+    const int fitting = (block_limit() + kReserved) / (bytes + kReserved);
     const int64_t slots = int64_t(fitting < S::kBlocks ? fitting : S::kBlocks) * device_.multiprocessors();
     const int64_t tiles = parts_of(finish.rows, S::kM) * parts_of(finish.columns, S::kN);
     // Two parts for every block, if they are long enough.
-    const int64_t wanted = 2 * slots / tiles, most = parts_of(depth, Tile::kSteps) / kLeastBlocks;
+    const int64_t wanted = 2 * slots / tiles, most = parts_of(depth, kSteps) / kLeastBlocks;
     const int64_t parts = wanted < most ? wanted : most;
     RowsArgs a{};
     a.stairs = stairs;
@@ -411,7 +420,7 @@ class Layer {
     Tensor partials = new_partials(a.parts, finish);
     a.partials = a.parts > 1 ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
     const auto kernel = kForward ? masked_linear_fwd_kernel<P, S> : masked_linear_bwd_x_kernel<P, S>;
-    device_.launch(kernel, a.units < slots ? a.units : slots, kProductThreads, measure.used(), a);
+    device_.launch(kernel, a.units < slots ? a.units : slots, kProductThreads, bytes, a);
     if (a.partials) add_up(a.partials, a.parts, finish);
   }
 
@@ -424,6 +433,22 @@ class Layer {
 };
 
 }  // namespace
+
+int64_t masked_linear_bytes(const std::string& kernel, bool half, int64_t tile) {
+  int64_t bytes = kernel == "masked_linear_bwd_activation" ? activation_bytes() : 0;
+  with_precision(half ? Storage::bf16 : Storage::f32, true, [&](auto precision) {
+    constexpr Precision P = decltype(precision)::value;
+    const bool flat = tile == Flat::kN;
+    if (kernel == "masked_linear_fwd") {
+      bytes = flat ? product_bytes<P, Flat, true, true>() : product_bytes<P, Tall, true, true>();
+    } else if (kernel == "masked_linear_bwd_x") {
+      bytes = flat ? product_bytes<P, Flat, true, false>() : product_bytes<P, Tall, true, false>();
+    } else if (kernel == "masked_linear_bwd_weight") {
+      bytes = product_bytes<P, Tall, false, false>();
+    }
+  });
+  return bytes;
+}
 
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
                                          int64_t activation, bool reduced) {

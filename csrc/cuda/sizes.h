@@ -2,6 +2,8 @@
 // number of layers and of inputs, and at the storage type.
 #pragma once
 
+#include <string>
+
 #include "common/head.h"
 
 namespace fastcsm {
@@ -9,5 +11,9 @@ namespace fastcsm {
 int64_t score_head_bytes(const HeadArgs& head);  // of the forward pass
 int64_t csm_loss_bytes(const HeadArgs& head);
 int64_t langevin_bytes(const HeadArgs& head);  // the least: frequencies, contexts and a network may need more
+int64_t conditional_density_bytes(const HeadArgs& head);  // the least: of a block of one warp
+int64_t probability_flow_bytes(const HeadArgs& head);     // likewise, with the change of log p
+// Of a kernel of masked_linear, by its name less "_kernel", with tiles of `tile` columns.
+int64_t masked_linear_bytes(const std::string& kernel, bool half, int64_t tile);
 
 }  // namespace fastcsm
