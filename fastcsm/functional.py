@@ -41,6 +41,7 @@ __all__ = [
     "linear_csm_loss",
     "masked_linear",
     "probability_flow",
+    "score",
     "score_head",
 ]
 
@@ -82,6 +83,25 @@ def score_head(
     head = arguments.head(context, x, weights, biases, frequencies, activation)
     score, derivative = _score_head.score_head(*head)
     return score.reshape(x.shape), derivative.reshape(x.shape)
+
+
+def score(
+    context: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    activation: str = "silu",
+    frequencies: Tensor | None = None,
+) -> Tensor:
+    """The score alone, at half the operations of :func:`score_head`, whose arguments it takes.
+
+    Returns:
+        s, of the shape and dtype of x.
+    """
+    context, x, weights, biases, frequencies = arguments.autocast(context, x, weights, biases, frequencies)
+    head = arguments.head(context, x, weights, biases, frequencies, activation)
+    return _score_head.score_head(*head, derivative=False)[0].reshape(x.shape)
 
 
 def csm_loss(

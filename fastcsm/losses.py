@@ -138,7 +138,8 @@ def score(head: Head, context: Tensor, x: Tensor) -> Tensor:
     """The score alone: :func:`score_and_derivative` without the derivative, which any head has."""
     found = head_parameters(head)
     if isinstance(found, HeadParameters):
-        return score_and_derivative(head, context, x)[0]
+        options: dict[str, Any] = {"activation": found.activation, "frequencies": found.frequencies}
+        return functional.score(context, x, found.weights, found.biases, **options)
     return _applied(head, context, x)
 
 

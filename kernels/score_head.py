@@ -8,6 +8,7 @@ from .head import forward, read_context, waves
 from .head_backward import backward
 from .head_sums import put_sums, zero_sums
 from .launch import HeadLaunch
+from .points import evaluate, shares_of_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -26,6 +27,7 @@ def score_head_fwd_kernel(
     TILE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     P: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
 ):
     M: tl.constexpr = TILE[0]
     STORE: tl.constexpr = x.dtype.element_ty
@@ -35,10 +37,14 @@ def score_head_fwd_kernel(
         inside = r < rows
         c = read_context(context, r, inside, C, TILE)
         v = tl.load(x + r, mask=inside, other=0.0).to(COMPUTE)
-        wave = waves(v, frequencies, E, TILE)
-        s, ds, _ = forward(c, v, wave, weights, biases, C, E, WIDTHS, TILE, ACTIVATION, P)
+        if DERIVATIVE:
+            wave = waves(v, frequencies, E, TILE)
+            s, ds, _ = forward(c, v, wave, weights, biases, C, E, WIDTHS, TILE, ACTIVATION, P)
+            tl.store(derivative + r, ds.to(STORE), mask=inside)
+        else:
+            share = shares_of_rows(c, v, weights[0], biases[0], C, C + 1 + 2 * E, WIDTHS[0], TILE, P)
+            s, _ = evaluate(share, v, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, False, P)
         tl.store(score + r, s.to(STORE), mask=inside)
-        tl.store(derivative + r, ds.to(STORE), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -121,12 +127,13 @@ def score_head(
     biases: list[Tensor],
     frequencies: Tensor,
     activation: str,
+    derivative: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.score_head.score_head`."""
     head = HeadLaunch("score_head", context, x, weights, biases, frequencies, activation)
-    score, derivative = x.new_empty(x.shape), x.new_empty(x.shape)
-    head.run(score_head_fwd_kernel, (*head.tensors, score, derivative, len(x)))
-    return score, derivative
+    s, ds = x.new_empty(x.shape), x.new_empty(x.shape if derivative else 0)
+    head.run(score_head_fwd_kernel, (*head.tensors, s, ds, len(x)), DERIVATIVE=derivative)
+    return s, ds
 
 
 def score_head_backward(

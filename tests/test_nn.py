@@ -229,10 +229,12 @@ class TestScoreHead:
     def test_is_the_functional(self):
         head = ScoreHead(5, (9, 7), "gelu", 4)
         context, x = torch.randn(3, 2, 5), torch.randn(3, 2)
-        s, ds = functional.score_head(
-            context, x, head.weights, head.biases, activation="gelu", frequencies=head.frequencies
-        )
-        assert torch.equal(head(context, x), s)
+        arguments = context, x, head.weights, head.biases
+        options = {"activation": "gelu", "frequencies": head.frequencies}
+        s, ds = functional.score_head(*arguments, **options)
+        assert torch.equal(head(context, x), functional.score(*arguments, **options))
+        torch.testing.assert_close(head(context, x), s)
+        assert torch.equal(head.score_and_derivative(context, x)[0], s)
         assert torch.equal(head.score_and_derivative(context, x)[1], ds)
         assert [tuple(w.shape) for w in head.weights] == [(9, 14), (7, 9), (1, 7)]
         assert all(w is layer.weight for w, layer in zip(head.weights, head.layers))

@@ -13,8 +13,9 @@ namespace fastcsm {
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
+// The second result is empty without derivative.
 std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
-                                      int64_t activation, bool reduced);
+                                      int64_t activation, bool derivative, bool reduced);
 
 std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_score, Tensor grad_derivative,
                                                                  Tensor context, Tensor x, Tensors weights,
@@ -93,7 +94,7 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
 
 template <class Library>
 void define_ops(Library& m) {
-  m.def("score_head(" FASTCSM_HEAD ", bool reduced) -> (Tensor, Tensor)");
+  m.def("score_head(" FASTCSM_HEAD ", bool derivative, bool reduced) -> (Tensor, Tensor)");
   m.def("score_head_backward(Tensor grad_score, Tensor grad_derivative, " FASTCSM_HEAD ", " FASTCSM_NEED
         ", bool reduced) -> (" FASTCSM_GRADIENTS ")");
   m.def("csm_loss(" FASTCSM_HEAD ", Tensor alpha, Tensor beta, Tensor gamma, " FASTCSM_NEED

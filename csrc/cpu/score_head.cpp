@@ -33,10 +33,14 @@ struct ForwardRows {
     const int64_t begin = task * f.capacity;
     tile.rows = f.a.rows - begin < f.capacity ? f.a.rows - begin : f.capacity;
     load_rows(f.head, tile, static_cast<const S*>(f.a.context), static_cast<const S*>(f.a.x), begin);
-    forward_tile<T, kTangent>(f.head, tile);
+    if (f.a.derivative != nullptr) {
+      forward_tile<T, kTangent>(f.head, tile);
+    } else {
+      forward_tile<T, kValue>(f.head, tile);
+    }
     for (int64_t r = 0; r < tile.rows; ++r) {
       static_cast<S*>(f.a.score)[begin + r] = to_storage<S>(tile.s[r]);
-      static_cast<S*>(f.a.derivative)[begin + r] = to_storage<S>(tile.ds[r]);
+      if (f.a.derivative != nullptr) static_cast<S*>(f.a.derivative)[begin + r] = to_storage<S>(tile.ds[r]);
     }
   }
 
@@ -111,14 +115,14 @@ void score_head_backward_kernel(const ScoreHeadBackwardArgs& a) {
 namespace fastcsm {
 
 std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
-                                      int64_t activation, bool reduced) {
+                                      int64_t activation, bool derivative, bool reduced) {
   ScoreHeadArgs a{};
   set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
-  Tensor score = torch::stable::empty_like(x), derivative = torch::stable::empty_like(x);
+  Tensor score = torch::stable::empty_like(x), slope = torch::stable::new_empty(x, {derivative ? a.rows : 0});
   a.score = score.mutable_data_ptr();
-  a.derivative = derivative.mutable_data_ptr();
+  a.derivative = derivative ? slope.mutable_data_ptr() : nullptr;
   FASTCSM_DISPATCH(score_head_kernel, uses_pairs(a.head), a);
-  return {score, derivative};
+  return {score, slope};
 }
 
 std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_score, Tensor grad_derivative,

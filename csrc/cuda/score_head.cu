@@ -16,7 +16,7 @@ struct ScoreHeadArgs {
   HeadArgs head;
   int64_t rows;
   const void *context, *x;
-  void *score, *derivative;
+  void *score, *derivative;  // derivative is null where not wanted
 };
 
 template <Precision P>
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
   m.head.load();
   m.inputs.clear(m.head);
   __syncthreads();
+  const bool slope = args.derivative != nullptr;
   const int64_t step = int64_t(gridDim.x) * kRows;
   Fetched<P> next = m.inputs.fetch(m.head, args.context, args.x, int64_t(blockIdx.x) * kRows, args.rows);
   for (int64_t first = int64_t(blockIdx.x) * kRows; first < args.rows; first += step) {
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
     Pair layer, value;
     begin(layer, at, nullptr);
     product_forward<P>(layer, at, m.inputs.h, m.head.stride, m.head.first, m.head.stride, m.head.columns,
-                       int(args.head.context));
+                       slope ? int(args.head.context) : m.head.columns);
 #pragma unroll 1
     for (int k = 0; k + 1 < args.head.layers; ++k) {
       Element<P>* z = m.z + k % 2 * 2 * kRows * Head<P>::kStride;
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
       store<P>(value, at, z);
       __syncthreads();
       begin(layer, at, m.head.bias + k * kUnits);
-      product_forward<P>(layer, at, z, Head<P>::kStride, m.head.matrix(k), Head<P>::kStride, kUnits, 0);
+      product_forward<P>(layer, at, z, Head<P>::kStride, m.head.matrix(k), Head<P>::kStride, kUnits,
+                         slope ? 0 : kUnits);
     }
     apply_activation<P>(layer, value, args.head.activation);
     store_shares(value, at, m.head.output, m.shares);
@@ -66,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
     if (threadIdx.x < 2 * kRows) {
       const int row = threadIdx.x % kRows;
       const float sum = sum_shares(m.shares, threadIdx.x);
-      if (first + row < args.rows) {
-        const bool primal = threadIdx.x < kRows;
+      const bool primal = threadIdx.x < kRows;
+      if (first + row < args.rows && (primal || slope)) {
         auto* out = static_cast<Element<P>*>(primal ? args.score : args.derivative);
         out[first + row] = to_storage<Element<P>>(primal ? sum + m.head.output[kUnits] : sum);
       }
@@ -99,15 +101,15 @@ int64_t score_head_bytes(const HeadArgs& head) {
 }
 
 std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
-                                      int64_t activation, bool reduced) {
+                                      int64_t activation, bool derivative, bool reduced) {
   ScoreHeadArgs a{};
   set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
   const Device device(x);
-  Tensor score = torch::stable::empty_like(x), derivative = torch::stable::empty_like(x);
+  Tensor score = torch::stable::empty_like(x), slope = torch::stable::new_empty(x, {derivative ? a.rows : 0});
   a.score = score.mutable_data_ptr();
-  a.derivative = derivative.mutable_data_ptr();
+  a.derivative = derivative ? slope.mutable_data_ptr() : nullptr;
   with_precision(a.head, [&](auto precision) { run<precision.value>(a, device); });
-  return {score, derivative};
+  return {score, slope};
 }
 
 std::tuple<Tensor, Tensor, Tensors, Tensors> score_head_backward(Tensor grad_score, Tensor grad_derivative,

@@ -70,8 +70,15 @@ class ScoreHead(nn.Module):
         return [cast(nn.Linear, layer).bias for layer in self.layers]
 
     def forward(self, context: Tensor, x: Tensor) -> Tensor:
-        """Score of x (...) given context (..., C); shape (...)."""
-        return self.score_and_derivative(context, x)[0]
+        """Score of x (...) given context (..., C); shape (...); differentiable once."""
+        return functional.score(
+            context,
+            x,
+            self.weights,
+            self.biases,
+            activation=self.activation,
+            frequencies=self.frequencies,
+        )
 
     def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score and its derivative with respect to x, each (...), in one pass; differentiable once."""

@@ -137,7 +137,7 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
             if denoise != 0:
                 if sigmas:
                     context = torch.cat([context, context.new_full((len(context), 1), levels[-1])], 1)
-                s, _ = score_head(context, value, *head)
+                s, _ = score_head(context, value, *head, False)
                 clean[:, d] = value + denoise * s / (sigmas[-1] if sigmas else 1.0)
             units.feed(value)
         return x, clean

@@ -8,8 +8,8 @@ from torch import Tensor
 from .library import choice, define, differentiable, needs_grad, once, under
 
 
-def _fake(context, x, weights, biases, frequencies, activation):
-    return torch.empty_like(x), torch.empty_like(x)
+def _fake(context, x, weights, biases, frequencies, activation, derivative):
+    return torch.empty_like(x), torch.empty_like(x) if derivative else x.new_empty(0)
 
 
 def fake_grads(context, x, weights, biases, need_context, need_x, need_params):
@@ -28,7 +28,7 @@ def _fake_backward(gs, gd, context, x, weights, biases, frequencies, activation,
 
 _forward = define(
     "score_head(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
-    " str activation) -> (Tensor, Tensor)",
+    " str activation, bool derivative) -> (Tensor, Tensor)",
     _fake,
 )
 _backward = define(
@@ -41,11 +41,15 @@ _backward = define(
 
 class _ScoreHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, context, x, frequencies, activation, *params):
+    def forward(ctx: Any, context, x, frequencies, activation, derivative, *params):
         layers = len(params) // 2
         ctx.save_for_backward(context, x, frequencies, *params)
-        ctx.activation, ctx.choice = activation, choice()
-        return _forward(context, x, list(params[:layers]), list(params[layers:]), frequencies, activation)
+        ctx.activation, ctx.derivative, ctx.choice = activation, derivative, choice()
+        weights, biases = list(params[:layers]), list(params[layers:])
+        s, ds = _forward(context, x, weights, biases, frequencies, activation, derivative)
+        if not derivative:
+            ctx.mark_non_differentiable(ds)
+        return s, ds
 
     @staticmethod
     @once
@@ -53,7 +57,9 @@ class _ScoreHead(torch.autograd.Function):
         context, x, frequencies, *params = ctx.saved_tensors
         layers = len(params) // 2
         needs = ctx.needs_input_grad
-        need_params = any(needs[4:])
+        need_params = any(needs[5:])
+        if not ctx.derivative:
+            grad_derivative = torch.zeros_like(x)
         grad_context, grad_x, grad_weights, grad_biases = under(
             ctx.choice,
             _backward,
@@ -74,6 +80,7 @@ class _ScoreHead(torch.autograd.Function):
             grad_x if needs[1] else None,
             None,
             None,
+            None,
             *((*grad_weights, *grad_biases) if need_params else [None] * len(params)),
         )
 
@@ -85,8 +92,10 @@ def score_head(
     biases: list[Tensor],
     frequencies: Tensor,
     activation: str,
+    derivative: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`fastcsm.reference.score_head.score_head`; differentiable once."""
     if needs_grad(context, x, *weights, *biases):
-        return differentiable(_ScoreHead, context, x, frequencies, activation, *weights, *biases)
-    return _forward(context, x, weights, biases, frequencies, activation)
+        options = frequencies, activation, derivative
+        return differentiable(_ScoreHead, context, x, *options, *weights, *biases)
+    return _forward(context, x, weights, biases, frequencies, activation, derivative)

@@ -83,7 +83,7 @@ def _head_score(
 
     def score(rows: Tensor, t: Tensor) -> Tensor:
         x, own = t.to(dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
-        s, _ = score_head(own, x, weights, biases, frequencies, activation)
+        s, _ = score_head(own, x, weights, biases, frequencies, activation, False)
         return score_scale * s.to(torch.float64).reshape(t.shape)
 
     return score
@@ -182,6 +182,6 @@ def conditional_density_draw(
         if denoise != 0:
             if len(sigmas) > 0:
                 c = torch.cat([c, c.new_full((len(c), 1), levels[-1])], 1)
-            s, _ = score_head(c, value, *head)
+            s, _ = score_head(c, value, *head, False)
             clean[:, d] = value + denoise * s / (sigmas[-1] if len(sigmas) > 0 else 1.0)
     return x, clean

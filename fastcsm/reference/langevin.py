@@ -53,7 +53,7 @@ def langevin(
         if len(stage_features) > 0:
             c = torch.cat([c, c.new_full((c.shape[0], 1), stage_features[i])], 1)
         for _ in range(steps):
-            s, _ = score_head(c, state.to(dtype), weights, biases, frequencies, activation)
+            s, _ = score_head(c, state.to(dtype), weights, biases, frequencies, activation, False)
             z = random.normal(seed, samples, dimensions, step, wide)
             state = state + (0.5 * size * scale) * s.to(wide) + size**0.5 * z
             step += 1
@@ -137,7 +137,7 @@ def langevin_draw(
         if denoise != 0:
             if len(stage_features) > 0:
                 c = torch.cat([c, c.new_full((c.shape[0], 1), stage_features[-1])], 1)
-            s, _ = score_head(c, value, head_w, head_b, frequencies, activation)
+            s, _ = score_head(c, value, head_w, head_b, frequencies, activation, False)
             clean[:, d] = value + denoise * score_scales[-1] * s
     return x, clean
 

@@ -17,6 +17,7 @@ def score_head(
     biases: Sequence[Tensor],
     frequencies: Tensor,
     activation: str,
+    derivative: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Score and derivative of every row; differentiable by autograd to any order.
 
@@ -30,12 +31,19 @@ def score_head(
         biases: K + 1 vectors, (H_1,), ..., (1,).
         frequencies: (E,), E may be 0. The phases w x are formed in float32 for 16-bit dtypes.
         activation: a name of :mod:`fastcsm.activations`.
+        derivative: whether s' is wanted.
 
     Returns:
-        s and s', each (N,).
+        s and s', each (N,); without the derivative s and an empty tensor.
     """
-    trace = forward(context, x, weights, biases, frequencies, activation)
-    return trace.score, trace.derivative
+    if derivative:
+        trace = forward(context, x, weights, biases, frequencies, activation)
+        return trace.score, trace.derivative
+    f, (h, _, _) = activations.get(activation).f, _inputs(context, x, frequencies)
+    a = F.linear(h, weights[0], biases[0])
+    for weight, bias in zip(weights[1:], biases[1:], strict=True):
+        a = F.linear(f(a), weight, bias)
+    return a[:, 0], x.new_empty(0)
 
 
 class Trace(NamedTuple):

@@ -73,13 +73,33 @@ def test_gradients_of_the_score_alone(backend, frequencies):
     for run, dtype in ((backend, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
         own = case.to(dtype)
         leaves = own.leaves()
+        options = {"activation": own.activation, "frequencies": own.frequencies}
         with fastcsm.backend(run):
-            s, _ = functional.score_head(
-                *split(leaves), activation=own.activation, frequencies=own.frequencies
-            )
+            s, _ = functional.score_head(*split(leaves), **options)
             grads = torch.autograd.grad(s, list(leaves.values()), own.grads[0])
-        found.append(dict(zip(leaves, grads)))
+            alone = functional.score(*split(leaves), **options)
+            own_grads = torch.autograd.grad(alone, list(leaves.values()), own.grads[0])
+        assert all(torch.equal(a, b) for a, b in zip(grads, own_grads, strict=True))
+        found.append({"score": alone.detach(), **dict(zip(leaves, grads))})
     assert_as_accurate(tuple(found), relative=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_score_alone(backend, hidden, dtype):
+    for frequencies in (0, 3):
+        cases = []
+        for seed in SEEDS:
+            case = Case(hidden=hidden, frequencies=frequencies, seed=seed).to(dtype)
+            results = []
+            for name, own in ((backend, case), ("reference", case), ("reference", case.to(torch.float64))):
+                rows = own.context, own.x, own.weights, own.biases
+                with fastcsm.backend(name):
+                    s = functional.score(*rows, activation=own.activation, frequencies=own.frequencies)
+                results.append({"score": s})
+            cases.append(tuple(results))
+        assert_as_accurate(*cases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -344,7 +364,9 @@ def test_opcheck(backend, needs):
     case = Case(rows=5).to(torch.float32)
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     with fastcsm.backend(backend):
-        torch.library.opcheck(torch.ops.fastcsm.score_head.default, op_args(case), test_utils=utils)
+        for derivative in (True, False):
+            arguments = *op_args(case), derivative
+            torch.library.opcheck(torch.ops.fastcsm.score_head.default, arguments, test_utils=utils)
         torch.library.opcheck(
             torch.ops.fastcsm.score_head_backward.default,
             (*case.grads, *op_args(case), *needs),
