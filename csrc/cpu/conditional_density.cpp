@@ -8,6 +8,7 @@
 
 #include "common/density_args.h"
 #include "common/draw_args.h"
+#include "common/flow.h"
 #include "common/ops.h"
 #include "common/philox.h"
 #include "common/quadrature.h"

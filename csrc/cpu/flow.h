@@ -1,20 +1,6 @@
-// Probability flow of a block of rows, each with steps of its own (Dormand and Prince, order 5(4)); formulas and
-// constants as in fastcsm/reference/probability_flow.py. The state is float64, the head runs on tiles of the rows still
-// on their way. No include guard: included once per instruction set.
-
-constexpr int kFlowStages = 7, kMaxSteps = 500;
-constexpr double kFirstStep = 0.2, kSmallest = 0.2, kLargest = 5.0;
-constexpr double kFlowTimes[kFlowStages] = {0, 1. / 5, 3. / 10, 4. / 5, 8. / 9, 1, 1};
-constexpr double kFlowStage[kFlowStages][kFlowStages - 1] = {
-    {},
-    {1. / 5},
-    {3. / 40, 9. / 40},
-    {44. / 45, -56. / 15, 32. / 9},
-    {19372. / 6561, -25360. / 2187, 64448. / 6561, -212. / 729},
-    {9017. / 3168, -355. / 33, 46732. / 5247, 49. / 176, -5103. / 18656},
-    {35. / 384, 0, 500. / 1113, 125. / 192, -2187. / 6784, 11. / 84}};
-constexpr double kFlowError[kFlowStages] = {71. / 57600,      0,         -71. / 16695, 71. / 1920,
-                                            -17253. / 339200, 22. / 525, -1. / 40};
+// Probability flow of a block of rows, each with steps of its own (common/flow.h); formulas as in
+// fastcsm/reference/probability_flow.py. The state is float64, the head runs on tiles of the rows still on their way.
+// No include guard: included once per instruction set.
 
 struct FlowRow {
   double x, change, error;

@@ -31,15 +31,6 @@ struct CsmLossArgs {
   double loss;
 };
 
-struct FlowArgs {
-  HeadArgs head;
-  int64_t rows;
-  const void *context, *x;
-  double sigma_from, sigma_to, tolerance;
-  bool change;
-  void* out[3];  // x, change, error
-};
-
 // Of one layer; the forward pass when y is set, else the backward pass. Orders sort inputs and outputs by degree:
 // output out_order[o] reads inputs in_order[0] .. in_order[reach[o] - 1]. activation < 0 is the identity.
 struct MaskedLinearArgs {

@@ -3,11 +3,11 @@
 #define FASTCSM_FILE "cpu/probability_flow.cpp"
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
 #include <tuple>
 
-#include "cpu/launch.h"
+#include "common/flow.h"
 #include "common/ops.h"
+#include "cpu/launch.h"
 #include "cpu/foreach_isa.h"
 #endif
 
@@ -94,23 +94,11 @@ namespace fastcsm {
 std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
                                                     Tensor frequencies, int64_t activation, double sigma_from,
                                                     double sigma_to, double tolerance, bool change, bool reduced) {
-  FlowArgs a{};
-  a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
-  a.rows = x.numel();
-  if (a.head.context < 1 || !(sigma_from > 0) || !(sigma_to > 0) || !(tolerance > 0))
-    throw std::invalid_argument(
-        "fastcsm: the head must read log sigma, and sigma_from, sigma_to and tolerance must be positive");
-  a.context = checked(context, "context", x.scalar_type(), a.rows * (a.head.context - 1));
-  a.x = checked(x, "x", x.scalar_type(), a.rows);
-  a.sigma_from = sigma_from, a.sigma_to = sigma_to, a.tolerance = tolerance, a.change = change;
-  const std::vector<int64_t> shape{a.rows};
-  Tensors out;
-  for (int i = 0; i < 3; ++i) {
-    out.push_back(torch::stable::new_empty(x, {shape.data(), shape.size()}, compute_type(x)));
-    a.out[i] = out[i].mutable_data_ptr();
-  }
+  FlowArgs a =
+      flow_args(context, x, weights, biases, frequencies, activation, sigma_from, sigma_to, tolerance, change, reduced);
+  std::tuple<Tensor, Tensor, Tensor> out = new_flow(a, x);
   FASTCSM_DISPATCH(probability_flow_kernel, uses_pairs(a.head), a);
-  return {out[0], out[1], out[2]};
+  return out;
 }
 
 }  // namespace fastcsm
