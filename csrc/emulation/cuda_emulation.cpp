@@ -383,6 +383,14 @@ void wait_copies(int groups) {
   self.copies.erase(self.copies.begin(), self.copies.begin() + arrived);
 }
 
+unsigned atomic_add(unsigned* p, unsigned by) {
+  const size_t offset = reinterpret_cast<char*>(p) - block.memory;
+  if (offset < block.size && !block.cells[offset / kCell].written) report_access("read before any write", p, sizeof *p);
+  const unsigned before = *p;
+  *p += by;
+  return before;
+}
+
 void shared_access(const void* p, size_t bytes, bool write) {
   const size_t first = static_cast<const char*>(p) - block.memory;
   for (size_t i = first / kCell; i * kCell < first + bytes; ++i) {

@@ -83,6 +83,9 @@ void copy_async(void* to, const void* from, const void* value, size_t bytes);
 void commit_copies();
 void wait_copies(int groups);
 
+// *p += by at once; p as it was. Races of these with other accesses go unseen.
+unsigned atomic_add(unsigned* p, unsigned by);
+
 // Counts an access of the running thread to shared memory; the compiler's own accesses are counted already.
 void shared_access(const void* p, size_t bytes, bool write);
 
@@ -121,6 +124,8 @@ inline unsigned __ballot_sync(unsigned, bool value, emulation::Place at = emulat
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+
+inline unsigned atomicAdd(unsigned* p, unsigned by) { return emulation::atomic_add(p, by); }
 
 template <class T>
 T __ldg(const T* p) {
