@@ -49,6 +49,8 @@ def parts(text: str) -> Iterator[tuple[str, str, str]]:
         precision, layers = re.search(r"PrecisionE(\d)", symbol), re.search(r"ELi(\d)E", symbol)
         if kernel and precision and kernel[1] in OPS:
             label = f"layers={layers[1]} " if layers else ""
+            if rows := re.search(r"PrecisionE\d(?:ELi\d)?ELi(\d\d)E", symbol):
+                label += f"rows={rows[1]} "
             if tile := re.search(r"ShapeILi(\d+)ELi(\d+)E", symbol):
                 label = f"tile={tile[1]}x{tile[2]} "
             yield kernel[1], label + PRECISIONS[int(precision[1])], body
@@ -69,7 +71,9 @@ def measure(library: Path) -> dict[str, dict[str, int]]:
             )
             layers, tile = re.search(r"layers=(\d)", label), re.search(r"tile=\d+x(\d+)", label)
             sizes = int(tile[1]) if tile else INPUTS, int(layers[1]) if layers else LAYERS
-            shared, _ = torch.ops.fastcsm_cuda.shared_bytes(OPS[kernel], "bfloat16" in label, *sizes)
+            # The smaller of two tiles is what a block of one byte would take.
+            most = 1 if "rows=16" in label else 1 << 30
+            shared, _ = torch.ops.fastcsm_cuda.shared_bytes(OPS[kernel], "bfloat16" in label, *sizes, most)
             kernels[f"{kernel} {label} sm_{architecture}"] = {
                 "registers": int(resources["REG"]),
                 "stack": int(resources["STACK"]),

@@ -25,16 +25,16 @@ bool fastcsm::on_device(const Tensor& t) { return t.is_cuda(); }
 
 namespace {
 
-// Bytes of shared memory that a block of the op's kernel needs, and the most it may have on the current device. For
-// masked_linear the op is a kernel's name, and `inputs` the columns of its tiles.
-std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inputs, int64_t layers) {
+// Bytes of shared memory that a block of the op's kernel needs, and the most it may have: `most`, or on the current
+// device where that is 0. For masked_linear the op is a kernel's name, and `inputs` the columns of its tiles.
+std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inputs, int64_t layers, int64_t most) {
   fastcsm::HeadArgs head{};
   head.storage = half ? fastcsm::Storage::bf16 : fastcsm::Storage::f32;
   head.layers = layers;
   head.context = inputs - head.features();
-  const int64_t most = fastcsm::block_limit();
-  if (op == "score_head") return {fastcsm::score_head_bytes(head), most};
-  if (op == "score_head_backward" || op == "csm_loss") return {fastcsm::csm_loss_bytes(head), most};
+  if (most == 0) most = fastcsm::block_limit();
+  if (op == "score_head") return {fastcsm::score_head_bytes(head, most), most};
+  if (op == "score_head_backward" || op == "csm_loss") return {fastcsm::csm_loss_bytes(head, most), most};
   if (op == "langevin" || op == "langevin_draw") return {fastcsm::langevin_bytes(head), most};
   if (op.rfind("masked_linear", 0) == 0) return {fastcsm::masked_linear_bytes(op, half, inputs), most};
   if (op == "conditional_density" || op == "conditional_density_nodes") {
@@ -47,7 +47,7 @@ std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inp
 
 FASTCSM_LIBRARY {
   fastcsm::define_ops(m);
-  m.def("shared_bytes(str op, bool half, int inputs, int layers) -> (int, int)");
+  m.def("shared_bytes(str op, bool half, int inputs, int layers, int most=0) -> (int, int)");
 }
 
 FASTCSM_KERNELS {

@@ -193,8 +193,6 @@ class CUDA(_Library):
     ops = ("score_head", "csm_loss", "langevin", "masked_linear")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128
-    max_gradient_hidden = 2
-    max_gradient_inputs = 79
     least_major = 8
 
     @cache  # noqa: B019
@@ -223,16 +221,6 @@ class CUDA(_Library):
         widest = max(request.widths[:-1], default=0)
         if widest > self.max_width:
             reasons.append(f"a hidden layer of {widest} units is wider than {self.max_width}: see triton")
-        if op in ("csm_loss", "score_head_backward"):
-            hidden = len(request.widths) - 1
-            if hidden > self.max_gradient_hidden:
-                reasons.append(
-                    f"for gradients {hidden} hidden layers are more than {self.max_gradient_hidden}"
-                )
-            if request.inputs > self.max_gradient_inputs:
-                reasons.append(
-                    f"for gradients {request.inputs} inputs are more than {self.max_gradient_inputs}"
-                )
         if not reasons:
             half = request.dtype is torch.bfloat16
             need, most = self.kernels().shared_bytes(op, half, request.inputs, len(request.widths) - 1)

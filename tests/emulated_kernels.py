@@ -70,6 +70,14 @@ SHAPES = [
     (31, 32, (127, 33), 0),
     (32, 15, (128, 1), 8),
 ]
+# Deep heads, whose gradients' sums lie in device memory, and many inputs, with the smaller tile where it alone fits.
+LARGE = [
+    ("bfloat16", (97, 6, (9, 20, 31), 2), "softplus"),
+    ("bfloat16", (33, 100, (8, 24, 15, 31), 2), "tanh"),
+    ("float32", (50, 2, (9, 20, 31), 0), "silu"),
+    ("tf32", (40, 125, (17, 9), 1), "silu"),
+    ("float32", (33, 180, (16,), 0), "softplus"),
+]
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -122,15 +130,18 @@ def check(run, plain, precision, **settings):
 
 
 def scores(case):
-    s, ds = functional.score_head(
-        *split(case.leaves()), activation=case.activation, frequencies=case.frequencies
-    )
-    return {"score": s.detach(), "derivative": ds.detach()}
+    head, options = split(case.leaves()), {"activation": case.activation, "frequencies": case.frequencies}
+    s, ds = functional.score_head(*head, **options)
+    return {
+        "score": s.detach(),
+        "derivative": ds.detach(),
+        "alone": functional.score(*head, **options).detach(),
+    }
 
 
 def plain_scores(case):
     s, ds = plain_score_head(case, case.leaves())
-    return {"score": s.detach(), "derivative": ds.detach()}
+    return {"score": s.detach(), "derivative": ds.detach(), "alone": s.detach()}
 
 
 def loss(case):
@@ -210,6 +221,11 @@ def test_csm_loss(shape, activation, precision):
     check(loss, plain_gradients, precision, **settings(shape, activation))
 
 
+@pytest.mark.parametrize(("precision", "shape", "activation"), LARGE, indirect=["precision"])
+def test_csm_loss_of_large_heads(shape, activation, precision):
+    check(loss, plain_gradients, precision, **settings(shape, activation))
+
+
 @pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES[:4], NAMES[3:], strict=True)))
 def test_score_head_backward(shape, activation, precision):
     check(backward, plain_backward, precision, **settings(shape, activation))
@@ -265,8 +281,7 @@ def test_a_row_does_not_depend_on_the_others():
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (Case(hidden=(4, 4, 4)).to(torch.float32), "for gradients 3 hidden layers are more than 2"),
-        (Case(context=79, frequencies=0).to(torch.float32), "for gradients 80 inputs are more than 79"),
+        (Case(hidden=(4, 4, 4, 4)).to(torch.float32), "KiB of shared memory, a block has 227"),
         (Case(hidden=(129, 4)).to(torch.float32), "a hidden layer of 129 units is wider than 128"),
         (Case().to(torch.float64), "torch.float64 is not one of"),
         (Case(hidden=(2,) * 5).to(torch.float32), "5 hidden layers are more than 4"),

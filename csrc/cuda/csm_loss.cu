@@ -11,62 +11,48 @@
 
 #include "common/launch.h"
 #include "common/ops.h"
+#include "cuda/gradient_sums.h"
 #include "cuda/gradients.h"
-#include "cuda/head_backward.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 
 namespace fastcsm {
 namespace {
 
-constexpr int kMaxColumns = 80;            // of the input, whose gradients' sums are kept in registers
 constexpr int kLoss = 0, kOutputBias = 1;  // sums over rows
 
-// Of a weight's gradient a warp has kSumRows rows and every kSumHalves-th tile of 8 columns.
-constexpr int kSumRows = 32, kSumHalves = kThreads / kWarp / (kUnits / kSumRows);
-template <int kColumnsAll>
-using Sums = Accumulator[kSumRows / 16][kColumnsAll / 8 / kSumHalves];
-struct SumPlace {
-  int row, half, lane;
-
-  FASTCSM_INLINE explicit SumPlace(const Place& at)
-      : row(at.warp % (kUnits / kSumRows) * kSumRows), half(at.warp / (kUnits / kSumRows)), lane(at.lane) {}
-
-  // The row and the column of element i of accumulator [m][n].
-  FASTCSM_INLINE int row_of(int m, int i) const { return row + 16 * m + lane / 4 + i / 2 * 8; }
-  FASTCSM_INLINE int column_of(int n, int i) const { return 8 * (kSumHalves * n + half) + lane % 4 * 2 + i % 2; }
-};
-
-template <Precision P, int K>
+template <Precision P, int K, int kRows>
 struct GradientMemory {
   Element<P>* z;    // (K - 1, 2 kRows, kUnits): [z; u] of all layers but the last
   Element<P>* g;    // (2 kRows, kUnits): [ga; gt] of one layer
   float* shares;    // (kColumnGroups, 2 kRows)
   float* upstream;  // (3, kRows): alpha, beta, gamma
-  float* sums;      // (2, K, kUnits): of the two groups of rows; w_o's gradient, then the biases'
+  float* sums;      // (kRows / 16, K, kUnits): of the groups of rows; w_o's gradient, then the biases'
   float* row_sums;  // (2, kRows): the loss, b_o's gradient
   Head<P> head;
-  Inputs<P> inputs;
+  Inputs<P, kRows> inputs;
   float* square;  // (columns): w^2 where the input is a sine or cosine
 
   __host__ __device__ GradientMemory(const HeadArgs& args, SharedMemory& memory)
-      : z(memory.take<Element<P>>((K - 1) * 2 * kRows * Head<P>::kStride)),
-        g(memory.take<Element<P>>(2 * kRows * Head<P>::kStride)),
-        shares(memory.take<float>(kColumnGroups * 2 * kRows)),
+      : z(memory.take<Element<P>>((K - 1) * kLayer)),
+        g(memory.take<Element<P>>(kLayer)),
+        shares(memory.take<float>(kColumnGroups<kRows> * 2 * kRows)),
         upstream(memory.take<float>(3 * kRows)),
-        sums(memory.take<float>(2 * K * kUnits)),
+        sums(memory.take<float>(kRows / 16 * K * kUnits)),
         row_sums(memory.take<float>(2 * kRows)),
         head(args, K, memory),
         inputs(head, memory),
         square(memory.take<float>(head.columns)) {}
+
+  static constexpr int kLayer = 2 * kRows * Head<P>::kStride;
 };
 
 // Gradients of the inputs, [ga_1; gt_1] W_1: that of the context to memory, and that of x, which meets every feature's
 // derivative in the primal and second derivative in the tangent, as shares (kColumnGroups, kRows). A warp has 16 rows
 // and every kColumnGroups-th tile of 8 columns.
-template <Precision P, int K>
-FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemory<P, K>& m, const Place& at,
-                                    int64_t first) {
+template <Precision P, int K, int kRows>
+FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemory<P, K, kRows>& m,
+                                    const Place<kRows>& at, int64_t first) {
   using T = Element<P>;
   constexpr int kStride = Head<P>::kStride, kStep = kDepth<T>;
   const int C = int(args.head.context), stride = m.head.stride;
@@ -75,7 +61,7 @@ FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemo
   const T* tangent = primal + kRows * kStride;
   float gx[2] = {0.f, 0.f};
 #pragma unroll 1
-  for (int column = 8 * at.group; column < (need_x ? m.head.columns : C); column += 8 * kColumnGroups) {
+  for (int column = 8 * at.group; column < (need_x ? m.head.columns : C); column += 8 * kColumnGroups<kRows>) {
     Accumulator gh = {}, rest = {}, gdh = {};
 #pragma unroll 2
     for (int k = 0; k < kUnits; k += 2 * kStep) {
@@ -116,25 +102,17 @@ FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemo
   }
 }
 
-// Where in sums (2, K, kUnits) a lane keeps the first kind of the sum that add_column_sums gives it.
-template <int K>
-FASTCSM_INLINE int sum_place(const Place& at) {
-  return at.row / 16 * K * kUnits + at.column + at.lane / 8 * 8 + at.lane % 4 * 2 + at.lane / 4 % 2;
-}
-
-// The warp's part of sums += G^T Z over `columns` columns of Z.
-template <Precision P, int kWide>
-FASTCSM_INLINE void add_sums(Accumulator (&sums)[kSumRows / 16][kWide], const Place& at, const Element<P>* g,
-                             const Element<P>* z, int stride, int columns, int tangent_from) {
-  const SumPlace part(at);
-  add_outer<P, kSumHalves>(sums, at, g + part.row, z + 8 * part.half, stride, columns, tangent_from);
+// Where in sums (kRows / 16, K, kUnits) a lane keeps the first kind of the sum that add_column_sums gives it.
+template <int K, int kRows>
+FASTCSM_INLINE int sum_place(const Place<kRows>& at) {
+  return at.row / 16 * K * kUnits + column_of_sum(at);
 }
 
 // Of the thread's row of a tile alpha, beta and gamma, zeros beyond the last.
 struct Upstream {
   float alpha, beta, gamma;
 };
-template <class T>
+template <class T, int kRows>
 FASTCSM_INLINE Upstream fetch_upstream(const GradientArgs& args, int64_t first) {
   const int64_t n = first + thread_number();
   if (thread_number() >= kRows || n >= args.rows) return {};
@@ -145,76 +123,83 @@ FASTCSM_INLINE Upstream fetch_upstream(const GradientArgs& args, int64_t first) 
   return {args.alpha[n * args.alpha_step], args.beta[n * args.beta_step], args.gamma[n * args.gamma_step]};
 }
 
-// The block's sums to its slice: those of the first layer and of W_2 from registers, the others from shared memory.
-template <Precision P, int K>
-FASTCSM_INLINE void store_slice(const GradientArgs& args, const GradientMemory<P, K>& m,
-                                const Sums<kMaxColumns>& first_sums, const Sums<kUnits>& hidden_sums) {
+// The block's sums to its slice: from registers, from its own memory, and those of rows, w_o and b_2 .. from shared
+// memory.
+template <Precision P, int K, int kRows>
+FASTCSM_INLINE void store_slice(const GradientArgs& args, const GradientMemory<P, K, kRows>& m,
+                                Sums<kFirstColumns>& first_sums, Sums<kUnits>& hidden_sums) {
   const int thread = thread_number();
-  const Place at(thread);
+  const SumPlace part{Place<kRows>(thread)};
   const int inputs = int(args.head.context + args.head.features());
   float* slice = args.partials + blockIdx.x * args.slice;
   if (thread < 2) {
     float sum = 0;
     for (int i = 0; i < kRows; ++i) sum += m.row_sums[thread * kRows + i];
     if (thread == kLoss) slice[args.slice - 1] = sum;
-    if (thread == kOutputBias && args.params) slice[args.offset[2 * args.head.layers + 1]] = sum;
+    if (thread == kOutputBias && args.params) slice[args.offset[2 * K + 1]] = sum;
   }
   if (!args.params) return;
   for (int i = thread; i < K * kUnits; i += kThreads) {
-    const int k = i / kUnits, j = i % kUnits;  // k = 0: w_o; 1: b_2
-    const float sum = m.sums[i] + m.sums[K * kUnits + i];
-    if (j < args.head.width[K - 1]) slice[args.offset[k == 0 ? K : K + 1 + k] + j] = sum;
+    const int k = i / kUnits, j = i % kUnits;  // k = 0: w_o; 1: b_2 ..
+    float sum = 0;
+#pragma unroll
+    for (int group = 0; group < kRows / 16; ++group) sum += m.sums[group * K * kUnits + i];
+    if (j < args.head.width[k == 0 ? K - 1 : k]) slice[args.offset[k == 0 ? K : K + 1 + k] + j] = sum;
   }
-  const SumPlace part(at);
-  const auto each = [](const auto& sums, const auto& store) {
-#pragma unroll
-    for (int m16 = 0; m16 < int(std::extent_v<std::remove_reference_t<decltype(sums)>, 0>); ++m16) {
-#pragma unroll
-      for (int n = 0; n < int(std::extent_v<std::remove_reference_t<decltype(sums)>, 1>); ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) store(m16, n, i, sums[m16][n].r[i]);
-      }
-    }
-  };
-  each(first_sums, [&](int m16, int n, int i, float sum) {
-    const int j = part.row_of(m16, i), column = part.column_of(n, i);
-    if (j >= args.head.width[0] || column > inputs) return;
-    slice[column == inputs ? args.offset[K + 1] + j : args.offset[0] + j * inputs + column] = sum;
-  });
-  if constexpr (K > 1) {
-    const int in = int(args.head.width[0]), out = int(args.head.width[1]);
-    each(hidden_sums, [&](int m16, int n, int i, float sum) {
-      const int j = part.row_of(m16, i), column = part.column_of(n, i);
-      if (j < out && column < in) slice[args.offset[1] + j * in + column] = sum;
+  const Away<K> away(m.head.columns);
+#pragma unroll 1
+  for (int k = 0; k + 1 < K; ++k) {
+    if constexpr (!kResident<K>) get_sums(hidden_sums, away.place(args, away.hidden_at(k)));
+    const int in = int(args.head.width[k]), out = int(args.head.width[k + 1]);
+    float* to = slice + args.offset[k + 1];
+    each_sum(hidden_sums, part, [&](int j, int column, float sum) {
+      if (j < out && column < in) to[j * in + column] = sum;
+    });
+  }
+#pragma unroll 1
+  for (int from = 0; from < m.head.columns; from += kFirstColumns) {
+    if (from >= away.kFirst) get_sums(first_sums, away.place(args, away.first_at(from)));
+    each_sum(first_sums, part, [&](int j, int column, float sum) {
+      column += from;
+      if (j >= args.head.width[0] || column > inputs) return;
+      slice[column == inputs ? args.offset[K + 1] + j : args.offset[0] + j * inputs + column] = sum;
     });
   }
 }
 
-template <Precision P, int K>
+template <Precision P, int K, int kRows>
 __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_constant__ GradientArgs args) {
   using T = Element<P>;
+  using At = Place<kRows>;
+  constexpr int kStride = Head<P>::kStride;
   SharedMemory memory(block_memory());
-  GradientMemory<P, K> m(args.head, memory);
+  GradientMemory<P, K, kRows> m(args.head, memory);
   const int C = int(args.head.context), E = int(args.head.frequencies), inputs = C + 1 + 2 * E;
   const int activation = args.head.activation;
   m.head.load();
   m.inputs.clear(m.head);
-  for (int i = threadIdx.x; i < 2 * K * kUnits; i += kThreads) m.sums[i] = 0;
+  for (int i = threadIdx.x; i < kRows / 16 * K * kUnits; i += kThreads) m.sums[i] = 0;
   if (threadIdx.x < 2 * kRows) m.row_sums[threadIdx.x] = 0;
   for (int i = threadIdx.x; i < m.head.columns; i += kThreads) {
     const float w =
         i > C && i < inputs ? read_parameter(args.head.frequency, (i - C - 1) % E, P == Precision::bf16) : 0;
     m.square[i] = w * w;
   }
+  for (int i = 0; i < Away<K>(m.head.columns).vectors; ++i) *Away<K>(m.head.columns).place(args, i) = {};
   __syncthreads();
 
-  Sums<kMaxColumns> first_sums = {};  // W_1 and b_1
-  Sums<kUnits> hidden_sums = {};      // W_2
+  Sums<kFirstColumns> first_sums = {};  // W_1 and b_1
+  Sums<kUnits> hidden_sums = {};        // W_2
 
   const int64_t step = int64_t(gridDim.x) * kRows;
   int64_t first = int64_t(blockIdx.x) * kRows;
-  Fetched<P> next = m.inputs.fetch(m.head, args.context, args.x, first, args.rows);
-  Upstream upstream = fetch_upstream<T>(args, first);
+  Fetched<P, kRows> next;
+  Upstream upstream;
+  const auto fetch = [&](int64_t of) {
+    next = m.inputs.fetch(m.head, args.context, args.x, of, args.rows);
+    upstream = fetch_upstream<T, kRows>(args, of);
+  };
+  fetch(first);
   for (; first < args.rows; first += step) {
     m.inputs.store(m.head, next, args.context, first, args.rows);
     if (thread_number() < kRows) {
@@ -224,28 +209,31 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
     }
     __syncthreads();
 
-    Pair kept, layer, value;  // f'(a_1) and f''(a_1) t_1; the last layer's, then its gradients; z and u
-    begin(layer, Place(), nullptr);
+    // f'(a_k) and f''(a_k) t_k of the layers below; the same of the last, then gradients; z and u of one.
+    Pair<kRows> kept[K - 1 ? K - 1 : 1], layer, value;
+    begin(layer, At(), nullptr);
     const int stride = anew(m.head.stride);
-    product_forward<P>(layer, Place(), m.inputs.h, stride, m.head.first, stride, m.head.columns, C);
+    product_forward<P>(layer, At(), m.inputs.h, stride, m.head.first, stride, m.head.columns, C);
     apply_activation<P>(layer, value, activation);
-    if constexpr (K > 1) {
-      kept = layer;
-      store<P>(value, Place(), m.z);
+#pragma unroll
+    for (int k = 0; k + 1 < K; ++k) {
+      kept[k] = layer;
+      store<P>(value, At(), m.z + k * m.kLayer);
       __syncthreads();
-      begin(layer, Place(), m.head.bias);
-      product_forward<P>(layer, Place(), m.z, Head<P>::kStride, m.head.matrix(0), Head<P>::kStride, kUnits, 0);
+      begin(layer, At(), m.head.bias + k * kUnits);
+      product_forward<P>(layer, At(), m.z + k * m.kLayer, kStride, m.head.matrix(k), kStride, kUnits, 0);
       apply_activation<P>(layer, value, activation);
     }
-    store_shares(value, Place(), m.head.output, m.shares);
+    store_shares(value, At(), m.head.output, m.shares);
     __syncthreads();
 
     float g[2], p[2];
-    const Place at;
+    const At at;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = at.row_of(2 * i);
-      const float s = sum_shares(m.shares, row) + m.head.output[kUnits], ds = sum_shares(m.shares, kRows + row);
+      const float s = sum_shares<kRows>(m.shares, row) + m.head.output[kUnits];
+      const float ds = sum_shares<kRows>(m.shares, kRows + row);
       const float alpha = m.upstream[row], gamma = m.upstream[2 * kRows + row];
       p[i] = m.upstream[kRows + row];
       g[i] = alpha * s + gamma;
@@ -254,33 +242,50 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
       m.row_sums[kLoss * kRows + row] += s * (0.5f * alpha * s + gamma) + p[i] * ds;
       m.row_sums[kOutputBias * kRows + row] += g[i];
     }
-    next = m.inputs.fetch(m.head, args.context, args.x, first + step, args.rows);
-    upstream = fetch_upstream<T>(args, first + step);
     if (!args.params && !args.grad_context && !args.grad_x) {
+      fetch(first + step);
       __syncthreads();
       continue;
     }
 
-    output_backward(layer, value, Place(), m.head.output, g, p, m.sums + sum_place<K>(Place()));
-    store<P>(layer, Place(), m.g);
+    output_backward(layer, value, At(), m.head.output, g, p, m.sums + sum_place<K>(At()));
+    store<P>(layer, At(), m.g);
     __syncthreads();
-    if constexpr (K > 1) {
-      add_bias_sums(layer, Place(), m.sums + sum_place<K>(Place()) + kUnits);
-      if (args.params) add_sums<P>(hidden_sums, Place(), m.g, m.z, Head<P>::kStride, kUnits, 0);
-      begin(layer, Place(), nullptr);
-      product_backward<P>(layer, Place(), m.g, m.head.matrix(0));
-      activation_backward(layer, kept);
+#pragma unroll
+    for (int k = K - 2; k >= 0; --k) {
+      add_bias_sums(layer, At(), m.sums + sum_place<K>(At()) + (k + 1) * kUnits);
+      if (args.params) {
+        const auto own = [&] { return Away<K>(m.head.columns).place(args, Away<K>::hidden_at(k)); };
+        if constexpr (!kResident<K>) get_sums(hidden_sums, own());
+        add_sums<P>(hidden_sums, At(), m.g, m.z + k * m.kLayer, kStride, kUnits, 0);
+        if constexpr (!kResident<K>) put_sums(hidden_sums, own());
+      }
+      begin(layer, At(), nullptr);
+      product_backward<P>(layer, At(), m.g, m.head.matrix(k));
+      activation_backward(layer, kept[k]);
       __syncthreads();
-      store<P>(layer, Place(), m.g);
+      store<P>(layer, At(), m.g);
       __syncthreads();
     }
-    if (args.params) add_sums<P>(first_sums, Place(), m.g, m.inputs.h, m.head.stride, m.head.columns, C);
-    inputs_backward(args, m, Place(), first);
+    fetch(first + step);
+    if (args.params) {
+      const int columns = m.head.columns;
+      if constexpr (kResident<K>) add_sums<P>(first_sums, At(), m.g, m.inputs.h, m.head.stride, columns, C);
+#pragma unroll 1
+      for (int from = Away<K>::kFirst; from < columns; from += kFirstColumns) {
+        Sums<kFirstColumns> sums;
+        float4* own = Away<K>(columns).place(args, Away<K>::first_at(from));
+        get_sums(sums, own);
+        add_sums<P>(sums, At(), m.g, m.inputs.h + from, m.head.stride, columns - from, C - from);
+        put_sums(sums, own);
+      }
+    }
+    inputs_backward(args, m, At(), first);
     __syncthreads();
     if (args.grad_x && threadIdx.x < kRows && first + threadIdx.x < args.rows) {
       float gx = 0;
 #pragma unroll
-      for (int group = 0; group < kColumnGroups; ++group) gx += m.shares[group * kRows + threadIdx.x];
+      for (int group = 0; group < kColumnGroups<kRows>; ++group) gx += m.shares[group * kRows + threadIdx.x];
       static_cast<T*>(args.grad_x)[first + threadIdx.x] = to_storage<T>(gx);
     }
   }
@@ -320,42 +325,62 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_partials_kernel(const _
   }
 }
 
-template <Precision P, int K>
+template <Precision P, int K, int kRows>
 int gradient_bytes(const HeadArgs& head) {
   SharedMemory measure;
-  const GradientMemory<P, K> memory(head, measure);
-  if (memory.head.columns > kMaxColumns) {
-    throw std::invalid_argument("fastcsm: the cuda kernel of the gradients takes at most 79 inputs of the head");
-  }
+  GradientMemory<P, K, kRows>(head, measure);
   return measure.used();
 }
 
-// Calls function(precision, layers) with both as constants.
+// No block holds four layers of float32, nor three with the larger tile.
+template <Precision P, int K>
+constexpr bool kNeverFits = P != Precision::bf16 && K > 3;
+
+// Calls function(precision, layers, rows), all constants, with the larger tile that fits `limit` bytes, else the
+// smaller, which only float32 has.
 template <class Function>
-void with_kernel(const HeadArgs& head, const Function& function) {
-  with_precision(head, [&](auto precision) {
-    if (head.layers == 1) {
-      function(precision, std::integral_constant<int, 1>());
-    } else if (head.layers == 2) {
-      function(precision, std::integral_constant<int, 2>());
-    } else {
-      throw std::invalid_argument("fastcsm: the cuda kernel of the gradients takes at most 2 hidden layers");
-    }
-  });
+void with_kernel(const HeadArgs& head, int64_t limit, const Function& function) {
+  const auto with_layers = [&](auto layers) {
+    with_precision(head, [&](auto precision) {
+      constexpr Precision P = decltype(precision)::value;
+      constexpr int K = decltype(layers)::value;
+      using Small = std::integral_constant<int, 16>;
+      using Large = std::integral_constant<int, 32>;
+      if constexpr (P == Precision::bf16 || K == 1) {
+        function(precision, layers, Large());
+      } else if constexpr (K > 2) {
+        function(precision, layers, Small());
+      } else if (gradient_bytes<P, K, 32>(head) <= limit) {
+        function(precision, layers, Large());
+      } else {
+        function(precision, layers, Small());
+      }
+    });
+  };
+  switch (head.layers) {
+    case 1:
+      return with_layers(std::integral_constant<int, 1>());
+    case 2:
+      return with_layers(std::integral_constant<int, 2>());
+    case 3:
+      return with_layers(std::integral_constant<int, 3>());
+    default:
+      return with_layers(std::integral_constant<int, 4>());
+  }
 }
 
 }  // namespace
 
-int64_t csm_loss_bytes(const HeadArgs& head) {
+int64_t csm_loss_bytes(const HeadArgs& head, int64_t limit) {
   int64_t bytes = 0;
-  with_kernel(head, [&](auto precision, auto layers) { bytes = gradient_bytes<precision.value, layers.value>(head); });
+  with_kernel(head, limit, [&](auto precision, auto layers, auto rows) {
+    bytes = gradient_bytes<precision.value, layers.value, rows.value>(head);
+  });
   return bytes;
 }
 
 void run_gradients(GradientArgs args, const GradientTensors& gradients, float* loss, const Tensor& x,
                    const Device& device) {
-  const int64_t tiles = (args.rows + kRows - 1) / kRows, most = device.multiprocessors();
-  const int64_t blocks = tiles < 1 ? 1 : tiles < most ? tiles : most;
   args.grad_context = gradients.pointers.context;
   args.grad_x = gradients.pointers.x;
   args.params = gradients.pointers.params;
@@ -369,20 +394,32 @@ void run_gradients(GradientArgs args, const GradientTensors& gradients, float* l
     args.slice += parameter.numel();
   }
   ++args.slice;
-  Tensor partials = torch::stable::new_empty(x, {blocks * args.slice}, torch::headeronly::ScalarType::Float);
-  args.partials = static_cast<float*>(partials.mutable_data_ptr());
-  with_kernel(args.head, [&](auto precision, auto layers) {
-    constexpr Precision kPrecision = decltype(precision)::value;
-    constexpr int kLayers = decltype(layers)::value;
-    device.launch(csm_loss_kernel<kPrecision, kLayers>, blocks, kThreads,
-                  gradient_bytes<kPrecision, kLayers>(args.head), args);
+  with_kernel(args.head, block_limit(), [&](auto precision, auto layers, auto rows) {
+    constexpr Precision P = decltype(precision)::value;
+    constexpr int K = decltype(layers)::value, kRows = decltype(rows)::value;
+    if constexpr (kNeverFits<P, K>) {
+      throw std::invalid_argument("fastcsm: a head of 4 layers of float32 does not fit a block's shared memory");
+    } else {
+      const int64_t tiles = (args.rows + kRows - 1) / kRows, most = device.multiprocessors();
+      const int64_t blocks = tiles < 1 ? 1 : tiles < most ? tiles : most;
+      SharedMemory measure;
+      const Away<K> sums(GradientMemory<P, K, kRows>(args.head, measure).head.columns);
+      const auto floats = [&](int64_t count) {
+        return torch::stable::new_empty(x, {count}, torch::headeronly::ScalarType::Float);
+      };
+      Tensor partials = floats(blocks * args.slice), away = floats(blocks * sums.vectors * kThreads * 4);
+      args.partials = static_cast<float*>(partials.mutable_data_ptr());
+      args.away = static_cast<float4*>(away.mutable_data_ptr());
+      device.launch(csm_loss_kernel<P, K, kRows>, blocks, kThreads, measure.used(), args);
+      reduce.partials = args.partials;
+      reduce.blocks = blocks;
+      reduce.slice = args.slice;
+      reduce.bf16 = args.head.storage == Storage::bf16;
+      reduce.loss = loss;
+      device.launch(reduce_partials_kernel, (args.slice + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0,
+                    reduce);
+    }
   });
-  reduce.partials = args.partials;
-  reduce.blocks = blocks;
-  reduce.slice = args.slice;
-  reduce.bf16 = args.head.storage == Storage::bf16;
-  reduce.loss = loss;
-  device.launch(reduce_partials_kernel, (args.slice + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, reduce);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Tensor x, Tensors weights, Tensors biases,

@@ -17,12 +17,14 @@ struct GradientArgs {
   int64_t alpha_step, beta_step, gamma_step;
   void *grad_context, *grad_x;  // null where not wanted
   bool params;
+  float4* away;                          // (blocks, vectors, threads): sums that registers do not hold
   float* partials;                       // (blocks, slice)
   int64_t offset[2 * (kMaxLayers + 1)];  // in a slice: of every weight, then of every bias
   int64_t slice;                         // the last number of a slice is the loss
 };
 
-// Launches the kernel and the sum over its blocks; args' offsets and partials are filled in here. loss may be null.
+// Launches the kernel and the sum over its blocks; args' offsets, partials and away are filled in here. loss may be
+// null.
 void run_gradients(GradientArgs args, const GradientTensors& gradients, float* loss, const Tensor& x,
                    const Device& device);
 

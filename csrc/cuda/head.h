@@ -1,13 +1,13 @@
 // The score head in a block: parameters in shared memory for the block's life, a tile of rows going through.
 //
-// Primal and tangent are stacked: a tile of kRows rows is 2 kRows rows of every matrix, first the primal (input h, a_k,
-// z_k), then the tangent (dh/dx, t_k, u_k), so that both meet each weight while it is in registers. The input of a row
-// is
+// Primal and tangent are stacked: a tile of kRows rows, 32 or 16, is 2 kRows rows of every matrix, first the primal
+// (input h, a_k, z_k), then the tangent (dh/dx, t_k, u_k), so that both meet each weight while it is in registers. The
+// input of a row is
 //     h = [c, x, sin(w x), cos(w x), 1]        dh/dx = [0, 1, w cos(w x), -w sin(w x), 0],
 // the column of ones meeting the first bias. Widths are padded to kUnits with zero weights, which add nothing.
 //
-// A warp has 16 rows and kColumns columns of a tile, primal and tangent, so that a thread holds a and t of the same
-// unit.
+// A warp has 16 rows and kColumns<kRows> columns of a tile, primal and tangent, so that a thread holds a and t of the
+// same unit.
 //
 // Matrices lie in shared memory with their columns at the places of place_of.
 #pragma once
@@ -18,12 +18,13 @@
 namespace fastcsm {
 
 constexpr int kUnits = 128;
-constexpr int kRows = 32;
 constexpr int kThreads = 256;
-constexpr int kColumns = 32;
-constexpr int kColumnGroups = kUnits / kColumns;
-constexpr int kTiles = kColumns / 8;  // accumulators side by side in a warp
-static_assert(kThreads / kWarp == kRows / 16 * kColumnGroups);
+template <int kRows>
+constexpr int kColumnGroups = kThreads / kWarp / (kRows / 16);
+template <int kRows>
+constexpr int kColumns = kUnits / kColumnGroups<kRows>;
+template <int kRows>
+constexpr int kTiles = kColumns<kRows> / 8;  // accumulators side by side in a warp
 
 // Where a column lies in its row. Of eight of float32 the even ones come first, so that columns 2t and 2t + 1, which
 // lane t has of an accumulator, are columns t and t + 4 of an operand: of matrices that are read by rows and by
@@ -33,8 +34,9 @@ __host__ __device__ constexpr int place_of(int column) {
   return sizeof(T) == 2 ? column : column / 8 * 8 + column % 2 * 4 + column % 8 / 2;
 }
 
-// Where the thread is: its warp's 16 rows and kColumns columns, and its place in a fragment. Kernels short of registers
-// make a new one for each step.
+// Where the thread is: its warp's 16 rows and its columns, and its place in a fragment. Kernels short of registers make
+// a new one for each step.
+template <int kRows>
 struct Place {
   int warp, lane, group, row, column;
 
@@ -43,7 +45,7 @@ struct Place {
         lane(thread % kWarp),
         group(warp / (kRows / 16)),
         row(warp % (kRows / 16) * 16),
-        column(group * kColumns) {}
+        column(group * kColumns<kRows>) {}
 
   // The row of the tile and the column of accumulator `tile` that its element i belongs to.
   FASTCSM_INLINE int row_of(int i) const { return row + lane / 4 + i / 2 * 8; }
@@ -51,8 +53,9 @@ struct Place {
 };
 
 // Of one warp: a (or z, gz, ga) and t (or u, gu, gt) of the same rows and units.
+template <int kRows>
 struct Pair {
-  Accumulator a[kTiles], t[kTiles];
+  Accumulator a[kTiles<kRows>], t[kTiles<kRows>];
 };
 
 FASTCSM_INLINE float read_parameter(const void* p, int64_t i, bool bf16) {
@@ -119,20 +122,20 @@ struct Head {
   }
 };
 
-// What a thread brings of a tile's inputs: x of row lane, and of the row thread / kLanes every kLanes-th feature of the
-// context, the first kAhead of them. Fetched a tile ahead, so that nobody waits for device memory.
-template <Precision P>
+// What a thread brings of a tile's inputs: x of row thread % kRows, and of row thread / kLanes every kLanes-th feature
+// of the context, the first kAhead of them. Fetched a tile ahead, so that nobody waits for device memory.
+template <Precision P, int kRows>
 struct Fetched {
-  static constexpr int kAhead = 4, kLanes = kThreads / kRows;
+  static constexpr int kLanes = kThreads / kRows, kAhead = 32 / kLanes;
   Element<P> context[kAhead], x;
 };
 
 // The inputs of a tile, h over dh/dx.
-template <Precision P>
+template <Precision P, int kRows>
 struct Inputs {
   using T = Element<P>;
-  static constexpr int kAhead = Fetched<P>::kAhead, kLanes = Fetched<P>::kLanes;
-  static_assert(kLanes == 8 && kRows == kWarp);
+  static constexpr int kAhead = Fetched<P, kRows>::kAhead, kLanes = Fetched<P, kRows>::kLanes;
+  static_assert(kLanes % 8 == 0);
 
   T* h;  // (2 kRows, head.columns)
 
@@ -152,13 +155,13 @@ struct Inputs {
   }
 
   // Of the rows first .. of the N, zeros beyond the last.
-  FASTCSM_INLINE Fetched<P> fetch(const Head<P>& head, const void* context, const void* x, int64_t first,
-                                  int64_t rows) const {
+  FASTCSM_INLINE Fetched<P, kRows> fetch(const Head<P>& head, const void* context, const void* x, int64_t first,
+                                         int64_t rows) const {
     const int C = int(head.args.context), thread = thread_number(), column = thread % kLanes;
-    const int64_t row = first + thread / kLanes, lane_row = first + thread % kWarp;
+    const int64_t row = first + thread / kLanes, own_row = first + thread % kRows;
     const T* c = static_cast<const T*>(context) + row * C + column;
-    Fetched<P> fetched{};
-    if (lane_row < rows) fetched.x = static_cast<const T*>(x)[lane_row];
+    Fetched<P, kRows> fetched{};
+    if (own_row < rows) fetched.x = static_cast<const T*>(x)[own_row];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (row < rows && column + k * kLanes < C) fetched.context[k] = c[k * kLanes];
@@ -167,7 +170,7 @@ struct Inputs {
   }
 
   // To h; a barrier must follow.
-  FASTCSM_INLINE void store(const Head<P>& head, const Fetched<P>& fetched, const void* context, int64_t first,
+  FASTCSM_INLINE void store(const Head<P>& head, const Fetched<P, kRows>& fetched, const void* context, int64_t first,
                             int64_t rows) const {
     const int C = int(head.args.context), E = int(head.args.frequencies), thread = thread_number();
     const int row = thread / kLanes, column = thread % kLanes;
@@ -180,11 +183,11 @@ struct Inputs {
     for (int j = kAhead * kLanes; column + j < C; j += kLanes) {
       of_row[j] = as_operand(first + row < rows ? c[j] : T{});
     }
-    T* primal = h + thread % kWarp * head.stride;
+    T* primal = h + thread % kRows * head.stride;
     T* tangent = primal + kRows * head.stride;
-    if (thread < kWarp) primal[place_of<T>(C)] = as_operand(fetched.x);
+    if (thread < kRows) primal[place_of<T>(C)] = as_operand(fetched.x);
     const float v = from_storage(fetched.x);
-    for (int e = thread / kWarp; e < E; e += kThreads / kWarp) {
+    for (int e = thread / kRows; e < E; e += kThreads / kRows) {
       const float w = head.frequency[e];
       float sine, cosine;
       wave<P>(w, v, sine, cosine);
@@ -207,9 +210,9 @@ struct Inputs {
 };
 
 // The warp's part of [h; dh] W^T: units in the rows of W, `depth` columns; the tangent's first `skip` are zero.
-template <Precision P>
-FASTCSM_INLINE void product_forward(Pair& out, const Place& at, const Element<P>* h, int h_stride, const Element<P>* w,
-                                    int w_stride, int depth, int skip) {
+template <Precision P, int kRows>
+FASTCSM_INLINE void product_forward(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* h, int h_stride,
+                                    const Element<P>* w, int w_stride, int depth, int skip) {
   constexpr int kStep = kDepth<Element<P>>;
   const Element<P>* primal = h + at.row * h_stride;
   const Element<P>* tangent = primal + kRows * h_stride;
@@ -223,7 +226,7 @@ FASTCSM_INLINE void product_forward(Pair& out, const Place& at, const Element<P>
       const bool both = k + kStep > skip;
       if (both) load_a(t, tangent + k, h_stride, at.lane);
 #pragma unroll
-      for (int n = 0; n < kTiles; n += 2) {
+      for (int n = 0; n < kTiles<kRows>; n += 2) {
         FragmentB b[2];
         load_b_transposed(b, w + (at.column + n * 8) * w_stride + k, w_stride, at.lane);
 #pragma unroll
@@ -237,9 +240,10 @@ FASTCSM_INLINE void product_forward(Pair& out, const Place& at, const Element<P>
 }
 
 // a = bias of the warp's columns (null for none), t = 0.
-FASTCSM_INLINE void begin(Pair& out, const Place& at, const float* bias) {
+template <int kRows>
+FASTCSM_INLINE void begin(Pair<kRows>& out, const Place<kRows>& at, const float* bias) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       out.a[n].r[i] = bias ? bias[at.column_of(n, i)] : 0.f;
@@ -250,11 +254,11 @@ FASTCSM_INLINE void begin(Pair& out, const Place& at, const float* bias) {
 
 // z = f(a) and u = f'(a) t of the warp's units, and in place of a and t what the way back needs of them: f'(a) and
 // f''(a) t. So no activation is evaluated twice.
-template <Precision P>
-FASTCSM_INLINE void apply_activation(Pair& layer, Pair& value, int activation) {
+template <Precision P, int kRows>
+FASTCSM_INLINE void apply_activation(Pair<kRows>& layer, Pair<kRows>& value, int activation) {
   with_activation(activation, [&](auto code) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         Value<P> f, d, e;
@@ -270,12 +274,12 @@ FASTCSM_INLINE void apply_activation(Pair& layer, Pair& value, int activation) {
 }
 
 // The warp's part to rows of a matrix (2 kRows, kUnits).
-template <Precision P>
-FASTCSM_INLINE void store(const Pair& part, const Place& at, Element<P>* matrix) {
+template <Precision P, int kRows>
+FASTCSM_INLINE void store(const Pair<kRows>& part, const Place<kRows>& at, Element<P>* matrix) {
   using T = Element<P>;
   constexpr int kStride = Head<P>::kStride;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
       T* p = matrix + at.row_of(i) * kStride + place_of<T>(at.column_of(n, 0));
@@ -294,10 +298,11 @@ FASTCSM_INLINE void store(const Pair& part, const Place& at, Element<P>* matrix)
 }
 
 // Of z and u of the last layer the warp's columns' part of s and s', to shares (kColumnGroups, 2 kRows).
-FASTCSM_INLINE void store_shares(const Pair& value, const Place& at, const float* output, float* shares) {
+template <int kRows>
+FASTCSM_INLINE void store_shares(const Pair<kRows>& value, const Place<kRows>& at, const float* output, float* shares) {
   float s[2] = {0.f, 0.f}, ds[2] = {0.f, 0.f};
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float w = output[at.column_of(n, i)];
@@ -321,10 +326,11 @@ FASTCSM_INLINE void store_shares(const Pair& value, const Place& at, const float
 }
 
 // The sum of a row's shares; rows from kRows on are the tangent's.
+template <int kRows>
 FASTCSM_INLINE float sum_shares(const float* shares, int row) {
   float sum = 0;
 #pragma unroll
-  for (int group = 0; group < kColumnGroups; ++group) sum += shares[group * 2 * kRows + row];
+  for (int group = 0; group < kColumnGroups<kRows>; ++group) sum += shares[group * 2 * kRows + row];
   return sum;
 }
 

@@ -6,11 +6,11 @@
 namespace fastcsm {
 
 // Adds the sums over rows of the warp's columns, v[2 n + i] of column_of(n, i), to `sum` of the lane whose column it
-// is.
-FASTCSM_INLINE void add_column_sums(float (&v)[2 * kTiles], int lane, float* sum) {
-  static_assert(kTiles == 4);
+// is: column_of_sum's.
+template <int kRows>
+FASTCSM_INLINE void add_column_sums(float (&v)[2 * kTiles<kRows>], int lane, float* sum) {
 #pragma unroll
-  for (int half = kTiles; half > 0; half /= 2) {
+  for (int half = kTiles<kRows>; half > 0; half /= 2) {
     const bool upper = lane & 4 * half;
 #pragma unroll
     for (int j = 0; j < half; ++j) {
@@ -18,7 +18,13 @@ FASTCSM_INLINE void add_column_sums(float (&v)[2 * kTiles], int lane, float* sum
       v[j] = mine + __shfl_xor_sync(0xffffffffu, other, 4 * half);
     }
   }
-  *sum += v[0];
+#pragma unroll
+  for (int lanes = 8 * kTiles<kRows>; lanes < kWarp; lanes *= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], lanes);
+  if (lane < 8 * kTiles<kRows>) *sum += v[0];
+}
+template <int kRows>
+FASTCSM_INLINE int column_of_sum(const Place<kRows>& at) {
+  return at.column_of(at.lane / 8 % kTiles<kRows>, at.lane / 4);
 }
 
 // Operands whose sums run over the rows of a matrix with its columns at the places of place_of. A: 16 columns, 2 kDepth
@@ -53,8 +59,9 @@ FASTCSM_INLINE void load_columns_b(FragmentB (&b)[2], const T* p, int stride, in
 }
 
 // [gz; gu] = G W of the warp's rows and kColumns columns of W.
-template <Precision P>
-FASTCSM_INLINE void product_backward(Pair& out, const Place& at, const Element<P>* g, const Element<P>* w) {
+template <Precision P, int kRows>
+FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* g,
+                                     const Element<P>* w) {
   constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
   const Element<P>* primal = g + at.row * kStride;
   const Element<P>* tangent = primal + kRows * kStride;
@@ -67,7 +74,7 @@ FASTCSM_INLINE void product_backward(Pair& out, const Place& at, const Element<P
       load_a(t[i], tangent + k + i * kStep, kStride, at.lane);
     }
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < kTiles<kRows>; ++n) {
       FragmentB b[2];
       load_columns_b(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
 #pragma unroll
@@ -82,9 +89,9 @@ FASTCSM_INLINE void product_backward(Pair& out, const Place& at, const Element<P
 // out += G^T Z: 16 M units of G, and of Z a tile of 8 columns of every group of kApart, kWide of them or as many groups
 // as start before `columns`, over the 2 kRows rows; the tangent's columns before `tangent_from` are zero. Exact
 // products sum a tile of rows on its own, as matrix units round long sums towards zero.
-template <Precision P, int kApart, int M, int kWide>
-FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place& at, const Element<P>* g, const Element<P>* z,
-                              int z_stride, int columns, int tangent_from) {
+template <Precision P, int kApart, int kRows, int M, int kWide>
+FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place<kRows>& at, const Element<P>* g,
+                              const Element<P>* z, int z_stride, int columns, int tangent_from) {
   constexpr int kStride = Head<P>::kStride, kStep = 2 * kDepth<Element<P>>;
   constexpr bool kOwn = P == Precision::exact;
   constexpr int kDown = kOwn ? 1 : M, kAcross = kOwn ? 2 : kWide;  // accumulators that one loop over rows fills
@@ -121,11 +128,12 @@ FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place& at, con
 
 // ga and gt of the last layer in place of f'(a) and f''(a) t, from g and p of the rows; adds to the sums of w_o's
 // gradient.
-FASTCSM_INLINE void output_backward(Pair& layer, const Pair& value, const Place& at, const float* output,
-                                    const float (&g)[2], const float (&p)[2], float* output_sum) {
-  float sums[2 * kTiles] = {};
+template <int kRows>
+FASTCSM_INLINE void output_backward(Pair<kRows>& layer, const Pair<kRows>& value, const Place<kRows>& at,
+                                    const float* output, const float (&g)[2], const float (&p)[2], float* output_sum) {
+  float sums[2 * kTiles<kRows>] = {};
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float w = output[at.column_of(n, i)], d = layer.a[n].r[i], et = layer.t[n].r[i];
@@ -135,13 +143,14 @@ FASTCSM_INLINE void output_backward(Pair& layer, const Pair& value, const Place&
       layer.t[n].r[i] = w * (d * p[i / 2]);
     }
   }
-  add_column_sums(sums, at.lane, output_sum);
+  add_column_sums<kRows>(sums, at.lane, output_sum);
 }
 
 // ga and gt of a layer in place of gz and gu, from its f'(a) and f''(a) t.
-FASTCSM_INLINE void activation_backward(Pair& grad, const Pair& layer) {
+template <int kRows>
+FASTCSM_INLINE void activation_backward(Pair<kRows>& grad, const Pair<kRows>& layer) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float gu = grad.t[n].r[i];
@@ -151,14 +160,15 @@ FASTCSM_INLINE void activation_backward(Pair& grad, const Pair& layer) {
   }
 }
 
-FASTCSM_INLINE void add_bias_sums(const Pair& grad, const Place& at, float* sum) {
-  float sums[2 * kTiles];
+template <int kRows>
+FASTCSM_INLINE void add_bias_sums(const Pair<kRows>& grad, const Place<kRows>& at, float* sum) {
+  float sums[2 * kTiles<kRows>];
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int n = 0; n < kTiles<kRows>; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) sums[2 * n + i] = grad.a[n].r[i] + grad.a[n].r[i + 2];
   }
-  add_column_sums(sums, at.lane, sum);
+  add_column_sums<kRows>(sums, at.lane, sum);
 }
 
 }  // namespace fastcsm

@@ -19,36 +19,36 @@ struct ScoreHeadArgs {
   void *score, *derivative;  // derivative is null where not wanted
 };
 
-template <Precision P>
+template <Precision P, int kRows>
 struct ForwardMemory {
   Head<P> head;
-  Inputs<P> inputs;
+  Inputs<P, kRows> inputs;
   Element<P>* z;  // (2, 2 kRows, kUnits), of layers in turn; the second where three or more need it
   float* shares;  // (kColumnGroups, 2 kRows)
 
   __host__ __device__ ForwardMemory(const HeadArgs& args, SharedMemory& memory)
       : head(args, int(args.layers), memory), inputs(head, memory) {
     z = memory.take<Element<P>>((args.layers > 2 ? 2 : 1) * 2 * kRows * Head<P>::kStride);
-    shares = memory.take<float>(kColumnGroups * 2 * kRows);
+    shares = memory.take<float>(kColumnGroups<kRows> * 2 * kRows);
   }
 };
 
-template <Precision P>
+template <Precision P, int kRows>
 __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __grid_constant__ ScoreHeadArgs args) {
   SharedMemory memory(block_memory());
-  ForwardMemory<P> m(args.head, memory);
-  const Place at;
+  ForwardMemory<P, kRows> m(args.head, memory);
+  const Place<kRows> at;
   m.head.load();
   m.inputs.clear(m.head);
   __syncthreads();
   const bool slope = args.derivative != nullptr;
   const int64_t step = int64_t(gridDim.x) * kRows;
-  Fetched<P> next = m.inputs.fetch(m.head, args.context, args.x, int64_t(blockIdx.x) * kRows, args.rows);
+  Fetched<P, kRows> next = m.inputs.fetch(m.head, args.context, args.x, int64_t(blockIdx.x) * kRows, args.rows);
   for (int64_t first = int64_t(blockIdx.x) * kRows; first < args.rows; first += step) {
     m.inputs.store(m.head, next, args.context, first, args.rows);
     __syncthreads();
     next = m.inputs.fetch(m.head, args.context, args.x, first + step, args.rows);
-    Pair layer, value;
+    Pair<kRows> layer, value;
     begin(layer, at, nullptr);
     product_forward<P>(layer, at, m.inputs.h, m.head.stride, m.head.first, m.head.stride, m.head.columns,
                        slope ? int(args.head.context) : m.head.columns);
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
     __syncthreads();
     if (threadIdx.x < 2 * kRows) {
       const int row = threadIdx.x % kRows;
-      const float sum = sum_shares(m.shares, threadIdx.x);
+      const float sum = sum_shares<kRows>(m.shares, threadIdx.x);
       const bool primal = threadIdx.x < kRows;
       if (first + row < args.rows && (primal || slope)) {
         auto* out = static_cast<Element<P>*>(primal ? args.score : args.derivative);
@@ -78,25 +78,31 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
   }
 }
 
-template <Precision P>
+template <Precision P, int kRows>
 int forward_bytes(const HeadArgs& head) {
   SharedMemory measure;
-  ForwardMemory<P>(head, measure);
+  ForwardMemory<P, kRows>(head, measure);
   return measure.used();
 }
 
-template <Precision P>
-void run(const ScoreHeadArgs& args, const Device& device) {
-  const int64_t tiles = (args.rows + kRows - 1) / kRows;
-  const int64_t blocks = tiles < device.multiprocessors() ? tiles : device.multiprocessors();
-  if (blocks > 0) device.launch(score_head_fwd_kernel<P>, blocks, kThreads, forward_bytes<P>(args.head), args);
+// Calls function(precision, rows) with the larger tile that fits `limit` bytes, else the smaller.
+template <class Function>
+void with_forward(const HeadArgs& head, int64_t limit, const Function& function) {
+  with_precision(head, [&](auto precision) {
+    if (forward_bytes<precision.value, 32>(head) <= limit) {
+      function(precision, std::integral_constant<int, 32>());
+    } else {
+      function(precision, std::integral_constant<int, 16>());
+    }
+  });
 }
 
 }  // namespace
 
-int64_t score_head_bytes(const HeadArgs& head) {
-  int bytes = 0;
-  with_precision(head, [&](auto precision) { bytes = forward_bytes<precision.value>(head); });
+int64_t score_head_bytes(const HeadArgs& head, int64_t limit) {
+  int64_t bytes = 0;
+  with_forward(head, limit,
+               [&](auto precision, auto rows) { bytes = forward_bytes<precision.value, rows.value>(head); });
   return bytes;
 }
 
@@ -108,7 +114,15 @@ std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights,
   Tensor score = torch::stable::empty_like(x), slope = torch::stable::new_empty(x, {derivative ? a.rows : 0});
   a.score = score.mutable_data_ptr();
   a.derivative = derivative ? slope.mutable_data_ptr() : nullptr;
-  with_precision(a.head, [&](auto precision) { run<precision.value>(a, device); });
+  with_forward(a.head, block_limit(), [&](auto precision, auto rows) {
+    constexpr Precision P = decltype(precision)::value;
+    constexpr int kRows = decltype(rows)::value;
+    const int64_t tiles = (a.rows + kRows - 1) / kRows, most = device.multiprocessors();
+    const int64_t blocks = tiles < most ? tiles : most;
+    if (blocks > 0) {
+      device.launch(score_head_fwd_kernel<P, kRows>, blocks, kThreads, forward_bytes<P, kRows>(a.head), a);
+    }
+  });
   return {score, slope};
 }
 

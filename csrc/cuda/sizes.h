@@ -1,5 +1,6 @@
 // How much shared memory the ops' kernels need; each is defined in the file of its op. Of the head they look at the
-// number of layers and of inputs, and at the storage type.
+// number of layers and of inputs, and at the storage type. Where a kernel has tiles of two sizes it is that of the
+// larger one, if that is at most `limit`, else of the smaller.
 #pragma once
 
 #include <string>
@@ -8,8 +9,8 @@
 
 namespace fastcsm {
 
-int64_t score_head_bytes(const HeadArgs& head);  // of the forward pass
-int64_t csm_loss_bytes(const HeadArgs& head);
+int64_t score_head_bytes(const HeadArgs& head, int64_t limit);  // of the forward pass
+int64_t csm_loss_bytes(const HeadArgs& head, int64_t limit);
 int64_t langevin_bytes(const HeadArgs& head);  // the least: frequencies, contexts and a network may need more
 int64_t conditional_density_bytes(const HeadArgs& head);  // the least: of a block of one warp
 int64_t probability_flow_bytes(const HeadArgs& head);     // likewise, with the change of log p
