@@ -12,19 +12,20 @@ from fastcsm import backends
 from fastcsm.ops import linear_csm_loss
 
 precision = emulated_kernels.precision  # the fixture
-# Rows, inputs, outputs, the kind of degrees and the activation, about the edges of flat and tall tiles and of
-# blocks of the sum; odd sizes, whose rows are copied by 2 or 4 bytes. With the three multiprocessors of the
-# emulation, more than 64 rows have tall tiles; long sums have parts, and long batches slices.
+# Rows, inputs, outputs, the kind of degrees and the activation, about the edges of the three kinds of tiles
+# and of blocks of the sum; odd sizes, whose rows are copied by 2 or 4 bytes. The emulation has three
+# multiprocessors, for which several tiles of 128 rows may be tall; long sums have parts, and batches slices.
 LAYERS = [
     (3, 1100, 20, "sorted", "sigmoid"),
-    (66, 40, 1100, "unsorted", None),
+    (40, 1100, 30, "narrow", "gelu"),
+    (130, 40, 600, "unsorted", None),
     (1030, 20, 9, "ties", "silu"),
-    (5, 7, 3, "unsorted", "gelu"),
+    (5, 7, 3, "unsorted", "elu"),
     (1, 1, 1, "one variable", None),
     (17, 130, 66, "narrow", "silu"),
     (64, 64, 64, "ties", None),
     (65, 36, 129, "sorted", "softplus"),
-    (33, 257, 16, "inputs unsorted", "elu"),
+    (16, 257, 33, "inputs unsorted", "elu"),
     (140, 128, 100, "contexts", None),
     (0, 9, 4, "sorted", "tanh"),
 ]

@@ -8,21 +8,25 @@
 // Forward and the gradient of x have tiles with sums of every length. They, or parts of them where they are too few,
 // are sorted, longest first, and dealt to the persistent blocks of all multiprocessors in snake order, so that who had
 // a long one has a short one next. Parts leave float32 sums that another kernel adds up, first part first. The gradient
-// of the weight has sums over the batch, of one length; its tiles without edges are written as zeros. A batch of up to
-// 64 rows is one row of flat tiles, whose stages hold as many bytes of W as of anything else, four blocks a
-// multiprocessor: what is read of W is read once, and little else is done.
+// of the weight has sums over the batch, of one length; its tiles without edges are written as zeros.
 //
-// A tall tile (128 x 128, four warps of 64 x 64, three stages of 64 bytes a row) has 61 KiB of shared memory and 128
-// sums a thread, two blocks a multiprocessor; a flat one (64 x 64, four warps of 64 x 16, three stages of 128 bytes) 54
-// KiB and 32 sums, four blocks where there is the memory (sm_90), else two. Each warp's fragments of a tall tile are 4
-// KiB of shared memory for 2^16 products in bfloat16, 32 cycles for what sm_90's mma.sync could do in 26.
+// What a tile costs, in bfloat16:
+//   tall   128 x 128, warps of 64 x 64, 3 stages of 32 steps: 60 KiB of shared memory, 128 sums a thread; two blocks a
+//          multiprocessor.
+//   flat   64 x 64, warps of 64 x 16, 4 stages of 64 steps: 72 KiB, 32 sums; three blocks (sm_80: two). For up to 64
+//          rows, and few tiles. Of rows that are not there no fragment is loaded.
+//   slim   16 x 32, each warp a quarter of the steps, 8 stages of 64 steps: 54 KiB, 16 sums; four blocks (sm_80: two).
+//          For up to 16 rows, when time is that of reading W: 28 KiB of it are on their way to a block.
+// A warp's fragments of a tall tile are 4 KiB for 64 x 64 x 16 products, 32 cycles of shared memory, where the matrix
+// units take 64 cycles on sm_80; but 26 on sm_90 by mma.sync, and 16 by wgmma, which Triton's kernel uses. So much of a
+// large batch's rate is out of reach there.
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "common/launch.h"
 #include "common/ops.h"
-#include "cuda/finish.h"
+#include "cuda/elementwise.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 #include "cuda/stairs.h"
@@ -31,7 +35,8 @@ namespace fastcsm {
 namespace {
 
 using Tall = Shape<128, 128, 64, 64, 64, 3, 2>;
-using Flat = Shape<64, 64, 64, 16, 128, 3, 4>;
+using Flat = Shape<64, 64, 64, 16, 128, 4, 3>;
+using Slim = Shape<16, 32, 16, 32, 128, 8, 4>;
 
 constexpr int kGroupRows = 2048;  // whose tiles follow each other, so that they find each other's operands in cache
 constexpr int kLeastBlocks = 8;   // of a sum, that a part of a tile has
@@ -76,8 +81,8 @@ FASTCSM_INLINE void rows_product(const RowsArgs& args) {
 
     const Range own(kForward ? stairs.out_bounds : stairs.in_bounds, stairs.group, n0, S::kN, columns);
     EdgeBlocks<kForward> blocks(stairs, own, part, args.parts);
-    constexpr bool kSome = S::kM == S::kWarpM && S::kM < 128;  // rows of fragments may be empty
-    const int filled = kSome && rows - m0 < S::kM ? int(rows - m0 + 15) / 16 : S::kFragmentsM;
+    constexpr bool kFew = S::kM == Flat::kM;
+    const int filled = kFew && rows - m0 < S::kM ? int(rows - m0 + 15) / 16 : S::kFragmentsM;
     const typename Tile::A left(given, m0);
     const typename Tile::B right(weight, n0);
     const auto load = [&](int block, T* a, T* b) {
@@ -99,7 +104,7 @@ FASTCSM_INLINE void rows_product(const RowsArgs& args) {
     tile.run(filled, [&] { return blocks.next(); }, load, prepare);
     tile.for_each_sum([&](int row, int column, float (&values)[4]) {
       if (args.partials == nullptr) {
-        args.finish.template operator()<P, kForward>(m0 + row, n0 + column, values);
+        args.finish.template operator()<P, kForward>(m0 + row, n0 + column, values, false);
       } else if (m0 + row < rows && n0 + column < columns) {
         float* to = args.partials + ((part * rows + m0 + row) * columns + n0 + column);
         store_four(to, values, columns - n0 - column, columns % 4 == 0);
@@ -145,7 +150,7 @@ __global__ void __launch_bounds__(kProductThreads, Tall::kBlocks)
   const int o0 = (out_tiles - 1 - place / in_tiles) * Tall::kM, i0 = place % in_tiles * Tall::kN;
   const Range in(stairs.in_bounds, stairs.group, i0, Tall::kN, stairs.inputs);
   const Range out(stairs.out_bounds, stairs.group, o0, Tall::kM, stairs.outputs);
-  const bool empty = in.least > out.greatest;
+  const bool empty = in.least > out.greatest, edge = !empty && in.greatest > out.least;
   if (empty && args.partials) return;
   const int64_t begin = slice * args.slice_rows;
   const int64_t end = begin + args.slice_rows < args.rows ? begin + args.slice_rows : args.rows;
@@ -162,73 +167,12 @@ __global__ void __launch_bounds__(kProductThreads, Tall::kBlocks)
   tile.run(Tall::kFragmentsM, [&] { return block < blocks ? block++ : -1; }, load, [](int, T*, T*) {});
   tile.for_each_sum([&](int row, int column, float (&values)[4]) {
     if (args.partials == nullptr) {
-      args.finish.template operator()<P, false>(o0 + row, i0 + column, values);
+      args.finish.template operator()<P, false>(o0 + row, i0 + column, values, edge);
     } else if (o0 + row < stairs.outputs && i0 + column < stairs.inputs) {
       float* to = args.partials + ((int64_t(slice) * stairs.outputs + o0 + row) * stairs.inputs + i0 + column);
       store_four(to, values, stairs.inputs - i0 - column, stairs.inputs % 4 == 0);
     }
   });
-}
-
-// grad = grad_y f'(a) of a slice of the batch, and the sum of its columns.
-struct ActivationArgs {
-  const void *grad_y, *preactivation;  // (B, O)
-  void* grad;                          // (B, O); null: f' = 1
-  int64_t rows, slice_rows;
-  int outputs, activation;
-  bool aligned;
-  void* bias;   // (O), of one slice
-  float* sums;  // (slices, O); null: not of several slices
-};
-
-constexpr int kActivationColumns = 64, kActivationRows = kSumThreads / (kActivationColumns / 4);
-
-template <Precision P>
-__global__ void __launch_bounds__(kSumThreads)
-    masked_linear_bwd_activation_kernel(const __grid_constant__ ActivationArgs args) {
-  using T = Element<P>;
-  SharedMemory memory(block_memory());
-  float* shares = memory.take<float>(kActivationRows * kActivationColumns);
-  const int column_blocks = (args.outputs + kActivationColumns - 1) / kActivationColumns;
-  const int thread = int(threadIdx.x), slice = int(blockIdx.x) / column_blocks;
-  const int in_block = thread % (kActivationColumns / 4) * 4, lane = thread / (kActivationColumns / 4);
-  const int first = int(blockIdx.x) % column_blocks * kActivationColumns, column = first + in_block;
-  const int count = args.outputs - column;
-  const int64_t begin = slice * args.slice_rows;
-  const int64_t end = begin + args.slice_rows < args.rows ? begin + args.slice_rows : args.rows;
-  float sums[4] = {};
-  if (args.grad == nullptr) {
-    for (int64_t row = begin + lane; row < end; row += kActivationRows) {
-      float g[4];
-      load_four(g, static_cast<const T*>(args.grad_y) + row * args.outputs + column, count, args.aligned);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] += g[i];
-    }
-  } else if (count > 0) {
-    with_activation(args.activation, [&](auto code) {
-      for (int64_t row = begin + lane; row < end; row += kActivationRows) {
-        const int64_t place = row * args.outputs + column;
-        float g[4], a[4], f, d, e;
-        load_four(g, static_cast<const T*>(args.grad_y) + place, count, args.aligned);
-        load_four(a, static_cast<const T*>(args.preactivation) + place, count, args.aligned);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          activate<decltype(code)::value>(a[i], f, d, e);
-          g[i] *= d;
-          sums[i] += g[i];
-        }
-        store_four(static_cast<T*>(args.grad) + place, g, count, args.aligned);
-      }
-    });
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) shares[lane * kActivationColumns + in_block + i] = sums[i];
-  __syncthreads();
-  if (thread >= kActivationColumns || first + thread >= args.outputs) return;
-  float sum = 0;
-  for (int i = 0; i < kActivationRows; ++i) sum += shares[i * kActivationColumns + thread];
-  if (args.sums) args.sums[int64_t(slice) * args.outputs + first + thread] = sum;
-  if (args.bias) static_cast<T*>(args.bias)[first + thread] = to_storage<T>(sum);
 }
 
 // The launches.
@@ -252,6 +196,18 @@ int activation_bytes() {
   SharedMemory measure;
   measure.take<float>(kActivationRows * kActivationColumns);
   return measure.used();
+}
+
+// Calls function with a value of the shape whose tiles have that many columns.
+template <class Function>
+void with_shape(int64_t columns, const Function& function) {
+  if (columns == Slim::kN) {
+    function(Slim());
+  } else if (columns == Flat::kN) {
+    function(Flat());
+  } else {
+    function(Tall());
+  }
 }
 
 // Of how many bytes copies of a matrix's rows may be.
@@ -300,13 +256,13 @@ class Layer {
   void rows_product(const void* given, const Finish& finish) {
     if (finish.rows == 0 || finish.columns == 0) return;
     const int64_t tall = parts_of(finish.rows, Tall::kM) * parts_of(finish.columns, Tall::kN);
-    const bool flat = finish.rows <= Flat::kM || 2 * tall <= device_.multiprocessors();
+    const bool few = finish.rows <= Flat::kM || 2 * tall <= device_.multiprocessors();
     with_precision(storage_, reduced_, [&](auto precision) {
-      if (flat) {
-        rows_product<decltype(precision)::value, Flat, kForward>(given, finish);
-      } else {
-        rows_product<decltype(precision)::value, Tall, kForward>(given, finish);
-      }
+      with_shape(
+          finish.rows <= Slim::kM ? Slim::kN
+          : few                   ? Flat::kN
+                                  : Tall::kN,
+          [&](auto shape) { rows_product<decltype(precision)::value, decltype(shape), kForward>(given, finish); });
     });
   }
 
@@ -404,8 +360,9 @@ class Layer {
     const int fitting = (block_limit() + kReserved) / (bytes + kReserved);
     const int64_t slots = int64_t(fitting < S::kBlocks ? fitting : S::kBlocks) * device_.multiprocessors();
     const int64_t tiles = parts_of(finish.rows, S::kM) * parts_of(finish.columns, S::kN);
-    // Two parts for every block, if they are long enough.
-    const int64_t wanted = 2 * slots / tiles, most = parts_of(depth, kSteps) / kLeastBlocks;
+    // So many that matrix units have long parts and short ones to balance, or that all of memory's rate is asked for.
+    const int64_t wanted = (S::kM == Tall::kM ? 4 : S::kM == Flat::kM ? 2 : 1) * device_.multiprocessors() / tiles;
+    const int64_t most = parts_of(depth, kSteps) / kLeastBlocks;
     const int64_t parts = wanted < most ? wanted : most;
     RowsArgs a{};
     a.stairs = stairs;
@@ -437,15 +394,13 @@ class Layer {
 int64_t masked_linear_bytes(const std::string& kernel, bool half, int64_t tile) {
   int64_t bytes = kernel == "masked_linear_bwd_activation" ? activation_bytes() : 0;
   with_precision(half ? Storage::bf16 : Storage::f32, true, [&](auto precision) {
-    constexpr Precision P = decltype(precision)::value;
-    const bool flat = tile == Flat::kN;
-    if (kernel == "masked_linear_fwd") {
-      bytes = flat ? product_bytes<P, Flat, true, true>() : product_bytes<P, Tall, true, true>();
-    } else if (kernel == "masked_linear_bwd_x") {
-      bytes = flat ? product_bytes<P, Flat, true, false>() : product_bytes<P, Tall, true, false>();
-    } else if (kernel == "masked_linear_bwd_weight") {
-      bytes = product_bytes<P, Tall, false, false>();
-    }
+    with_shape(tile, [&](auto shape) {
+      constexpr Precision P = decltype(precision)::value;
+      using S = decltype(shape);
+      if (kernel == "masked_linear_fwd") bytes = product_bytes<P, S, true, true>();
+      if (kernel == "masked_linear_bwd_x") bytes = product_bytes<P, S, true, false>();
+      if (kernel == "masked_linear_bwd_weight") bytes = product_bytes<P, Tall, false, false>();
+    });
   });
   return bytes;
 }

@@ -13,13 +13,15 @@ namespace fastcsm {
 
 constexpr int kProductThreads = 4 * kWarp;
 
-// kM x kN of the product by four warps, each kWarpM x kWarpN of it; kBlocks blocks share a multiprocessor's registers.
+// kM x kN of the product by four warps, each kWarpM x kWarpN of it; warps that are left share the steps of a stage.
+// kBlocks blocks fit in a multiprocessor's registers.
 template <int kM_, int kN_, int kWarpM_, int kWarpN_, int kRowBytes, int kStages_, int kBlocks_>
 struct Shape {
   static constexpr int kM = kM_, kN = kN_, kWarpM = kWarpM_, kWarpN = kWarpN_;
   static constexpr int kStages = kStages_, kBlocks = kBlocks_;
   static constexpr int kFragmentsM = kWarpM / 16, kFragmentsN = kWarpN / 8;
-  static_assert(kM / kWarpM * (kN / kWarpN) * kWarp == kProductThreads);
+  static constexpr int kWarps = kM / kWarpM * (kN / kWarpN), kShares = kProductThreads / kWarp / kWarps;
+  static_assert(kWarps * kShares * kWarp == kProductThreads && kRowBytes % (32 * kShares) == 0);
 
   template <class T>
   static constexpr int kSteps = kRowBytes / int(sizeof(T));
@@ -118,6 +120,43 @@ FASTCSM_INLINE void round_fragment(uint32_t (&r)[kCount]) {
   }
 }
 
+// Four neighbours to memory, of which `count` are there; `aligned`: together, p being aligned to them.
+template <class T>
+FASTCSM_INLINE void store_four(T* p, const float (&values)[4], int64_t count, bool aligned) {
+  if (aligned && count >= 4) {
+    if constexpr (sizeof(T) == 2) {
+      *reinterpret_cast<uint2*>(p) = {pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3])};
+    } else {
+      *reinterpret_cast<float4*>(p) = make_float4(values[0], values[1], values[2], values[3]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) p[i] = to_storage<T>(values[i]);
+  }
+}
+
+// The opposite; zeros for those that are not there.
+template <class T>
+FASTCSM_INLINE void load_four(float (&values)[4], const T* p, int64_t count, bool aligned) {
+  if (aligned && count >= 4) {
+    if constexpr (sizeof(T) == 2) {
+      const uint2 pairs = *reinterpret_cast<const uint2*>(p);
+      values[0] = __uint_as_float(pairs.x << 16);
+      values[1] = __uint_as_float(pairs.x & 0xffff0000u);
+      values[2] = __uint_as_float(pairs.y << 16);
+      values[3] = __uint_as_float(pairs.y & 0xffff0000u);
+    } else {
+      const float4 four = *reinterpret_cast<const float4*>(p);
+      values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) values[i] = i < count ? from_storage(p[i]) : 0.f;
+}
+
 // A block's tile. A is its left operand, kM units, and B its right one, kN.
 template <Precision P, class S, bool kAlongA, bool kAlongB>
 struct Product {
@@ -127,7 +166,7 @@ struct Product {
   using B = Operand<T, S::kN, kSteps, kAlongB>;
   static constexpr int kSumStride = S::kN + 8;  // of sums in shared memory, whose pairs lie in different banks
   static constexpr int kStageBytes = S::kStages * (A::kSize + B::kSize) * int(sizeof(T));
-  static constexpr int kSumBytes = S::kWarpM * kSumStride * int(sizeof(float));
+  static constexpr int kSums = S::kWarpM * kSumStride, kSumBytes = S::kShares * kSums * int(sizeof(float));
 
   T* stages;  // (kStages, A then B); in the end the sums
   int warp, lane;
@@ -138,9 +177,10 @@ struct Product {
 
   FASTCSM_INLINE T* a(int stage) const { return stages + stage * (A::kSize + B::kSize); }
   FASTCSM_INLINE T* b(int stage) const { return a(stage) + A::kSize; }
-  // The warp's place in the tile.
-  FASTCSM_INLINE int first_row() const { return warp / (S::kN / S::kWarpN) * S::kWarpM; }
+  // The warp's place in the tile, and which share of the steps it has.
+  FASTCSM_INLINE int first_row() const { return warp % S::kWarps / (S::kN / S::kWarpN) * S::kWarpM; }
   FASTCSM_INLINE int first_column() const { return warp % (S::kN / S::kWarpN) * S::kWarpN; }
+  FASTCSM_INLINE int share() const { return S::kShares > 1 ? warp / S::kWarps : 0; }
 
   // sums = A B over the blocks that next() names, -1 being none. load(block, a, b) begins to copy one;
   // prepare(block, a, b) may change what has arrived, and ends with a barrier if it does. Rows of fragments from
@@ -181,7 +221,8 @@ struct Product {
   FASTCSM_INLINE void multiply(const T* left, const T* right, int filled) {
     const int row = first_row(), column = first_column();
 #pragma unroll
-    for (int k = 0; k < kSteps; k += kDepth<T>) {
+    for (int step = 0; step < kSteps; step += S::kShares * kDepth<T>) {
+      const int k = step + share() * kDepth<T>;
       FragmentA fa[S::kFragmentsM];
 #pragma unroll
       for (int m = 0; m < S::kFragmentsM; ++m) {
@@ -229,7 +270,7 @@ struct Product {
 #pragma unroll
             for (int i = 0; i < 4; i += 2) {
               const int row = 16 * m + lane / 4 + i / 2 * 8, column = first_column() + 8 * n + lane % 4 * 2;
-              *reinterpret_cast<float2*>(shared + row * kSumStride + column) =
+              *reinterpret_cast<float2*>(shared + share() * kSums + row * kSumStride + column) =
                   make_float2(sums[m][n].r[i], sums[m][n].r[i + 1]);
             }
           }
@@ -239,50 +280,21 @@ struct Product {
 #pragma unroll 1
       for (int i = thread_number(); i < S::kWarpM * S::kN / 4; i += kProductThreads) {
         const int row = i / (S::kN / 4), column = i % (S::kN / 4) * 4;
-        const float4 four = *reinterpret_cast<const float4*>(shared + row * kSumStride + column);
-        float values[4] = {four.x, four.y, four.z, four.w};
+        const float* from = shared + row * kSumStride + column;
+        float values[4];
+        load_four(values, from, 4, true);
+#pragma unroll
+        for (int share = 1; share < S::kShares; ++share) {
+          float more[4];
+          load_four(more, from + share * kSums, 4, true);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) values[j] += more[j];
+        }
         function(first + row, column, values);
       }
     }
     __syncthreads();
   }
 };
-
-// Four neighbours to memory, of which `count` are there; `aligned`: together, p being aligned to them.
-template <class T>
-FASTCSM_INLINE void store_four(T* p, const float (&values)[4], int64_t count, bool aligned) {
-  if (aligned && count >= 4) {
-    if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<uint2*>(p) = {pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3])};
-    } else {
-      *reinterpret_cast<float4*>(p) = make_float4(values[0], values[1], values[2], values[3]);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < count) p[i] = to_storage<T>(values[i]);
-  }
-}
-
-// The opposite; zeros for those that are not there.
-template <class T>
-FASTCSM_INLINE void load_four(float (&values)[4], const T* p, int64_t count, bool aligned) {
-  if (aligned && count >= 4) {
-    if constexpr (sizeof(T) == 2) {
-      const uint2 pairs = *reinterpret_cast<const uint2*>(p);
-      values[0] = __uint_as_float(pairs.x << 16);
-      values[1] = __uint_as_float(pairs.x & 0xffff0000u);
-      values[2] = __uint_as_float(pairs.y << 16);
-      values[3] = __uint_as_float(pairs.y & 0xffff0000u);
-    } else {
-      const float4 four = *reinterpret_cast<const float4*>(p);
-      values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = i < count ? from_storage(p[i]) : 0.f;
-}
 
 }  // namespace fastcsm
