@@ -70,7 +70,7 @@ SHAPES = [
     (31, 32, (127, 33), 0),
     (32, 15, (128, 1), 8),
 ]
-# Deep heads, whose gradients' sums lie in device memory, and many inputs, with the smaller tile where it alone fits.
+# Deep heads, whose gradients' sums lie in device memory, and many inputs, some with the smaller tile.
 LARGE = [
     ("bfloat16", (97, 6, (9, 20, 31), 2), "softplus"),
     ("bfloat16", (33, 100, (8, 24, 15, 31), 2), "tanh"),
