@@ -40,6 +40,7 @@ std::tuple<int64_t, int64_t> shared_bytes(std::string op, bool half, int64_t inp
   if (op == "conditional_density" || op == "conditional_density_nodes") {
     return {fastcsm::conditional_density_bytes(head), most};
   }
+  if (op == "probability_flow") return {fastcsm::probability_flow_bytes(head), most};
   throw std::invalid_argument("fastcsm: no op " + op);
 }
 
@@ -58,6 +59,7 @@ FASTCSM_KERNELS {
   m.impl("langevin_draw", TORCH_BOX(&fastcsm::langevin_draw));
   m.impl("conditional_density", TORCH_BOX(&fastcsm::conditional_density));
   m.impl("conditional_density_nodes", TORCH_BOX(&fastcsm::conditional_density_nodes));
+  m.impl("probability_flow", TORCH_BOX(&fastcsm::probability_flow));
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
   m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));

@@ -1,0 +1,103 @@
+"""probability_flow in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
+
+import emulated_kernels
+import pytest
+import torch
+from emulated_kernels import settings
+from support import NAMES, Case, bitwise_equal
+from test_probability_flow import LEVELS, Line, back, flow
+from test_probability_flow import test_known_flow as known_flow
+
+import fastcsm
+
+precision = emulated_kernels.precision  # the fixture
+
+
+def results(case, backend="emulation", **options):
+    return flow(case, backend, **options)._asdict()
+
+
+# Rows, context with log sigma, hidden widths and frequencies; rows about the tiles of three blocks.
+SHAPES = [
+    (49, 6, (17, 9), 3),
+    (1, 1, (1,), 0),
+    (17, 33, (128, 128), 16),
+    (16, 13, (16,), 1),
+    (15, 32, (127, 33), 0),
+    (3, 3, (24, 15, 31), 2),
+    (33, 4, (4, 40), 0),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES, NAMES, strict=True)))
+def test_probability_flow(shape, activation, precision):
+    case = Case(**settings(shape, activation))
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    levels = (LEVELS if shape[0] % 2 else back()) | {"tolerance": 1e-2, "change": shape[0] != 16}
+    got, plain = (results(case.to(dtype), backend, **levels) for backend in ("emulation", "reference"))
+    fine = 1e-4 if activation == "relu" else 1e-7
+    truth = results(case.to(torch.float64), "reference", **levels | {"tolerance": fine})
+    for name in ("point", "change"):
+        assert got[name].dtype == torch.float32
+        error, expected = ((found[name].double() - truth[name]).norm() for found in (got, plain))
+        assert error <= 2 * expected + 1e-4 * truth[name].norm(), name
+        # The reference takes the same steps, but where rounding decides whether one is taken.
+        off = (got[name] - plain[name]).abs().median()
+        assert precision == "bfloat16" or off <= 1e-5, name
+    assert levels["change"] or not got["change"].any()
+
+
+@pytest.mark.parametrize("k", [0.5, 3.0])
+def test_known_flow(k):
+    known_flow("emulation", k, torch.float32, 1e-4)
+
+
+def test_rows_do_not_depend_on_each_other():
+    """More rows than are on their way at once, in two orders, and some that do not arrive."""
+    case = Case(rows=450, hidden=(3,), frequencies=1, context=2).to(torch.float32)
+    case.x[7], case.context[300, 0], case.x[400] = torch.nan, torch.nan, torch.inf
+    whole = results(case)
+    order = torch.randperm(450, generator=torch.Generator().manual_seed(1))[13:]
+    case.x, case.context = case.x[order], case.context[order]
+    assert bitwise_equal(results(case), {name: value[order] for name, value in whole.items()})
+    lost = [7, 300, 400]
+    for name, value in whole.items():
+        assert (~value.isfinite()).nonzero().flatten().tolist() == lost, name
+    assert whole["error"][lost].isposinf().all()
+    assert whole["point"][lost].isnan().all()
+
+
+def test_rows_that_take_too_many_steps():
+    found = results(Line(1e7, torch.float32), sigma_from=2.0, sigma_to=1e-3)
+    assert found["point"][:2].isnan().all()
+    assert found["change"][:2].isnan().all()
+    assert found["error"][:2].isposinf().all()
+
+
+def test_no_rows():
+    assert all(len(value) == 0 for value in results(Case(rows=0).to(torch.float32)).values())
+
+
+def test_equal_levels_change_nothing(precision):
+    case = Case(rows=5).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    case.x[2] = torch.nan
+    found = results(case, sigma_from=0.3, sigma_to=0.3)
+    assert bitwise_equal({"x": found["point"]}, {"x": case.x.float()})
+    assert not found["change"].any()
+    assert not found["error"].any()
+
+
+def test_float32_is_full_float32(precision):
+    case = Case(rows=3).to(torch.float32)
+    got = results(case)
+    torch.set_float32_matmul_precision("highest")
+    assert bitwise_equal(got, results(case))
+
+
+def test_what_does_not_fit():
+    with fastcsm.backend("emulation"):
+        with pytest.raises(ValueError, match=r"needs .* KiB of shared memory, a block has 227; choose"):
+            results(Case(rows=1, hidden=(3,), frequencies=170).to(torch.float32))
+        with pytest.raises(RuntimeError, match="KiB of shared memory, a block has 227"):
+            results(Case(rows=1, context=400).to(torch.float32))
