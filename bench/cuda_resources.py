@@ -28,6 +28,7 @@ OPS = {
     "csm_loss_kernel": "csm_loss",
     "langevin_kernel": "langevin",
     "langevin_draw_kernel": "langevin_draw",
+    "probability_flow_kernel": "probability_flow",
     **{
         f"masked_linear_{kernel}_kernel": f"masked_linear_{kernel}"
         for kernel in ("fwd", "bwd_x", "bwd_weight", "bwd_activation", "sum")
@@ -53,6 +54,8 @@ def parts(text: str) -> Iterator[tuple[str, str, str]]:
                 label += f"rows={rows[1]} "
             if tile := re.search(r"ShapeILi(\d+)ELi(\d+)E", symbol):
                 label = f"tile={tile[1]}x{tile[2]} "
+            if kernel[1] == "probability_flow_kernel":
+                label = "change " if "ELb1E" in symbol else "point "
             yield kernel[1], label + PRECISIONS[int(precision[1])], body
 
 
