@@ -107,6 +107,7 @@ class _Library:
     name: str
     device: str
     ops: tuple[str, ...]
+    composed: tuple[str, ...] = ("conditional_density_backward",)
     dtypes: tuple[torch.dtype, ...]
     max_hidden = 4
 
@@ -132,7 +133,7 @@ class _Library:
         return reasons.get(self.name) or "install the package with a compiler for it and FASTCSM_BUILD unset"
 
     def refuses(self, op: str, request: Request) -> list[str]:
-        if _module(op) not in self.ops:
+        if _module(op) not in self.ops or op in self.composed:
             return [f"it has no {op}"]
         reasons = []
         if request.device != self.device:
@@ -174,11 +175,7 @@ class CPU(_Library):
         "conditional_density",
         "probability_flow",
     )
-    composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
-
-    def refuses(self, op: str, request: Request) -> list[str]:
-        return [f"it has no {op}"] if op in self.composed else super().refuses(op, request)
 
     def reduced(self, dtype: torch.dtype) -> bool:
         return dtype is torch.bfloat16 or (
@@ -190,7 +187,8 @@ class CUDA(_Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
 
     name = device = "cuda"
-    ops = ("score_head", "csm_loss", "langevin", "masked_linear")
+    ops = ("score_head", "csm_loss", "langevin", "masked_linear", "conditional_density", "probability_flow")
+    composed = ("conditional_density_backward", "conditional_density_draw")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128
     least_major = 8

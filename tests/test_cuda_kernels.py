@@ -8,6 +8,8 @@ FILES = [
     "tests/emulated_kernels.py",
     "tests/emulated_langevin.py",
     "tests/emulated_masked_linear.py",
+    "tests/emulated_density.py",
+    "tests/emulated_flow.py",
 ]
 
 

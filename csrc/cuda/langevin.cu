@@ -228,11 +228,7 @@ template <class Bytes>
 int choose_memory(const Bytes& bytes, int64_t floats, int64_t blocks, const Tensor& like, Tensor& scratch) {
   const int64_t most = block_limit(), without = bytes(0);
   if (floats < most && bytes(int(floats)) <= most) return bytes(int(floats));
-  if (without > most) {
-    throw std::invalid_argument("fastcsm: the head needs " + std::to_string(without >> 10) +
-                                " KiB of shared memory, a block has " + std::to_string(most >> 10) +
-                                "; choose the backend triton");
-  }
+  if (without > most) does_not_fit(without);
   const std::vector<int64_t> size{blocks * floats};
   scratch = torch::stable::new_empty(like, {size.data(), size.size()}, torch::headeronly::ScalarType::Float);
   return int(without);

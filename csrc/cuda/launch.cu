@@ -58,4 +58,10 @@ Device::~Device() = default;
 int block_limit() { return 227 << 10; }
 #endif
 
+void does_not_fit(int64_t bytes) {
+  throw std::invalid_argument("fastcsm: the head needs " + std::to_string(bytes >> 10) +
+                              " KiB of shared memory, a block has " + std::to_string(block_limit() >> 10) +
+                              "; choose the backend triton");
+}
+
 }  // namespace fastcsm

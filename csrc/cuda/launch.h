@@ -13,6 +13,17 @@ using torch::stable::Tensor;
 
 // Most bytes of shared memory a block may have on the current device.
 int block_limit();
+// Throws a sentence: these are more.
+[[noreturn]] void does_not_fit(int64_t bytes);
+
+// Warps of a block that has bytes(warps) of shared memory: `most`, or as often halved as it takes; throws if one is too
+// many.
+template <class Bytes>
+int warps_that_fit(int most, const Bytes& bytes) {
+  while (most > 1 && bytes(most) > block_limit()) most /= 2;
+  if (bytes(most) > block_limit()) does_not_fit(bytes(most));
+  return most;
+}
 
 // A device as launches see it. Making one makes it the current device until it is destroyed.
 class Device {

@@ -30,14 +30,14 @@ struct PointsMemory {
   int context, context_stride;  // columns of W_c, padded to whole products
   int waves, wave_stride;       // columns of [W_sin, W_cos], padded likewise
   int words;                    // of operands a warp keeps between layers
+  float* first;                 // (3, kUnits): w_x, the weights of the last context feature, b_1
+  float* output;                // (kUnits + 1): w_o, b_o
   T* hidden;                    // (K - 1, kUnits, kUnits): W_2 ..
+  float* bias;                  // (K - 1, kUnits): b_2 ..
+  float* base;                  // (warps, kBase): W_c c + b_1
   T* given;                     // (kUnits, context): W_c
   T* wave;                      // (kUnits, waves)
-  float* first;                 // (3, kUnits): w_x, the weights of the last context feature, b_1
-  float* bias;                  // (K - 1, kUnits): b_2 ..
-  float* output;                // (kUnits + 1): w_o, b_o
   float* frequency;             // (waves / 2)
-  float* base;                  // (warps, kBase): W_c c + b_1
   uint32_t* kept;               // (warps, words)
 
   __host__ __device__ PointsMemory(const HeadArgs& head, int warps, SharedMemory& memory)
@@ -47,15 +47,16 @@ struct PointsMemory {
         wave_stride(padded_stride<T>(waves)),
         words((head.layers > 2 && waves < kUnits ? kUnits : waves) * kPoints * int(sizeof(T)) / 4 *
               (kTangent ? 2 : 1)) {
+    // What depends on nothing comes first, so that its place is known.
     const int between = int(head.layers) - 1;
+    first = memory.take<float>(3 * kUnits);
+    output = memory.take<float>(kUnits + 1);
     hidden = memory.take<T>(between * kUnits * kStride);
+    bias = memory.take<float>(between * kUnits);
+    base = memory.take<float>(warps * kBase);
     given = memory.take<T>(kUnits * context_stride);
     wave = memory.take<T>(kUnits * wave_stride);
-    first = memory.take<float>(3 * kUnits);
-    bias = memory.take<float>(between * kUnits);
-    output = memory.take<float>(kUnits + 1);
     frequency = memory.take<float>(waves / 2);
-    base = memory.take<float>(warps * kBase);
     kept = memory.take<uint32_t>(warps * words);
   }
 
@@ -126,40 +127,42 @@ class Points {
   // features is not given it is `feature`, or zero and each point's own.
   template <class At>
   FASTCSM_INLINE void set_context(int given, float feature, const At& at) const {
+    constexpr int kTiles = kUnits / 16;  // a half of the units at a time, as registers allow
     const int row = lane_ / 4, pair = lane_ % 4 * 2;
     const auto value = [&](int i, int j) { return j < given ? at(i, j) : 0.f; };
-    Accumulator a[kUnits / 8];
-#pragma unroll
-    for (int n = 0; n < kUnits / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + pair + i % 2;
-        const float bias = m_.first[2 * kUnits + column];
-        a[n].r[i] = given < args_.context ? fmaf(feature, m_.first[kUnits + column], bias) : bias;
-      }
-    }
-#pragma unroll 1
-    for (int k = 0; k < m_.context; k += kStep) {
-      FragmentA c;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int own = row + i % 2 * 8, column = k + i / 2 * kHalf;
-        if constexpr (kBf16) {
-          c.r[i] = pack_bf16(value(own, column + pair), value(own, column + pair + 1));
-        } else {
-          c.r[i] = __float_as_uint(to_element<P>(value(own, column + lane_ % 4)));
-        }
-      }
-      add_products<false>(a, a, c, c, m_.given + k, m_.context_stride);
-    }
+    const float added = given < args_.context ? feature : 0.f;
     __syncwarp();
+#pragma unroll 1
+    for (int begin = 0; begin < kUnits / 8; begin += kTiles) {
+      Accumulator a[kTiles];
 #pragma unroll
-    for (int n = 0; n < kUnits / 8; ++n) {
-      if constexpr (!kOneRow) {
-        const float4 sums{a[n].r[0], a[n].r[1], a[n].r[2], a[n].r[3]};
-        reinterpret_cast<float4*>(base_)[n * kWarp + lane_] = sums;
-      } else if (row == 0) {
-        reinterpret_cast<float2*>(base_)[n * 4 + lane_] = make_float2(a[n].r[0], a[n].r[1]);
+      for (int n = 0; n < kTiles; ++n) {
+        const float2 w = pair_of(m_.first + kUnits, begin + n), bias = pair_of(m_.first + 2 * kUnits, begin + n);
+        const float2 sum = make_float2(fmaf(added, w.x, bias.x), fmaf(added, w.y, bias.y));
+        a[n] = {{sum.x, sum.y, sum.x, sum.y}};
+      }
+#pragma unroll 1
+      for (int k = 0; k < m_.context; k += kStep) {
+        FragmentA c;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int own = row + i % 2 * 8, column = k + i / 2 * kHalf;
+          if constexpr (kBf16) {
+            c.r[i] = pack_bf16(value(own, column + pair), value(own, column + pair + 1));
+          } else {
+            c.r[i] = __float_as_uint(to_element<P>(value(own, column + lane_ % 4)));
+          }
+        }
+        add_products<false>(a, a, c, c, m_.given + begin * 8 * m_.context_stride + k, m_.context_stride);
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        if constexpr (!kOneRow) {
+          const float4 sums{a[n].r[0], a[n].r[1], a[n].r[2], a[n].r[3]};
+          reinterpret_cast<float4*>(base_)[(begin + n) * kWarp + lane_] = sums;
+        } else if (row == 0) {
+          reinterpret_cast<float2*>(base_)[(begin + n) * 4 + lane_] = make_float2(a[n].r[0], a[n].r[1]);
+        }
       }
     }
     __syncwarp();
