@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(kSumThreads) masked_linear_sum_kernel(const __
       any = any || (j < count && finish.in_degrees[column + j] <= finish.out_degrees[row]);
     }
     float sums[4] = {};
-    for (int part = 0; any && part < args.parts; ++part) {
+    const int parts = any ? args.parts : 0;
+#pragma unroll 4
+    for (int part = 0; part < parts; ++part) {
       float values[4];
       const float* from = args.partials + ((part * finish.rows + row) * finish.columns + column);
       load_four(values, from, count, finish.columns % 4 == 0);

@@ -71,30 +71,32 @@ class EdgeBlocks {
   FASTCSM_INLINE EdgeBlocks(const Stairs& stairs, const Range& own, int part, int parts)
       : bounds_(kForward ? stairs.in_bounds : stairs.out_bounds),
         blocks_(((kForward ? stairs.inputs : stairs.outputs) + stairs.group - 1) / stairs.group),
-        own_(own) {
-    int all = 0;
-    for (base_ = 0; base_ < blocks_; base_ += kWarp) {
-      look();
-      all += __popc(present_);
+        own_(own),
+        left_(blocks_) {
+    int skipped = 0;
+    if (parts > 1) {
+      int all = 0;
+#pragma unroll 4
+      for (int block = thread_number() % kWarp; block < blocks_; block += kWarp) all += present(block);
+#pragma unroll
+      for (int lanes = 1; lanes < kWarp; lanes *= 2) all += __shfl_xor_sync(0xffffffffu, all, lanes);
+      skipped = int(int64_t(all) * part / parts);
+      left_ = int(int64_t(all) * (part + 1) / parts) - skipped;
     }
-    int skipped = int(int64_t(all) * part / parts);
-    left_ = int(int64_t(all) * (part + 1) / parts) - skipped;
-    base_ = 0;
-    look();
-    for (; skipped > 0 && skipped >= __popc(present_); look()) {
-      skipped -= __popc(present_);
-      base_ += kWarp;
-    }
+    for (look(0); skipped > 0 && skipped >= __popc(present_); look(base_ + kWarp)) skipped -= __popc(present_);
     for (; skipped > 0; --skipped) present_ &= present_ - 1;
   }
 
   // Twice the number of the next one, and one more if an edge is missing in it; -1 after the last.
   FASTCSM_INLINE int next() {
-    if (left_ == 0) return -1;
-    while (present_ == 0) {
-      base_ += kWarp;
-      look();
+    while (left_ > 0 && present_ == 0) {
+      if (base_ + kWarp < blocks_) {
+        look(base_ + kWarp);
+      } else {
+        left_ = 0;
+      }
     }
+    if (left_ == 0) return -1;
     --left_;
     const int bit = __ffs(present_) - 1;
     present_ &= present_ - 1;
@@ -102,22 +104,23 @@ class EdgeBlocks {
   }
 
  private:
-  FASTCSM_INLINE void look() {
-    const int block = base_ + thread_number() % kWarp;
-    bool present = false, whole = false;
-    if (block < blocks_) {
-      const int64_t least = bounds_[2 * block], greatest = bounds_[2 * block + 1];
-      present = kForward ? least <= own_.greatest : own_.least <= greatest;
-      whole = kForward ? greatest <= own_.least : own_.greatest <= least;
-    }
-    present_ = __ballot_sync(0xffffffffu, present);
-    whole_ = __ballot_sync(0xffffffffu, whole);
+  FASTCSM_INLINE bool present(int block) const {
+    return kForward ? bounds_[2 * block] <= own_.greatest : own_.least <= bounds_[2 * block + 1];
+  }
+  FASTCSM_INLINE bool whole(int block) const {
+    return kForward ? bounds_[2 * block + 1] <= own_.least : own_.greatest <= bounds_[2 * block];
+  }
+  FASTCSM_INLINE void look(int base) {
+    base_ = base;
+    const int block = base + thread_number() % kWarp;
+    present_ = __ballot_sync(0xffffffffu, block < blocks_ && present(block));
+    whole_ = __ballot_sync(0xffffffffu, block < blocks_ && whole(block));
   }
 
   const int64_t* bounds_;
   int blocks_;
   Range own_;
-  int base_, left_;
+  int left_, base_;
   uint32_t present_, whole_;
 };
 
