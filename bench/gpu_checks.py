@@ -101,6 +101,31 @@ class Head:
         )
 
 
+class LinearHead(Head):
+    """A head on the contexts that a masked layer computes, as the last layer of a MADE does."""
+
+    def __init__(self, batch, dimensions, units, context=32):
+        super().__init__(batch * dimensions, context)
+        shapes = (batch, units), (dimensions * context, units), (dimensions * context,)
+        self.layer = [torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5 for shape in shapes]
+        into = 1 + torch.arange(units, device=DEVICE) * max(dimensions - 1, 1) // units
+        self.degrees = into, torch.arange(dimensions, device=DEVICE).repeat_interleave(context)
+
+    def leaves(self):
+        return [t.detach().requires_grad_() for t in (*self.layer, *self.weights, *self.biases)]
+
+    def loss(self, leaves):
+        layers = len(self.weights)
+        return functional.linear_csm_loss(
+            *leaves[:3],
+            *self.degrees,
+            self.x.view(len(leaves[0]), -1),
+            leaves[3 : 3 + layers],
+            leaves[3 + layers :],
+            activation=self.activation,
+        )
+
+
 class Conditional(Head):
     """A conditional head whose densities exist, with points and probabilities."""
 

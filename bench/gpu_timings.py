@@ -19,6 +19,7 @@ from gpu_checks import (
     Conditional,
     Head,
     Layer,
+    LinearHead,
     Plan,
     Result,
     checked,
@@ -240,6 +241,26 @@ def time_layer(
     return timed(op, precision, config, lambda: compared(run, subject, dtype), measured, plan)
 
 
+def time_linear_csm_loss(
+    precision: str, plan: Plan, batch: int = 128, dimensions: int = 784, units: int = 512
+) -> Result:
+    """The last layer of a MADE and the loss together, with all gradients, beside plain PyTorch."""
+    dtype, setting = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(setting)
+    subject = LinearHead(batch, dimensions, units).to(dtype)
+    run = partial(losses, subject)
+
+    def measured(own: Own) -> Result:
+        calls: Calls = {**own(run), "plain": partial(on, "reference", run)}
+        memory = {name: extra_memory(call) for name, call in calls.items()}
+        return {"rows": rows_of(seconds(calls, plan.rounds)), "extra_memory": memory}
+
+    config = {"batch": batch, "dimensions": dimensions, "units": units, "head": sizes(subject.weights)}
+    return timed(
+        "linear_csm_loss", precision, config, lambda: compared(losses, subject, dtype), measured, plan
+    )
+
+
 def time_langevin(precision: str, plan: Plan, rows: int = 4096, steps: int = 200) -> Result:
     dtype, setting = PRECISIONS[precision]
     torch.set_float32_matmul_precision(setting)
@@ -370,6 +391,10 @@ TIMINGS: dict[str, Callable[[Plan], Result]] = {
     "csm_loss tf32, 16 frequencies": partial(time_csm_loss, "tf32", 16),
     "csm_loss bfloat16, 16 frequencies": partial(time_csm_loss, "bfloat16", 16),
     "probability_flow tf32": partial(time_flow, "tf32"),
+}
+TIMINGS |= {
+    f"linear_csm_loss {precision}": partial(time_linear_csm_loss, precision)
+    for precision in ("tf32", "bfloat16", "float32")
 }
 TIMINGS |= {
     f"{op} {precision}, {rows} rows": partial(time_layer, precision, op != "masked_linear", rows=rows)

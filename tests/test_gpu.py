@@ -95,7 +95,9 @@ def test_checks_on_the_interpreter(parts):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
-@pytest.mark.parametrize("part", ["csm_loss", "made", "layer", "langevin", "draw", "log_prob", "flow"])
+@pytest.mark.parametrize(
+    "part", ["csm_loss", "linear_csm_loss", "made", "layer", "langevin", "draw", "log_prob", "flow"]
+)
 def test_timings_of_another_backend(parts, part, monkeypatch):
     """The timings with the CPU library in the place of Triton's kernels, and without a clock."""
     if fastcsm.backends.CPU().missing():
@@ -103,6 +105,7 @@ def test_timings_of_another_backend(parts, part, monkeypatch):
     gpu, _, timings = parts
     small = {
         "csm_loss": {"rows": 9, "frequencies": 2},
+        "linear_csm_loss": {"batch": 2, "dimensions": 3, "units": 4},
         "made": {"batch": 3, "features": 5, "hidden": (8, 8)},
         "layer": {"rows": 3, "inputs": 5, "outputs": 4, "backward": True},
         "langevin": {"rows": 5, "steps": 2},
@@ -148,11 +151,15 @@ def test_every_kernel_is_as_accurate_as_plain_pytorch(tmp_path):
     assert precisions == {"float32", "tf32", "bfloat16", "float16"}
 
 
+def needs_cuda_backend():
+    if reasons := fastcsm.backends.CUDA().missing():
+        pytest.skip("; ".join(reasons))
+
+
 @pytest.mark.gpu
 def test_every_cuda_kernel():
     """The tests of the emulated kernels, on the device."""
-    if reasons := fastcsm.backends.CUDA().missing():
-        pytest.skip("; ".join(reasons))
+    needs_cuda_backend()
     environment = {name: value for name, value in os.environ.items() if name != "FASTCSM_EMULATION"}
     files = sorted((ROOT / "tests").glob("emulated_*.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
@@ -193,6 +200,45 @@ def test_more_elements_than_32_bits_address():
         whole, _ = head.score_and_derivative(context, x)
         last, _ = head.score_and_derivative(context[-64:], x[-64:])
     assert torch.equal(whole[-64:], last)
+
+
+def masked_layer(rows, outputs):
+    """A call of the CUDA backend's layer of 16 inputs, whose sums are exact, on some of the rows."""
+    torch.manual_seed(0)
+    x, weight = (torch.randint(-2, 3, (n, 16), device="cuda").bfloat16() for n in (rows, outputs))
+    degrees = torch.arange(16, device="cuda"), torch.arange(outputs, device="cuda") % 16
+
+    def run(part=slice(None)):
+        leaves = [t.detach().requires_grad_() for t in (x[part], weight)]
+        with fastcsm.backend("cuda"):
+            y = functional.masked_linear(*leaves, None, *degrees)
+            return y, *torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return run
+
+
+@pytest.mark.gpu
+def test_a_masked_layer_of_more_elements_than_32_bits_address():
+    needs_cuda_backend()
+    run = masked_layer(2**31 // 2048 + 300, 2048)
+    (whole, grad, _), (last, grad_of_last, _) = run(), run(slice(-5, None))
+    assert torch.equal(whole[-5:], last)
+    assert torch.equal(grad[-5:], grad_of_last)
+
+
+@pytest.mark.gpu
+def test_a_masked_layer_captured_in_a_graph():
+    needs_cuda_backend()
+    for rows in (3, 60, 3000):
+        run = masked_layer(rows, 700)
+        expected = run()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            captured = run()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(captured, expected))
 
 
 @pytest.mark.gpu
