@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
       const auto time = [&] { return own[kTime * kWarp] + args.time[i] * own[kStep * kWarp]; };
       float s, ds;
       points.template evaluate<true>(__shfl_sync(kAll, float(x), place), 2 * logf(float(time())), s, ds);
-      if (i > 0 || attempt == 0) own[i * kWarp] = 2 * time() * double(of_log ? ds : -s);
+      const bool unknown = i > 0 || attempt == 0;  // the first slope of a row on its way is known
+      if (unknown) own[i * kWarp] = 2 * time() * double(of_log ? ds : -s);
     }
 
     const double step = own[kStep * kWarp], time = own[kTime * kWarp], low = fmin(time, time + step);
