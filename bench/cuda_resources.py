@@ -28,6 +28,7 @@ OPS = {
     "csm_loss_kernel": "csm_loss",
     "langevin_kernel": "langevin",
     "langevin_draw_kernel": "langevin_draw",
+    "conditional_density_kernel": "conditional_density",
     "probability_flow_kernel": "probability_flow",
     **{
         f"masked_linear_{kernel}_kernel": f"masked_linear_{kernel}"
