@@ -11,15 +11,15 @@
 // of the weight has sums over the batch, of one length; its tiles without edges are written as zeros.
 //
 // What a tile costs, in bfloat16:
-//   tall   128 x 128, warps of 64 x 64, 3 stages of 32 steps: 60 KiB of shared memory, 128 sums a thread; two blocks a
+//   tall   128 x 128, warps of 64 x 64, 2 stages of 64 steps: 72 KiB of shared memory, 128 sums a thread; two blocks a
 //          multiprocessor.
 //   flat   64 x 64, warps of 64 x 16, 4 stages of 64 steps: 72 KiB, 32 sums; three blocks (sm_80: two). For up to 64
 //          rows, and few tiles. Of rows that are not there no fragment is loaded.
 //   slim   16 x 32, each warp a quarter of the steps, 8 stages of 64 steps: 54 KiB, 16 sums; four blocks (sm_80: two).
 //          For up to 16 rows, when time is that of reading W: 28 KiB of it are on their way to a block.
-// A warp's fragments of a tall tile are 4 KiB for 64 x 64 x 16 products, 32 cycles of shared memory, where the matrix
-// units take 64 cycles on sm_80; but 26 on sm_90 by mma.sync, and 16 by wgmma, which Triton's kernel uses. So much of a
-// large batch's rate is out of reach there.
+// 64 steps of a tall tile take 96 KiB through shared memory, 32 written and 64 read as fragments: 768 cycles, where the
+// matrix units take 1024 on sm_80; but on sm_90 413 by mma.sync, and 256 by wgmma, which Triton's kernel uses and which
+// reads each operand once. So a large batch is bound there to about a third of the matrix rate.
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -34,7 +34,7 @@
 namespace fastcsm {
 namespace {
 
-using Tall = Shape<128, 128, 64, 64, 64, 3, 2>;
+using Tall = Shape<128, 128, 64, 64, 128, 2, 2>;
 using Flat = Shape<64, 64, 64, 16, 128, 4, 3>;
 using Slim = Shape<16, 32, 16, 32, 128, 8, 4>;
 
