@@ -53,7 +53,7 @@ struct RowsArgs {
 };
 
 template <Precision P, class S, bool kForward>
-FASTCSM_INLINE void rows_product(const RowsArgs& args) {
+FASTCSM_INLINE void multiply_rows(const RowsArgs& args) {
   using T = Element<P>;
   using Tile = Product<P, S, true, kForward>;
   SharedMemory memory(block_memory());
@@ -116,13 +116,13 @@ FASTCSM_INLINE void rows_product(const RowsArgs& args) {
 template <Precision P, class S>
 __global__ void __launch_bounds__(kProductThreads, S::kBlocks)
     masked_linear_fwd_kernel(const __grid_constant__ RowsArgs args) {
-  rows_product<P, S, true>(args);
+  multiply_rows<P, S, true>(args);
 }
 
 template <Precision P, class S>
 __global__ void __launch_bounds__(kProductThreads, S::kBlocks)
     masked_linear_bwd_x_kernel(const __grid_constant__ RowsArgs args) {
-  rows_product<P, S, false>(args);
+  multiply_rows<P, S, false>(args);
 }
 
 // The gradient of the weight, G^T x, over slices of the batch.
@@ -225,7 +225,8 @@ class Layer {
       throw std::invalid_argument("fastcsm: x and weight must have two dimensions");
     const int64_t inputs = x.size(1), outputs = weight.size(0);
     if (inputs > kMostUnits || outputs > kMostUnits)
-      throw std::invalid_argument("fastcsm: the cuda kernels of masked_linear take at most 2^30 inputs and outputs");
+      throw std::invalid_argument("fastcsm: weight has shape (" + std::to_string(outputs) + ", " +
+                                  std::to_string(inputs) + "), the cuda kernels take at most 2^28 of either");
     rows = x.size(0);
     stairs.inputs = int(inputs);
     stairs.outputs = int(outputs);
@@ -257,12 +258,11 @@ class Layer {
     if (finish.rows == 0 || finish.columns == 0) return;
     const int64_t tall = parts_of(finish.rows, Tall::kM) * parts_of(finish.columns, Tall::kN);
     const bool few = finish.rows <= Flat::kM || 2 * tall <= device_.multiprocessors();
+    const int columns = finish.rows <= Slim::kM ? Slim::kN : few ? Flat::kN : Tall::kN;
     with_precision(storage_, reduced_, [&](auto precision) {
-      with_shape(
-          finish.rows <= Slim::kM ? Slim::kN
-          : few                   ? Flat::kN
-                                  : Tall::kN,
-          [&](auto shape) { rows_product<decltype(precision)::value, decltype(shape), kForward>(given, finish); });
+      with_shape(columns, [&](auto shape) {
+        launch_rows<decltype(precision)::value, decltype(shape), kForward>(given, finish);
+      });
     });
   }
 
@@ -320,7 +320,8 @@ class Layer {
   }
 
  private:
-  static constexpr int64_t kMostUnits = 1 << 30;
+  static constexpr int64_t kMostUnits = 1 << 28;
+  static constexpr int kReserved = 1 << 10;  // bytes of shared memory in every block, by the device
 
   int bytes() const { return storage_ == Storage::bf16 ? 2 : 4; }
 
@@ -352,7 +353,7 @@ class Layer {
   }
 
   template <Precision P, class S, bool kForward>
-  void rows_product(const void* given, const Finish& finish) {
+  void launch_rows(const void* given, const Finish& finish) {
     constexpr int kSteps = S::template kSteps<Element<P>>;
     const int bytes = product_bytes<P, S, true, kForward>();
     find_bounds(kSteps);
@@ -380,8 +381,6 @@ class Layer {
     device_.launch(kernel, a.units < slots ? a.units : slots, kProductThreads, bytes, a);
     if (a.partials) add_up(a.partials, a.parts, finish);
   }
-
-  static constexpr int kReserved = 1 << 10;  // of shared memory, in every block, by the device
 
   Device device_;
   Tensor like_, bounds_;
