@@ -16,11 +16,10 @@ int block_limit();
 // Throws a sentence: these are more.
 [[noreturn]] void does_not_fit(int64_t bytes);
 
-// Warps of a block that has bytes(warps) of shared memory: `most`, or as often halved as it takes; throws if one is too
-// many.
+// Warps of a block, at most `most`, whose bytes(warps) of shared memory it may have; throws if one is too many.
 template <class Bytes>
 int warps_that_fit(int most, const Bytes& bytes) {
-  while (most > 1 && bytes(most) > block_limit()) most /= 2;
+  while (most > 1 && bytes(most) > block_limit()) --most;
   if (bytes(most) > block_limit()) does_not_fit(bytes(most));
   return most;
 }
