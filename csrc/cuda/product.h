@@ -56,6 +56,7 @@ class Operand {
   FASTCSM_INLINE void load(T* tile, int64_t k) const {
     if (from_.aligned == 16) {
       constexpr int kStep = kProductThreads / (kColumns / kChunk);
+      static_assert(kRows % kStep == 0);
       const int row = first_row(kChunk), column = first_column(kChunk);
       const T* p = begin_ + (kAlong ? k : k * from_.columns);
       T* to = tile + row * kStride + column;
@@ -89,14 +90,14 @@ class Operand {
   FASTCSM_INLINE void load_slowly(T* tile, int64_t k) const {
     constexpr int kCount = kBytes / int(sizeof(T)), kStep = kProductThreads / (kColumns / kCount);
     static_assert(kRows % kStep == 0);
-    const int column = first_column(kCount);
+    const int first = first_row(kCount), column = first_column(kCount);
     const int64_t at = (kAlong ? k : unit_) + column;
-#pragma unroll 1
-    for (int row = first_row(kCount); row < kRows; row += kStep) {
-      const int64_t in = (kAlong ? unit_ : k) + row;
+#pragma unroll(kBytes == 2 ? 8 : 1)
+    for (int r = 0; r < kRows; r += kStep) {
+      const int64_t in = (kAlong ? unit_ : k) + first + r;
       const bool inside = in < from_.rows && at < from_.columns;
       const T* p = from_.p + (in * from_.columns + at);
-      T* to = tile + row * kStride + column;
+      T* to = tile + (first + r) * kStride + column;
       if constexpr (kBytes == 2) {
         *to = inside ? *p : T{};
       } else {
