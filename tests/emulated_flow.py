@@ -5,10 +5,12 @@ import pytest
 import torch
 from emulated_kernels import settings
 from support import NAMES, Case, bitwise_equal
+from test_density import wave_model
 from test_probability_flow import LEVELS, Line, back, flow
 from test_probability_flow import test_known_flow as known_flow
 
 import fastcsm
+from fastcsm.sampling import exact
 
 precision = emulated_kernels.precision  # the fixture
 
@@ -73,6 +75,17 @@ def test_rows_that_take_too_many_steps():
     assert found["point"][:2].isnan().all()
     assert found["change"][:2].isnan().all()
     assert found["error"][:2].isposinf().all()
+
+
+def test_a_draw_down_the_flow():
+    """Quantiles at the first level, carried to the last: conditional_density_draw of this backend's ops."""
+    model = wave_model(2, torch.float32)
+
+    def draw(backend):
+        with fastcsm.backend(backend):
+            return exact(model, 3, "flow", seed=1)
+
+    torch.testing.assert_close(draw("emulation"), draw("reference"), rtol=0, atol=1e-4)
 
 
 def test_no_rows():

@@ -2,7 +2,9 @@
 // (common/flow.h). A warp has kPoints rows on their way, and evaluates the head at all of them as one tile of points
 // (points.h); no warp waits for another. A row that has arrived makes room for the next of its block, so that tiles
 // stay full until rows run out; as nothing of a row depends on the others of its tile, it does not matter which warp
-// has it. A step is six evaluations, and one more where rows begin; rows take some two to five steps.
+// has it. A step is six evaluations, and one more where rows begin; rows take some two to five steps. An evaluation of
+// the default head (two hidden layers of 128 units, 16 frequencies) and its derivative is 320 matrix instructions of a
+// warp in bfloat16, 1920 in float32.
 //
 // Lanes i and i + 16 advance row i alike, in float64; the first has the slopes of x, the second those of log p.
 #include <algorithm>
