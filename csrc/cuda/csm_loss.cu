@@ -213,15 +213,14 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
     Pair<kRows> kept[K - 1 ? K - 1 : 1], layer, value;
     begin(layer, At(), nullptr);
     const int stride = anew(m.head.stride);
-    product_forward<P>(layer, At(), m.inputs.h, stride, m.head.first, stride, m.head.columns, C);
+    product_first<P>(layer, At(), m.inputs.h, m.head.first, stride, m.head.columns, C);
     apply_activation<P>(layer, value, activation);
 #pragma unroll
     for (int k = 0; k + 1 < K; ++k) {
       kept[k] = layer;
       store<P>(value, At(), m.z + k * m.kLayer);
-      __syncthreads();
       begin(layer, At(), m.head.bias + k * kUnits);
-      product_forward<P>(layer, At(), m.z + k * m.kLayer, kStride, m.head.matrix(k), kStride, kUnits, 0);
+      product_forward<P>(layer, At(), value, m.z + k * m.kLayer, m.head.matrix(k), true);
       apply_activation<P>(layer, value, activation);
     }
     store_shares(value, At(), m.head.output, m.shares);
@@ -250,23 +249,24 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
 
     output_backward(layer, value, At(), m.head.output, g, p, m.sums + sum_place<K>(At()));
     store<P>(layer, At(), m.g);
-    __syncthreads();
 #pragma unroll
     for (int k = K - 2; k >= 0; --k) {
       add_bias_sums(layer, At(), m.sums + sum_place<K>(At()) + (k + 1) * kUnits);
+      Pair<kRows> below;
+      begin(below, At(), nullptr);
+      product_backward<P>(below, At(), layer, m.g, m.head.matrix(k));
+      activation_backward(below, kept[k]);
       if (args.params) {
         const auto own = [&] { return Away<K>(m.head.columns).place(args, Away<K>::hidden_at(k)); };
         if constexpr (!kResident<K>) get_sums(hidden_sums, own());
         add_sums<P>(hidden_sums, At(), m.g, m.z + k * m.kLayer, kStride, kUnits, 0);
         if constexpr (!kResident<K>) put_sums(hidden_sums, own());
       }
-      begin(layer, At(), nullptr);
-      product_backward<P>(layer, At(), m.g, m.head.matrix(k));
-      activation_backward(layer, kept[k]);
+      layer = below;
       __syncthreads();
       store<P>(layer, At(), m.g);
-      __syncthreads();
     }
+    __syncthreads();
     fetch(first + step);
     if (args.params) {
       const int columns = m.head.columns;

@@ -41,8 +41,8 @@ struct Place {
   int warp, lane, group, row, column;
 
   FASTCSM_INLINE explicit Place(int thread = thread_number())
-      : warp(thread / kWarp),
-        lane(thread % kWarp),
+      : warp(unsigned(thread) / kWarp),
+        lane(unsigned(thread) % kWarp),
         group(warp / (kRows / 16)),
         row(warp % (kRows / 16) * 16),
         column(group * kColumns<kRows>) {}
@@ -209,33 +209,78 @@ struct Inputs {
   }
 };
 
-// The warp's part of [h; dh] W^T: units in the rows of W, `depth` columns; the tangent's first `skip` are zero.
+// One step of the warp's part of [h; dh] W^T: columns k .. of h and dh, as A, with those of W, whose rows are units.
 template <Precision P, int kRows>
-FASTCSM_INLINE void product_forward(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* h, int h_stride,
-                                    const Element<P>* w, int w_stride, int depth, int skip) {
+FASTCSM_INLINE void add_step(Pair<kRows>& out, const Place<kRows>& at, const FragmentA& a, const FragmentA& t,
+                             bool both, const Element<P>* w, int stride, int k) {
+#pragma unroll
+  for (int n = 0; n < kTiles<kRows>; n += 2) {
+    FragmentB b[2];
+    load_b_transposed(b, w + (at.column + n * 8) * stride + k, stride, at.lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      multiply_add<P>(out.a[n + i], a, b[i]);
+      if (both) multiply_add<P>(out.t[n + i], t, b[i]);
+    }
+  }
+}
+
+// The warp's part of [h; dh] W_1^T; the tangent's first `skip` columns are zero.
+template <Precision P, int kRows>
+FASTCSM_INLINE void product_first(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* h, const Element<P>* w,
+                                  int stride, int columns, int skip) {
   constexpr int kStep = kDepth<Element<P>>;
-  const Element<P>* primal = h + at.row * h_stride;
-  const Element<P>* tangent = primal + kRows * h_stride;
+  const Element<P>* primal = h + at.row * stride;
 #pragma unroll 1
-  for (int two = 0; two < depth; two += 2 * kStep) {
+  for (int two = 0; two < columns; two += 2 * kStep) {
 #pragma unroll
     for (int k = two; k < two + 2 * kStep; k += kStep) {
-      if (k >= depth) break;
+      if (k >= columns) break;
       FragmentA a, t;
-      load_a(a, primal + k, h_stride, at.lane);
+      load_a(a, primal + k, stride, at.lane);
       const bool both = k + kStep > skip;
-      if (both) load_a(t, tangent + k, h_stride, at.lane);
-#pragma unroll
-      for (int n = 0; n < kTiles<kRows>; n += 2) {
-        FragmentB b[2];
-        load_b_transposed(b, w + (at.column + n * 8) * w_stride + k, w_stride, at.lane);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          multiply_add<P>(out.a[n + i], a, b[i]);
-          if (both) multiply_add<P>(out.t[n + i], t, b[i]);
-        }
-      }
+      if (both) load_a(t, primal + kRows * stride + k, stride, at.lane);
+      add_step<P>(out, at, a, t, both, w, stride, k);
     }
+  }
+}
+
+// The A that columns 8 n .. of a warp's part are for the next product.
+template <Precision P>
+FASTCSM_INLINE FragmentA as_operand(const Accumulator* part, int n) {
+  const float *p = part[n].r, *q = part[n + 1].r;
+  if constexpr (P == Precision::bf16) {
+    return {{pack_bf16(p[0], p[1]), pack_bf16(p[2], p[3]), pack_bf16(q[0], q[1]), pack_bf16(q[2], q[3])}};
+  } else {
+    const auto bits = [](float x) { return __float_as_uint(to_element<P>(x)); };
+    return {{bits(p[0]), bits(p[2]), bits(p[1]), bits(p[3])}};
+  }
+}
+
+// Columns of a matrix just stored that the warp itself takes from its registers; exact products have none to spare.
+template <Precision P, int kRows>
+constexpr int kOwnColumns = P == Precision::exact ? 0 : kColumns<kRows>;
+
+// The warp's part of [z; u] W^T, without u where not both are wanted. It begins with its own columns of [z; u]; the
+// others' are in memory once all warps have passed the barrier in here.
+template <Precision P, int kRows>
+FASTCSM_INLINE void product_forward(Pair<kRows>& out, const Place<kRows>& at, const Pair<kRows>& own,
+                                    const Element<P>* z, const Element<P>* w, bool both) {
+  constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
+#pragma unroll
+  for (int k = 0; k < kOwnColumns<P, kRows>; k += kStep) {
+    const FragmentA a = as_operand<P>(own.a, k / 8), t = as_operand<P>(own.t, k / 8);
+    add_step<P>(out, at, a, t, both, w, kStride, at.column + k);
+  }
+  __syncthreads();
+  const Element<P>* primal = z + at.row * kStride;
+#pragma unroll 2
+  for (int i = kOwnColumns<P, kRows>; i < kUnits; i += kStep) {
+    const int k = (at.column + i) % kUnits;
+    FragmentA a, t;
+    load_a(a, primal + k, kStride, at.lane);
+    if (both) load_a(t, primal + kRows * kStride + k, kStride, at.lane);
+    add_step<P>(out, at, a, t, both, w, kStride, k);
   }
 }
 

@@ -58,21 +58,13 @@ FASTCSM_INLINE void load_columns_b(FragmentB (&b)[2], const T* p, int stride, in
   }
 }
 
-// [gz; gu] = G W of the warp's rows and kColumns columns of W.
+// [gz; gu] = G W of the warp's rows and columns of W, beginning with its own columns of G and with a barrier in here,
+// as product_forward.
 template <Precision P, int kRows>
-FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* g,
-                                     const Element<P>* w) {
+FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, const Pair<kRows>& own,
+                                     const Element<P>* g, const Element<P>* w) {
   constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
-  const Element<P>* primal = g + at.row * kStride;
-  const Element<P>* tangent = primal + kRows * kStride;
-#pragma unroll 1
-  for (int k = 0; k < kUnits; k += 2 * kStep) {
-    FragmentA a[2], t[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      load_a(a[i], primal + k + i * kStep, kStride, at.lane);
-      load_a(t[i], tangent + k + i * kStep, kStride, at.lane);
-    }
+  const auto add_steps = [&](const FragmentA(&a)[2], const FragmentA(&t)[2], int k) {
 #pragma unroll
     for (int n = 0; n < kTiles<kRows>; ++n) {
       FragmentB b[2];
@@ -83,6 +75,26 @@ FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, c
         multiply_add<P>(out.t[n], t[i], b[i]);
       }
     }
+  };
+#pragma unroll
+  for (int k = 0; k < kOwnColumns<P, kRows>; k += 2 * kStep) {
+    const int n = k / 8, next = n + kStep / 8;
+    add_steps({as_operand<P>(own.a, n), as_operand<P>(own.a, next)},
+              {as_operand<P>(own.t, n), as_operand<P>(own.t, next)}, at.column + k);
+  }
+  __syncthreads();
+  const Element<P>* primal = g + at.row * kStride;
+  const Element<P>* tangent = primal + kRows * kStride;
+#pragma unroll 1
+  for (int from = kOwnColumns<P, kRows>; from < kUnits; from += 2 * kStep) {
+    const int k = (at.column + from) % kUnits;
+    FragmentA a[2], t[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      load_a(a[i], primal + k + i * kStep, kStride, at.lane);
+      load_a(t[i], tangent + k + i * kStep, kStride, at.lane);
+    }
+    add_steps(a, t, k);
   }
 }
 

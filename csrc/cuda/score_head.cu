@@ -50,17 +50,15 @@ __global__ void __launch_bounds__(kThreads, 1) score_head_fwd_kernel(const __gri
     next = m.inputs.fetch(m.head, args.context, args.x, first + step, args.rows);
     Pair<kRows> layer, value;
     begin(layer, at, nullptr);
-    product_forward<P>(layer, at, m.inputs.h, m.head.stride, m.head.first, m.head.stride, m.head.columns,
-                       slope ? int(args.head.context) : m.head.columns);
+    product_first<P>(layer, at, m.inputs.h, m.head.first, m.head.stride, m.head.columns,
+                     slope ? int(args.head.context) : m.head.columns);
 #pragma unroll 1
     for (int k = 0; k + 1 < args.head.layers; ++k) {
       Element<P>* z = m.z + k % 2 * 2 * kRows * Head<P>::kStride;
       apply_activation<P>(layer, value, args.head.activation);
       store<P>(value, at, z);
-      __syncthreads();
       begin(layer, at, m.head.bias + k * kUnits);
-      product_forward<P>(layer, at, z, Head<P>::kStride, m.head.matrix(k), Head<P>::kStride, kUnits,
-                         slope ? 0 : kUnits);
+      product_forward<P>(layer, at, value, z, m.head.matrix(k), slope);
     }
     apply_activation<P>(layer, value, args.head.activation);
     store_shares(value, at, m.head.output, m.shares);
