@@ -10,6 +10,7 @@ pytestmark = pytest.mark.skipif(bool(emulation.why_not()), reason=emulation.why_
 
 FAULTS = {
     "read before write": "emulation: read before any write: 4 bytes",
+    "atomic before write": "emulation: read before any write: 4 bytes",
     "divergent barrier": "emulation: barrier divergence: thread 0 waits for its block at cuda_test.cpp",
     "early return": "emulation: barrier divergence",
     "divergent shuffle": "emulation: barrier divergence",

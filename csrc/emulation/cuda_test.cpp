@@ -25,6 +25,7 @@ __global__ void kernel(Args args) {
   float* copied = memory.take<float>(64);
   const int i = threadIdx.x, next = (i + 1) % 64;
   if (args.is("early return") && i == 40) return;
+  if (args.is("atomic before write")) atomicAdd(reinterpret_cast<unsigned*>(second) + i, 1u);
   if (!args.is("read before write")) first[i] = float(i);
   if (args.is("divergent barrier") && i >= 32) {
     __syncthreads();
