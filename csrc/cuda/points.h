@@ -370,13 +370,16 @@ class Points {
       t[n] = {};
     }
     const T* w = m_.hidden + (k * kUnits + chunk * kChunk) * Memory::kStride;
+    // The usual case has no branch between its products.
+    if (below == kChunks) {
 #pragma unroll
-    for (int of = 0; of < kChunks; ++of) {
-      if (of >= below) break;
+      for (int i = 0; i < kSteps; ++i) add_products<kTangent>(a, t, z[i], u[i], w + i * kStep, Memory::kStride);
+      return;
+    }
 #pragma unroll
-      for (int i = of * kChunkSteps; i < (of + 1) * kChunkSteps; ++i) {
-        add_products<kTangent>(a, t, z[i], u[i], w + i * kStep, Memory::kStride);
-      }
+    for (int i = 0; i < kSteps - kChunkSteps; ++i) {
+      if (i >= below * kChunkSteps) break;
+      add_products<kTangent>(a, t, z[i], u[i], w + i * kStep, Memory::kStride);
     }
   }
 
