@@ -1,4 +1,4 @@
-"""masked_linear in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
+"""masked_linear in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs them."""
 
 import emulated_kernels
 import pytest
@@ -55,7 +55,7 @@ def into(layer, grad_weight, grad_bias, activation="silu", need_x=True):
     return run(layer.upstream, a, *given, need_x, grad_weight, grad_bias)
 
 
-def shifted(tensor, by=1):
+def shifted(tensor, by):
     """The same numbers ``by`` elements into a storage, so that they are less aligned."""
     return torch.cat([tensor.new_full((by,), torch.nan), tensor.flatten()])[by:].view(tensor.shape)
 

@@ -19,7 +19,7 @@ struct Finish {
   bool aligned;
 
   template <Precision P, bool kActivates>
-  FASTCSM_INLINE void operator()(int64_t row, int column, float (&values)[4], bool masked) const {
+  FASTCSM_INLINE void store(int64_t row, int column, float (&values)[4], bool masked) const {
     using T = Element<P>;
     const int count = columns - column;
     if (row >= rows || count <= 0) return;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kSumThreads) masked_linear_sum_kernel(const __
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[j] += values[j];
     }
-    finish.operator()<P, true>(row, column, sums, finish.in_degrees != nullptr);
+    finish.store<P, true>(row, column, sums, finish.in_degrees != nullptr);
   }
 }
 

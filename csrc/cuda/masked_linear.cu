@@ -104,7 +104,7 @@ FASTCSM_INLINE void multiply_rows(const RowsArgs& args) {
     tile.run(filled, [&] { return blocks.next(); }, load, prepare);
     tile.for_each_sum([&](int row, int column, float (&values)[4]) {
       if (args.partials == nullptr) {
-        args.finish.template operator()<P, kForward>(m0 + row, n0 + column, values, false);
+        args.finish.template store<P, kForward>(m0 + row, n0 + column, values, false);
       } else if (m0 + row < rows && n0 + column < columns) {
         float* to = args.partials + ((part * rows + m0 + row) * columns + n0 + column);
         store_four(to, values, columns - n0 - column, columns % 4 == 0);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kProductThreads, Tall::kBlocks)
   tile.run(Tall::kFragmentsM, [&] { return block < blocks ? block++ : -1; }, load, [](int, T*, T*) {});
   tile.for_each_sum([&](int row, int column, float (&values)[4]) {
     if (args.partials == nullptr) {
-      args.finish.template operator()<P, false>(o0 + row, i0 + column, values, edge);
+      args.finish.template store<P, false>(o0 + row, i0 + column, values, edge);
     } else if (o0 + row < stairs.outputs && i0 + column < stairs.inputs) {
       float* to = args.partials + ((int64_t(slice) * stairs.outputs + o0 + row) * stairs.inputs + i0 + column);
       store_four(to, values, stairs.inputs - i0 - column, stairs.inputs % 4 == 0);
