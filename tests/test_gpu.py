@@ -411,24 +411,31 @@ def densities(rows):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @torch.no_grad()
-def test_densities_of_more_rows_than_programs():
+def test_densities_of_more_rows_than_programs(backend):
+    if backend == "cuda":
+        needs_cuda_backend()
     run = densities(70000)
-    with fastcsm.backend("triton"):
+    with fastcsm.backend(backend):
         whole, last = run(), run(slice(-64, None))
     assert all(torch.equal(a[-64:], b) for a, b in zip(whole, last))
     assert whole[1].isfinite().all()
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @torch.no_grad()
-def test_densities_captured_in_a_graph():
+def test_densities_captured_in_a_graph(backend):
+    if backend == "cuda":
+        needs_cuda_backend()
     run = densities(1000)
-    expected = run()
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        captured = run()
+    with fastcsm.backend(backend):
+        expected = run()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            captured = run()
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected))
