@@ -388,7 +388,8 @@ def probability_flow(
     """Carry x between noise levels along the probability flow dx / d ln(sigma) = -sigma^2 s(c, x, sigma).
 
     The head is conditional: log sigma is its last context feature and its output is sigma s. Every row takes
-    steps of its own, of order 5 with an error estimate. Not differentiable.
+    steps of its own, of order 5 with an error estimate. Products of float32 are in full float32, whatever
+    ``torch.set_float32_matmul_precision`` says. Not differentiable.
 
     Args:
         context: (..., C), without log sigma.
