@@ -10,7 +10,7 @@
 // a long one has a short one next. Parts leave float32 sums that another kernel adds up, first part first. The gradient
 // of the weight has sums over the batch, of one length; its tiles without edges are written as zeros.
 //
-// What a tile costs, in bfloat16:
+// What a tile costs, forward in bfloat16:
 //   tall   128 x 128, warps of 64 x 64, 2 stages of 64 steps: 72 KiB of shared memory, 128 sums a thread; two blocks a
 //          multiprocessor.
 //   flat   64 x 64, warps of 64 x 16, 4 stages of 64 steps: 72 KiB, 32 sums; three blocks (sm_80: two). For up to 64
