@@ -67,7 +67,8 @@ FASTCSM_INLINE void multiply_rows(const RowsArgs& args) {
 
   const int64_t dealt = (args.units + args.multiprocessors - 1) / args.multiprocessors * args.multiprocessors;
   for (int64_t turn = blockIdx.x; turn < dealt; turn += gridDim.x) {
-    // Every other round of the multiprocessors goes backwards.
+    // Every other round of the multiprocessors goes backwards, blocks being given to them in turn, or so it is hoped:
+    // results do not depend on it.
     const int64_t round = turn / args.multiprocessors, seat = turn % args.multiprocessors;
     const int64_t unit = round * args.multiprocessors + (round % 2 ? args.multiprocessors - 1 - seat : seat);
     if (unit >= args.units) continue;
@@ -361,8 +362,9 @@ class Layer {
     const int fitting = (block_limit() + kReserved) / (bytes + kReserved);
     const int64_t slots = int64_t(fitting < S::kBlocks ? fitting : S::kBlocks) * device_.multiprocessors();
     const int64_t tiles = parts_of(finish.rows, S::kM) * parts_of(finish.columns, S::kN);
-    // So many that matrix units have long parts and short ones to balance, or that all of memory's rate is asked for.
-    const int64_t wanted = (S::kM == Tall::kM ? 4 : S::kM == Flat::kM ? 2 : 1) * device_.multiprocessors() / tiles;
+    // Two for a multiprocessor, of which snake order makes one long and one short; of slim tiles, which have nothing to
+    // compute, one.
+    const int64_t wanted = (S::kM == Slim::kM ? 1 : 2) * device_.multiprocessors() / tiles;
     const int64_t most = parts_of(depth, kSteps) / kLeastBlocks;
     const int64_t parts = wanted < most ? wanted : most;
     RowsArgs a{};
