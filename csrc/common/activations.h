@@ -1,6 +1,6 @@
 // f, f' and f'' of every activation, written once for processors (V a vector) and GPUs (V a scalar).
 // The includer's namespace supplies exp_, expm1_, twice_atanh_ (|argument| <= 1/3), abs_, select_(mask, a, b), and may
-// supply its own sigmoids and log_one_plus.
+// supply its own sigmoids and softplus_terms.
 // No term overflows: exponentials are only taken of arguments <= 0, or of arguments clamped where the result is exact.
 // No include guard: included once per namespace.
 
@@ -16,21 +16,24 @@ FASTCSM_INLINE void sigmoids(V x, V& p, V& q) {
   q = select_(x >= V(0), er, r);
 }
 
-// log(1 + q) for 0 <= q <= 1.
+// sigma(y), 1 - sigma(y) and log(1 + exp(-y)) for y >= 0.
 template <class V>
-FASTCSM_INLINE V log_one_plus(V q) {
-  return twice_atanh_(q / (q + V(2)));
+FASTCSM_INLINE void softplus_terms(V y, V& p, V& q, V& log) {
+  const V e = exp_(-y);
+  p = V(1) / (V(1) + e);
+  q = e * p;
+  log = twice_atanh_(e / (e + V(2)));
 }
 
 template <int A, class V>
 FASTCSM_INLINE void activate(V x, V& f, V& d, V& e) {
   const V zero(0), one(1), two(2);
   if constexpr (A == kSoftplus) {
-    const V q = exp_(-abs_(x));
-    const V r = one / (one + q), qr = q * r;
-    f = select_(x > zero, x, zero) + log_one_plus(q);
-    d = select_(x >= zero, r, qr);
-    e = r * qr;
+    V p, q, log;
+    softplus_terms(abs_(x), p, q, log);
+    f = select_(x > zero, x, zero) + log;
+    d = select_(x >= zero, p, q);
+    e = p * q;
   } else if constexpr (A == kTanh) {
     const V y = abs_(x);
     const V m = expm1_(select_(y > V(20), V(20), y) * two);

@@ -42,11 +42,6 @@ struct Approximate {
   friend FASTCSM_INLINE A abs_(A x) { return A(fabsf(x.v)); }
   friend FASTCSM_INLINE A select_(bool mask, A x, A y) { return mask ? x : y; }
   friend FASTCSM_INLINE A twice_atanh_(A s) { return A(fastcsm::twice_atanh_(s.v)); }
-  friend FASTCSM_INLINE A log_one_plus(A q)
-    requires kFastExp
-  {
-    return A(0.693147181f * fast_log2(1.f + q.v));
-  }
   friend FASTCSM_INLINE void sigmoids(A x, A& p, A& q)
     requires kFastExp
   {
@@ -55,6 +50,21 @@ struct Approximate {
       p = A(fmaf(0.5f, t, 0.5f)), q = A(fmaf(-0.5f, t, 0.5f));
     } else {
       p = A(fast_reciprocal(1.f + fast_exp2(x.v * -1.44269504f))), q = A(1.f - p.v);
+    }
+  }
+  // Two results of the special function units each, which would be three: 1 / (1 + e) from a cubic and a step of
+  // Newton's, to 3e-6.
+  friend FASTCSM_INLINE void softplus_terms(A y, A& p, A& q, A& log)
+    requires kFastExp
+  {
+    if constexpr (kFastTanh) {
+      sigmoids(y, p, q);
+      log = A(-0.693147181f * fast_log2(p.v));
+    } else {
+      const float e = fast_exp2(y.v * -1.44269504f), sum = 1.f + e;
+      const float r = fmaf(fmaf(fmaf(-0.22183721f, e, 0.66551165f), e, -0.94280792f), e, 0.99826695f);
+      p = A(r * fmaf(-sum, r, 2.f)), q = A(e * p.v);
+      log = A(0.693147181f * fast_log2(sum));
     }
   }
 };

@@ -1,12 +1,19 @@
 // Sum over rows of alpha s^2/2 + beta s' + gamma s and its gradient with respect to everything, in one pass. A block is
-// persistent: weights stay in its shared memory, the sums of the weights' gradients in its registers, and a tile of
-// rows goes forward and back without touching device memory in between. Each block leaves one slice of partial sums; a
-// second kernel adds the slices up, first block first.
+// persistent: weights stay in its shared memory, the sums of the weights' gradients in its registers (those of deep
+// heads and of many inputs in device memory of its own), and a tile of rows goes forward and back without touching
+// device memory in between. Each block leaves one slice of partial sums; a second kernel adds the slices up, first
+// block first.
 //
-// Of the last layer's a and t the thread makes ga and gt in place; G = [ga; gt] goes through shared memory to become
-// the left operand of the two products that need it, as W^T G and as G^T Z. With Z = [z; u] the gradient of a weight is
-// one product over the stacked rows, G^T Z = ga^T z + gt^T u, and so it is for the first layer with the stacked inputs,
-// whose column of ones makes it the gradient of the first bias as well.
+// Of the last layer's f'(a) and f''(a) t the thread makes ga and gt in place; G = [ga; gt] goes through shared memory
+// to become the left operand of the two products that need it, as W^T G and as G^T Z. With Z = [z; u] the gradient of a
+// weight is one product over the stacked rows, G^T Z = ga^T z + gt^T u, and so it is for the first layer with the
+// stacked inputs, whose column of ones makes it the gradient of the first bias as well.
+//
+// Counted in sm_90's code, a tile of 32 rows of the default head keeps shared memory busy for about 4,900 cycles in
+// bfloat16 (9,300 in tf32), a quarter of the processor issuing for 4,100 (6,900), its matrix unit for 2,100 (4,200) at
+// full rate, its special function unit for 600 (1,100). So what is saved is first of all reads of operands: the part
+// of a warp is as wide as registers allow, what it has just computed it multiplies before it reads the others' parts,
+// and no read meets a bank twice. Then instructions: activations leave behind what the way back needs of them.
 #include <tuple>
 
 #include "common/launch.h"
