@@ -250,9 +250,8 @@ class Points {
       for (int n = 0; n < kChunkTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          using A = Approximate<P != Precision::exact>;
-          A f, d, e;
-          activate<code.value>(A(a[n].r[i]), f, d, e);
+          Value<P> f, d, e;
+          activate<code.value>(Value<P>(a[n].r[i]), f, d, e);
           a[n].r[i] = f.v;
           if constexpr (kTangent) t[n].r[i] *= d.v;
         }
