@@ -178,14 +178,14 @@ struct Inputs {
     T* of_row = h + row * head.stride + place_of<T>(column);
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (column + k * kLanes < C) of_row[k * kLanes] = as_operand(fetched.context[k]);
+      if (column + k * kLanes < C) of_row[k * kLanes] = as_element(fetched.context[k]);
     }
     for (int j = kAhead * kLanes; column + j < C; j += kLanes) {
-      of_row[j] = as_operand(first + row < rows ? c[j] : T{});
+      of_row[j] = as_element(first + row < rows ? c[j] : T{});
     }
     T* primal = h + thread % kRows * head.stride;
     T* tangent = primal + kRows * head.stride;
-    if (thread < kRows) primal[place_of<T>(C)] = as_operand(fetched.x);
+    if (thread < kRows) primal[place_of<T>(C)] = as_element(fetched.x);
     const float v = from_storage(fetched.x);
     for (int e = thread / kRows; e < E; e += kThreads / kRows) {
       const float w = head.frequency[e];
@@ -200,7 +200,7 @@ struct Inputs {
   }
 
  private:
-  FASTCSM_INLINE static T as_operand(T v) {
+  FASTCSM_INLINE static T as_element(T v) {
     if constexpr (P == Precision::bf16) {
       return v;
     } else {
