@@ -391,6 +391,8 @@ TIMINGS: dict[str, Callable[[Plan], Result]] = {
     "csm_loss tf32, 16 frequencies": partial(time_csm_loss, "tf32", 16),
     "csm_loss bfloat16, 16 frequencies": partial(time_csm_loss, "bfloat16", 16),
     "probability_flow tf32": partial(time_flow, "tf32"),
+    "conditional_density bfloat16": partial(time_log_prob, "bfloat16"),
+    "probability_flow bfloat16": partial(time_flow, "bfloat16"),
 }
 TIMINGS |= {
     f"linear_csm_loss {precision}": partial(time_linear_csm_loss, precision)

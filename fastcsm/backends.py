@@ -208,8 +208,8 @@ class CUDA(_Library):
         if not reasons and not layer:
             reasons = self._too_large(op, request)
         if chosen() == "auto" and not reasons:
-            # A layer that is asked for a head is a part of a composition.
-            measured = "linear_csm_loss" if layer and not request.rows else op
+            # A layer that is asked for a head is a part of a composition; nodes cost what their density does.
+            measured = "linear_csm_loss" if layer and not request.rows else op.removesuffix("_nodes")
             reasons = [why_not_cuda(measured, request.dtype, request.inputs, request.widths, request.rows)]
         return [reason for reason in reasons if reason]
 

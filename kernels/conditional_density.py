@@ -217,7 +217,7 @@ def conditional_density_kernel(
         tl.store(log_normalizer + r, tl.where(sound, log_z, float("nan")).to(x.dtype.element_ty))
         tl.store(cdf + r, tl.where(sound, probability, float("nan")).to(x.dtype.element_ty))
         tl.store(error + r, tl.where(sound, off, float("inf")).to(x.dtype.element_ty))
-        tl.store(ends + 2 * r + sides(), tails.to(x.dtype.element_ty))
+        tl.store(ends + 2 * r + sides(), tl.where(sound, tails, float("nan")).to(x.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows", "first"])

@@ -216,7 +216,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
                                                                      bool reduced) {
   DensityArgs a = density_args(context, point, weights, biases, frequencies, activation, score_scale, stage_features,
                                low, high, tolerance, panels, false, reduced, kReducedUnit);
-  const auto results = new_density_nodes(a, point);
+  auto results = new_density_nodes(a, point);
+  torch::stable::zero_(std::get<0>(results));
+  torch::stable::zero_(std::get<1>(results));
   FASTCSM_DISPATCH(conditional_density_kernel, uses_pairs(a.head), a);
   return results;
 }

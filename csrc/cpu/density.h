@@ -228,7 +228,7 @@ struct Row {
       if (at(j).a < o.low) begins += at(j).integral;
     }
     if (!(tails[0] < kInfinity && tails[1] < kInfinity && __builtin_fabs(log_z) < kInfinity && r.error < kInfinity)) {
-      r.point = kNaN, r.error = kInfinity;
+      r.point = r.ends[0] = r.ends[1] = kNaN, r.error = kInfinity;
       return r;
     }
     r.log_normalizer = log_z - begins;

@@ -175,7 +175,7 @@ class RowDensity {
     }
     const double sum = sum_over_lanes<kWarp>(sums, lane_);
     DensityResult r{kNaN, kNaN, log_z_ - of_lane(sum, 1), kNaN, of_lane(sum, 0), tail_};
-    if (!(sound() && r.error < kInfinity)) return {kNaN, kNaN, kNaN, kNaN, kInfinity, tail_};
+    if (!(sound() && r.error < kInfinity)) return {kNaN, kNaN, kNaN, kNaN, kInfinity, kNaN};
 
     const int j = place();
     const double start = of_panel(start_, j), before = of_panel(before_, j);

@@ -335,7 +335,8 @@ def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, un
     values = [torch.where(exists, value, torch.nan) for value in values]
     x, log_density, log_z, cdf = values
     error = torch.where(exists, error, torch.inf).detach()
-    return Density(x, log_density, log_z, cdf, error, row.tails.detach())
+    ends = torch.where(exists[:, None], row.tails, torch.nan).detach()
+    return Density(x, log_density, log_z, cdf, error, ends)
 
 
 def _invert(d: Tensor, target: Tensor) -> Tensor:
@@ -425,7 +426,9 @@ def nodes(
     basis = torch.stack([_series(c, x)[1] for c in coarse.coefficients.T.unsqueeze(1)], -1)
     moved = moved + (place == own)[..., None] * basis[:, None]
     at_point = _series(parts.coefficients[torch.arange(len(point), device=point.device), own[:, 0]], x)[0]
-    t = grid.a[..., None] + half[..., None] * (coarse.nodes + 1)
+    counts, half = (grid.h > 0)[..., None], half[..., None]
+    t = torch.where(counts, grid.a[..., None] + half * (coarse.nodes + 1), 0.0)
     exists = _valid(point, False) & row.tails.isfinite().all(1)
-    weight = torch.where(exists[:, None, None], half[..., None] * moved, torch.nan)
+    weight = torch.where(exists[:, None, None], half * moved, torch.nan)
+    weight = torch.where(counts, weight, 0.0)
     return t.flatten(1), weight.flatten(1), count[:, 0] * NODES, torch.where(exists, at_point, torch.nan)

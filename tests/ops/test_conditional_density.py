@@ -191,6 +191,20 @@ def test_triton_has_the_nodes_of_the_reference(backend, feature):
     assert not t[:, used.shape[1] :].any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nodes_that_do_not_count_are_zero(backend):
+    case = Restoring(rows=40, context=3, steepness=2.0)
+    head = case.context, case.x, case.weights, case.biases, case.frequencies, "silu"
+    with fastcsm.backend(backend):
+        select = backends.select(
+            "conditional_density_nodes", backends.Request("cpu", torch.float64, (17, 9, 1))
+        )
+        t, weight, count, _ = select(*head, 1.0, [], -1.0, 1.0, 1e-3, 2)
+    unused = torch.arange(t.shape[1]) >= count[:, None]
+    assert not t[unused].any()
+    assert not weight[unused].any()
+
+
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-5, 1e-7])
 @pytest.mark.parametrize("panels", [1, 3, 16])
 @pytest.mark.parametrize("name", list(KNOWN))
@@ -281,6 +295,7 @@ def test_rows_without_a_density_are_reported(backend):
             assert found.point.isfinite().tolist() == [True, False, False, False]
             assert found.error[0] < 1e-6
             assert found.error[1:].isposinf().all()
+            assert found.ends.isnan().all(1).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -300,6 +315,7 @@ def test_far_points_and_extreme_probabilities(backend):
             context, outside, case.weights, case.biases, inverse=True, **options
         )
         assert found.point.isnan().all()
+        assert found.ends.isnan().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
