@@ -97,9 +97,8 @@ struct PointsMemory {
       }
       for (int i = thread; i < kUnits * kUnits; i += threads) {
         const int unit = i / kUnits, column = i % kUnits;
-        const int place = kBf16 ? column : column / 8 * 8 + column % 2 * 4 + column % 8 / 2;
         const float w = unit < out && column < in ? read_parameter(head.weight[k], unit * in + column, kBf16) : 0.f;
-        hidden[((k - 1) * kUnits + unit) * kStride + place] = to_element<P>(w);
+        hidden[((k - 1) * kUnits + unit) * kStride + place_of<T>(column)] = to_element<P>(w);
       }
     }
   }
@@ -230,17 +229,8 @@ class Points {
 
   // A chunk's columns as operands of the next product.
   FASTCSM_INLINE static void as_operand(FragmentA* to, const Accumulator* from) {
-    constexpr int kTiles = kStep / 8;
 #pragma unroll
-    for (int k = 0; k < kChunkSteps; ++k) {
-      const float *p = from[k * kTiles].r, *q = from[k * kTiles + kTiles - 1].r;
-      if constexpr (kBf16) {
-        to[k] = {{pack_bf16(p[0], p[1]), pack_bf16(p[2], p[3]), pack_bf16(q[0], q[1]), pack_bf16(q[2], q[3])}};
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) to[k].r[i] = __float_as_uint(to_element<P>(p[i / 2 + i % 2 * 2]));
-      }
-    }
+    for (int k = 0; k < kChunkSteps; ++k) to[k] = fastcsm::as_operand<P>(from, k * (kStep / 8));
   }
 
   // z = f(a) and u = f'(a) t in place.
