@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(con
 #pragma unroll 1
   for (int k = 0; k < args.last; ++k) {
     const int variable = int(args.network.order[k]);
-    const auto place = [&](int row) { return (begin + row) * args.network.variables + variable; };
+    // Read anew where it is needed: registers are full.
+    const auto place = [&](int row) { return (begin + row) * args.network.variables + args.network.order[k]; };
 #pragma unroll 1
     for (int model = 0; model < args.models; ++model) network.finish_units(model, k);
     __syncthreads();
