@@ -43,6 +43,7 @@ def calls(only: str) -> Iterator[tuple[str, Callable[[], object]]]:
         (benchmark.ScoresOfRows(rows=256, backward=True), "fastcsm"),
         (benchmark.CsmLoss(rows=256), "fastcsm"),
         (benchmark.CsmLoss(rows=256), "fastcsm_medium"),
+        (benchmark.CsmLoss(rows=256, denoising=True), "fastcsm"),
         (benchmark.CsmLoss(rows=256, dtype="bfloat16"), "fastcsm"),
         (benchmark.CsmLoss(rows=128, dtype="float64"), "fastcsm"),
         (benchmark.CsmLoss(rows=256, activation="silu", frequencies=16), "fastcsm"),

@@ -78,7 +78,7 @@ def test_no_cuda_kernel_got_worse():
     if "not compared" in done.stdout:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "csm_loss_kernel layers=2 bfloat16 sm_90" in done.stdout
+    assert "csm_loss_kernel layers=2 rows=32 bfloat16 sm_90" in done.stdout
 
 
 def test_cuda_kernels_do_not_spill():
@@ -86,4 +86,5 @@ def test_cuda_kernels_do_not_spill():
     assert {name.split()[-1] for name in kernels} == {"sm_80", "sm_90"}
     for name, figures in kernels.items():
         assert figures["spills"] == figures["stack"] == 0, name
-        assert figures["matrix"] > 0, name
+        if not name.startswith(("masked_linear_bwd_activation", "masked_linear_sum")):
+            assert figures["matrix"] > 0, name
