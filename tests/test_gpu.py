@@ -156,6 +156,17 @@ def needs_cuda_backend():
         pytest.skip("; ".join(reasons))
 
 
+def replayed(run):
+    """What a CUDA graph of ``run``, which has run before, leaves in its tensors when it is replayed."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    return captured
+
+
 @pytest.mark.gpu
 def test_every_cuda_kernel():
     """The tests of the emulated kernels, on the device."""
@@ -232,13 +243,7 @@ def test_a_masked_layer_captured_in_a_graph():
     for rows in (3, 60, 3000):
         run = masked_layer(rows, 700)
         expected = run()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            captured = run()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(captured, expected))
+        assert all(torch.equal(a, b) for a, b in zip(replayed(run), expected))
 
 
 @pytest.mark.gpu
@@ -248,12 +253,7 @@ def test_captured_in_a_graph():
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         gradients(head, context, x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = gradients(head, context, x)
-    graph.replay()
-    torch.cuda.synchronize()
+    captured = replayed(lambda: gradients(head, context, x))
     assert all(torch.equal(a, b) for a, b in zip(captured, expected))
 
 
@@ -431,11 +431,5 @@ def test_densities_captured_in_a_graph(backend):
         needs_cuda_backend()
     run = densities(1000)
     with fastcsm.backend(backend):
-        expected = run()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            captured = run()
-    graph.replay()
-    torch.cuda.synchronize()
+        expected, captured = run(), replayed(run)
     assert all(torch.equal(a, b) for a, b in zip(captured, expected))
