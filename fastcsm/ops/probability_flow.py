@@ -4,7 +4,7 @@ Products of float32 are in full float32, whatever ``torch.set_float32_matmul_pre
 rounded to tf32 or bfloat16 put more into s than the usual tolerance of a step, 1e-4, allows; estimates of
 error see that too, and shorter steps do not lessen it. At that tolerance bfloat16 operands took two to three
 times the evaluations for 100 to 200 times the error, tf32 about as many for 20 to 40 times. The flow
-of ``conditional_density_draw``, whose usual tolerance is 1e-2, follows torch's setting.
+inside the CPU's ``conditional_density_draw``, whose usual tolerance is 1e-2, follows torch's setting.
 """
 
 from typing import Any
