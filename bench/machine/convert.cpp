@@ -177,6 +177,7 @@ bool of_floats(Decoder& d, const std::string& to, const std::string& from) {
   if (to == "f32" && from == "f16") return d.map<float, H>([](H x) { return Half{x}.value(); }), true;
   if (to == "f32" && from == "bf16") return d.map<float, H>([](H x) { return Bfloat{x}.value(); }), true;
   if (to == "f64" && from == "f16") return d.map<double, H>([](H x) { return double(Half{x}.value()); }), true;
+  if (to == "f64" && from == "bf16") return d.map<double, H>([](H x) { return double(Bfloat{x}.value()); }), true;
   if (!d.has("rn") && !d.has("rna")) return false;
   if (to == "f16" && from == "f32") return d.map<H, float>([](float x) { return Half::of(x).bits; }), true;
   if (to == "bf16" && from == "f32") return d.map<H, float>([](float x) { return Bfloat::of(x).bits; }), true;

@@ -73,6 +73,17 @@ std::string report(const Launch& launch) {
 
 using Pages = std::map<uint64_t, std::vector<uint8_t>>;
 
+// A page also holds what is not of the launch, and must stay: f(begin, end) of its parts within ranges.
+template <class F>
+void within_ranges(const Launch& launch, uint64_t key, F f) {
+  const uint64_t begin = key * kPage, end = begin + kPage;
+  auto range = std::upper_bound(launch.memory.ranges.begin(), launch.memory.ranges.end(), begin,
+                                [](uint64_t at, const Range& r) { return at < r.end; });
+  for (; range != launch.memory.ranges.end() && range->begin < end; ++range) {
+    f(std::max(begin, range->begin), std::min(end, range->end));
+  }
+}
+
 // What the launch wrote, and memory as it was before.
 Pages take_back(Launch& launch) {
   Pages written;
@@ -80,33 +91,41 @@ Pages take_back(Launch& launch) {
     if (!page.saved) continue;
     auto* at = reinterpret_cast<uint8_t*>(key * kPage);
     written[key].assign(at, at + kPage);
-    std::memcpy(at, page.before.data(), kPage);
+    within_ranges(launch, key, [&](uint64_t begin, uint64_t end) {
+      std::memcpy(reinterpret_cast<void*>(begin), page.before.data() + begin % kPage, end - begin);
+    });
   }
   return written;
 }
 
-void put_back(const Pages& pages) {
-  for (const auto& [key, bytes] : pages) std::memcpy(reinterpret_cast<void*>(key * kPage), bytes.data(), kPage);
+void put_back(const Launch& launch, const Pages& pages) {
+  for (const auto& [key, bytes] : pages) {
+    within_ranges(launch, key, [&, at = bytes.data()](uint64_t begin, uint64_t end) {
+      std::memcpy(reinterpret_cast<void*>(begin), at + begin % kPage, end - begin);
+    });
+  }
 }
 
 // The first byte of any range that two runs left different, in a sentence, or "".
 std::string difference(const Launch& launch, const Pages& a, const Pages& b) {
   Pages all = a;
   all.insert(b.begin(), b.end());
+  std::string found;
   for (const auto& entry : all) {
     const auto x = a.find(entry.first), y = b.find(entry.first);
     const auto* before = reinterpret_cast<const uint8_t*>(entry.first * kPage);
     const uint8_t* first = x == a.end() ? before : x->second.data();
     const uint8_t* second = y == b.end() ? before : y->second.data();
-    for (int k = 0; k < kPage; ++k) {
-      if (first[k] == second[k]) continue;
-      const Range* range = launch.memory.find(entry.first * kPage + k, 1);
-      if (!range) continue;
-      return "another order of warps and blocks gives other bits: kernel " + launch.program->source->name + ", byte " +
-             std::to_string(entry.first * kPage + k - range->begin) + " of " + range->name;
-    }
+    within_ranges(launch, entry.first, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t at = begin; at < end && found.empty(); ++at) {
+        if (first[at % kPage] == second[at % kPage]) continue;
+        const Range& range = *launch.memory.find(at, 1);
+        found = "another order of warps and blocks gives other bits: kernel " + launch.program->source->name +
+                ", byte " + std::to_string(at - range.begin) + " of " + range.name;
+      }
+    });
   }
-  return "";
+  return found;
 }
 
 }  // namespace
@@ -176,7 +195,7 @@ const char* machine_launch(void* handle, const LaunchRequest* request) {
         const std::string differs = difference(launch, first, take_back(other));
         if (!differs.empty()) launch.faults.push_back(differs);
       }
-      put_back(first);
+      put_back(launch, first);
     }
     loaded.answer = report(launch);
   } catch (const std::exception& error) {
