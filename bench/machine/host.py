@@ -26,6 +26,8 @@ BUILD = HERE.parents[1] / "build" / "machine"
 #: Contraction is off: an instruction rounds as the device's does.
 FLAGS = ["-std=c++20", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-ffp-contract=off"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+#: Most bytes of shared memory that a block may have, by architecture.
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
 #: Instructions of a warp in a block after which it counts as never ending.
 LIMIT = 200_000_000
 
@@ -214,6 +216,13 @@ def launch(
     Raises:
         Fault: for anything that is wrong; memory is then as the fault left it.
     """
+    if shared_bytes > SHARED_LIMIT[architecture]:
+        raise Fault(
+            [
+                f"kernel {kernel}: {shared_bytes} bytes of shared memory, a block of sm_{architecture} has "
+                f"{SHARED_LIMIT[architecture]}"
+            ]
+        )
     names = (ctypes.c_char_p * len(ranges))(*(one.name.encode() for one in ranges))
     begins = (ctypes.c_uint64 * len(ranges))(*(one.address for one in ranges))
     sizes = (ctypes.c_uint64 * len(ranges))(*(one.bytes for one in ranges))

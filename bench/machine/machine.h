@@ -89,6 +89,7 @@ struct Counts {
   uint64_t shared_accesses = 0, shared_wavefronts = 0, shared_least = 0;
   uint64_t global_sectors = 0, global_least = 0, bytes_read = 0, bytes_written = 0;
   uint64_t duplicates = 0;  // writes without order that change nothing
+  uint64_t dead_reads = 0;  // instructions whose racing reads change nothing
   uint64_t flops = 0;       // of matrix instructions
 };
 
@@ -102,8 +103,10 @@ struct Launch {
   uint64_t order = 0;  // 0: ascending; others: orders that are made from it
   uint64_t limit = 0;  // instructions of a warp in a block
   bool checks = true;  // of races
+  bool poison = false;  // suspected reads find garbage
   Counts counts;
   std::vector<std::string> faults;  // that do not stop the launch, each instruction once
+  std::vector<std::string> doubts;  // races of a read of device memory, of no matter if its value is of none
   std::unordered_map<uint64_t, bool> known;
 };
 
@@ -174,7 +177,7 @@ void run_warp(Warp& warp, uint64_t budget);
 std::string where(const Warp& warp, int lane);
 [[noreturn]] void fault(const Warp& warp, int lane, const std::string& what);
 // A fault that the launch survives, noted once for each instruction.
-void note(Warp& warp, int lane, const std::string& what);
+void note(Warp& warp, int lane, const std::string& what, bool doubt = false);
 
 // Accesses of lane `lane` to memory, checked.
 void read_shared(Warp& warp, int lane, uint64_t address, int bytes, void* to);

@@ -43,9 +43,14 @@ void read_global(Warp& w, int lane, uint64_t address, int bytes, void* to) {
     fault(w, lane, "a read of device memory out of bounds: " + launch.memory.outside(address, bytes));
   }
   if (launch.checks) {
-    note_if(w, lane, launch.memory.note(false, w.block->serial, w.index, lane, address, bytes, w.block->shadow));
+    const char* wrong =
+        launch.memory.note(false, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
+    if (wrong) note(w, lane, wrong, true);
   }
   std::memcpy(to, reinterpret_cast<const void*>(address), bytes);
+  if (launch.poison && launch.memory.suspected(w.block->serial, w.index, lane, w.pc, address, bytes)) {
+    for (int k = 0; k < bytes; ++k) static_cast<uint8_t*>(to)[k] ^= 0x5a;
+  }
 }
 
 void write_global(Warp& w, int lane, uint64_t address, int bytes, const void* from) {
@@ -55,13 +60,14 @@ void write_global(Warp& w, int lane, uint64_t address, int bytes, const void* fr
   }
   launch.memory.save(launch.memory.page_of(address), address);
   if (launch.checks) {
-    const char* wrong = launch.memory.note(true, w.block->serial, w.index, lane, address, bytes, w.block->shadow);
-    if (wrong && std::memcmp(reinterpret_cast<const void*>(address), from, bytes) == 0 &&
-        std::strstr(wrong, "two writes")) {
+    const char* wrong =
+        launch.memory.note(true, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
+    const bool of_writes = wrong && std::strstr(wrong, "two writes");
+    if (of_writes && std::memcmp(reinterpret_cast<const void*>(address), from, bytes) == 0) {
       ++launch.counts.duplicates;
-      wrong = nullptr;
+    } else if (wrong) {
+      note(w, lane, wrong, !of_writes);
     }
-    note_if(w, lane, wrong);
   }
   std::memcpy(reinterpret_cast<void*>(address), from, bytes);
 }

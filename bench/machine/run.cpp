@@ -25,10 +25,10 @@ std::string where(const Warp& w, int lane) {
 
 void fault(const Warp& w, int lane, const std::string& what) { throw Fault(what + ": " + where(w, lane)); }
 
-void note(Warp& w, int lane, const std::string& what) {
+void note(Warp& w, int lane, const std::string& what, bool doubt) {
   Launch& launch = *w.block->launch;
-  if (!launch.known.emplace(uint64_t(w.pc), true).second) return;
-  launch.faults.push_back(what + ": " + where(w, lane));
+  if (!launch.known.emplace(uint64_t(w.pc) << 1 | doubt, true).second) return;
+  (doubt ? launch.doubts : launch.faults).push_back(what + ": " + where(w, lane));
 }
 
 namespace {

@@ -170,7 +170,22 @@ void Memory::save(Page& page, uint64_t address) {
   std::memcpy(page.before.data(), reinterpret_cast<const void*>(address / kPage * kPage), kPage);
 }
 
-const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint64_t address, int bytes,
+namespace {
+
+uint64_t suspect_key(uint32_t pc, uint64_t address) { return uint64_t(pc) << 47 ^ address; }
+
+}  // namespace
+
+bool Memory::suspected(uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes) const {
+  for (uint64_t at = address; at < address + bytes; ++at) {
+    const auto found = suspects.find(suspect_key(pc, at));
+    if (found == suspects.end()) continue;
+    if (found->second.block != block || found->second.writer != uint16_t(warp << 5 | lane)) return true;
+  }
+  return false;
+}
+
+const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes,
                          const SharedShadow& times) {
   const char* wrong = nullptr;
   const uint16_t self = uint16_t(warp << 5 | lane);
@@ -185,14 +200,16 @@ const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint64_
       const int other = (who & ~kOfWarp) >> 5;
       return other != warp ? moment > times.clock[warp][other] : who != self && moment == times.now[warp];
     };
-    if (!wrong && races(cell.write_block, cell.writer, cell.write_moment)) {
+    if (races(cell.write_block, cell.writer, cell.write_moment)) {
+      if (!write) suspects[suspect_key(pc, at)] = {cell.write_block, cell.writer};
       wrong = write ? "race: two writes to device memory with no order between them"
                     : "race: a read of device memory with no order after another's write";
     }
     if (write) {
       const bool before_barrier = cell.read_block == block && cell.read_barriers != times.barriers;
-      if (!wrong && !before_barrier && races(cell.read_block, cell.reader, cell.read_moment)) {
-        wrong = "race: a write to device memory with no order after another's read";
+      if (!before_barrier && races(cell.read_block, cell.reader, cell.read_moment)) {
+        suspects[suspect_key(cell.read_pc, at)] = {block, self};
+        if (!wrong) wrong = "race: a write to device memory with no order after another's read";
       }
       cell.write_block = block;
       cell.writer = self;
@@ -208,6 +225,7 @@ const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint64_
         cell.reader = !same || before == self ? self : by_warp ? uint16_t(kOfWarp | warp << 5) : kSeveralThreads;
       }
       cell.read_moment = times.now[warp];
+      cell.read_pc = pc;
       cell.read_barriers = times.barriers;
     }
   }

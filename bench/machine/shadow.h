@@ -47,6 +47,12 @@ struct GlobalCell {
   uint64_t write_block = 0, read_block = 0;
   uint32_t write_moment = 0, read_moment = 0, read_barriers = 0;
   uint16_t writer = 0, reader = 0;
+  uint32_t read_pc = 0;  // of the last read
+};
+// A read that races with a write by one thread, `block` and `writer`.
+struct Suspect {
+  uint64_t block;
+  uint16_t writer;
 };
 constexpr uint64_t kSeveralBlocks = ~0ull;
 // A reader is warp << 5 | lane, several lanes of one warp, or threads of several warps.
@@ -71,6 +77,8 @@ struct Memory {
   mutable size_t last = 0;
   uint64_t last_page = ~0ull;
   Page* page = nullptr;
+  // By the read's place in the code and the byte's address.
+  std::unordered_map<uint64_t, Suspect> suspects;
 
   void add(uint64_t address, uint64_t bytes, const std::string& name);
   void sort();
@@ -79,8 +87,10 @@ struct Memory {
   std::string outside(uint64_t address, int bytes) const;
   Page& page_of(uint64_t address);
   void save(Page& page, uint64_t address);
-  const char* note(bool write, uint64_t block, int warp, int lane, uint64_t address, int bytes,
+  // What is wrong with an access, or null. Races of a read and a write become suspects.
+  const char* note(bool write, uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes,
                    const SharedShadow& times);
+  bool suspected(uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes) const;
 };
 
 }  // namespace machine
