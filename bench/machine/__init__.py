@@ -1,1 +1,1 @@
-"""A machine that executes compiled PTX on the host: a test instrument, never a backend. See bench/README.md."""
+"""A machine that executes compiled PTX on the host: a test instrument, never a backend."""

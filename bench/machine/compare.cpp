@@ -15,12 +15,18 @@ struct Relation {
 template <class T>
 bool holds(T a, T b, uint8_t comparison) {
   switch (comparison) {
-    case kEqual: return a == b;
-    case kNotEqual: return a != b;
-    case kLess: return a < b;
-    case kLessEqual: return a <= b;
-    case kGreater: return a > b;
-    default: return a >= b;
+    case kEqual:
+      return a == b;
+    case kNotEqual:
+      return a != b;
+    case kLess:
+      return a < b;
+    case kLessEqual:
+      return a <= b;
+    case kGreater:
+      return a > b;
+    default:
+      return a >= b;
   }
 }
 template <class T>
@@ -94,9 +100,8 @@ void set_halves(Warp& w, const Instruction& i) {
 
 Relation relation(const std::string& word, bool floating) {
   static const std::pair<const char*, Comparison> names[] = {
-      {"eq", kEqual},   {"ne", kNotEqual},    {"lt", kLess},         {"le", kLessEqual},
-      {"gt", kGreater}, {"ge", kGreaterEqual}, {"num", kNumber},      {"nan", kNan},
-      {"lo", kLess},    {"ls", kLessEqual},   {"hi", kGreater},      {"hs", kGreaterEqual}};
+      {"eq", kEqual},   {"ne", kNotEqual}, {"lt", kLess}, {"le", kLessEqual}, {"gt", kGreater}, {"ge", kGreaterEqual},
+      {"num", kNumber}, {"nan", kNan},     {"lo", kLess}, {"ls", kLessEqual}, {"hi", kGreater}, {"hs", kGreaterEqual}};
   for (const auto& [name, comparison] : names) {
     if (word == name) return {comparison, false};
     if (floating && word == std::string(name) + "u") return {comparison, true};

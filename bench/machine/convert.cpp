@@ -67,10 +67,14 @@ enum class Round { nearest, zero, down, up };
 template <class F>
 F rounded(F x, Round way) {
   switch (way) {
-    case Round::nearest: return std::nearbyint(x);
-    case Round::zero: return std::trunc(x);
-    case Round::down: return std::floor(x);
-    default: return std::ceil(x);
+    case Round::nearest:
+      return std::nearbyint(x);
+    case Round::zero:
+      return std::trunc(x);
+    case Round::down:
+      return std::floor(x);
+    default:
+      return std::ceil(x);
   }
 }
 template <class I, class F>
@@ -190,17 +194,18 @@ bool of_floats(Decoder& d, const std::string& to, const std::string& from) {
     return d.map<uint32_t, float>([](float x) {
       const uint32_t bits = to_bits(x);
       return std::isfinite(x) ? (bits + 0x1000) & 0xffffe000u : bits & 0xffffe000u;
-    }), true;
+    }),
+           true;
   }
   if (to == "f16x2" && from == "f32") {
-    return d.map<uint32_t, float, float>([](float high, float low) {
-      return uint32_t(Half::of(high).bits) << 16 | Half::of(low).bits;
-    }), true;
+    return d.map<uint32_t, float, float>(
+               [](float high, float low) { return uint32_t(Half::of(high).bits) << 16 | Half::of(low).bits; }),
+           true;
   }
   if (to == "bf16x2" && from == "f32") {
-    return d.map<uint32_t, float, float>([](float high, float low) {
-      return uint32_t(Bfloat::of(high).bits) << 16 | Bfloat::of(low).bits;
-    }), true;
+    return d.map<uint32_t, float, float>(
+               [](float high, float low) { return uint32_t(Bfloat::of(high).bits) << 16 | Bfloat::of(low).bits; }),
+           true;
   }
   return false;
 }

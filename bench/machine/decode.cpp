@@ -4,10 +4,10 @@
 
 namespace machine {
 
-const char* const kKindNames[] = {
-    "integer",      "float32",     "float64",      "half",  "special", "convert", "select",        "move",
-    "parameter",    "load_global", "store_global", "load_shared", "store_shared", "local", "copy", "matrix",
-    "matrix_memory", "shuffle",    "barrier",      "branch", "atomic", "other"};
+const char* const kKindNames[] = {"integer",      "float32", "float64",   "half",        "special",       "convert",
+                                  "select",       "move",    "parameter", "load_global", "store_global",  "load_shared",
+                                  "store_shared", "local",   "copy",      "matrix",      "matrix_memory", "shuffle",
+                                  "barrier",      "branch",  "atomic",    "other"};
 
 Decoder::Decoder(const Module& module, const Source& source, Program& program)
     : module_(module), source_(source), program_(program) {}
@@ -74,8 +74,8 @@ uint32_t Decoder::constant(uint64_t bits, int bytes) {
 
 int64_t Decoder::number(const std::string& text) const {
   char* end = nullptr;
-  const int64_t value = text[0] == '-' ? std::strtoll(text.c_str(), &end, 0)
-                                       : int64_t(std::strtoull(text.c_str(), &end, 0));
+  const int64_t value =
+      text[0] == '-' ? std::strtoll(text.c_str(), &end, 0) : int64_t(std::strtoull(text.c_str(), &end, 0));
   while (*end == 'U' || *end == 'L') ++end;
   if (*end != 0 || end == text.c_str()) unknown();
   return value;

@@ -137,18 +137,20 @@ bool single(Decoder& d, const std::string& op) {
   const bool sat = d.has("sat"), down = d.has("rm"), zero = d.has("rz");
   if (d.has("rp")) return false;
   if (op == "fma" && down && !sat) {
-    return d.map<F, F, F, F>([](F a, F b, F c) {
-      return In::of(downward(double(In::of(a)) * In::of(b) + double(In::of(c))));
-    }), true;
+    return d.map<F, F, F, F>(
+               [](F a, F b, F c) { return In::of(downward(double(In::of(a)) * In::of(b) + double(In::of(c)))); }),
+           true;
   }
   if (op == "fma" && sat && !down && !zero) {
     return d.map<F, F, F, F>([](F a, F b, F c) {
       const F x = std::fma(In::of(a), In::of(b), In::of(c));
       return x > 0 ? std::fmin(x, 1.0f) : 0.0f;
-    }), true;
+    }),
+           true;
   }
   if (zero && !sat && (op == "mul" || op == "add")) {
-    if (op == "mul") return d.map<F, F, F>([](F a, F b) { return In::of(toward_zero(double(In::of(a)) * In::of(b))); }), true;
+    if (op == "mul")
+      return d.map<F, F, F>([](F a, F b) { return In::of(toward_zero(double(In::of(a)) * In::of(b))); }), true;
     return d.map<F, F, F>([](F a, F b) { return In::of(toward_zero(double(In::of(a)) + In::of(b))); }), true;
   }
   if (sat && !down && !zero) {
@@ -173,7 +175,8 @@ bool single(Decoder& d, const std::string& op) {
     return d.map<F, F, F>([](F a, F b) {
       const double exact = double(In::of(a)) / In::of(b);
       return In::of(float(a == b || a == 0 ? exact : relative(b, exact, 0x1p-22)));
-    }), true;
+    }),
+           true;
   }
   if (op == "min" && d.has("NaN")) return d.map<F, F, F>([](F a, F b) { return keep_nan(a, b, least(a, b)); }), true;
   if (op == "max" && d.has("NaN")) return d.map<F, F, F>([](F a, F b) { return keep_nan(a, b, most(a, b)); }), true;
@@ -240,9 +243,8 @@ bool narrow(Decoder& d, const std::string& op) {
   if (op == "min") return two([](double x, double y) { return least(x, y); });
   if (op == "max") return two([](double x, double y) { return most(x, y); });
   if (op == "fma") {
-    d.map<R, R, R, R>([](R a, R b, R c) {
-      return P::of([](double x, double y, double z) { return x * y + z; }, a, b, c);
-    });
+    d.map<R, R, R, R>(
+        [](R a, R b, R c) { return P::of([](double x, double y, double z) { return x * y + z; }, a, b, c); });
     return true;
   }
   if (op == "neg" || op == "abs") {

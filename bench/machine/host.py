@@ -3,8 +3,8 @@
     module = host.load(text)
     report = host.launch(module, "kernel", (blocks, 1, 1), 128, 0, parameters, ranges, architecture=90)
 
-Global memory is the process's own: a pointer among the parameters is the address of a tensor of the processor, and
-every access must lie in one of the ``ranges``.
+Global memory is the process's own: a pointer among the parameters is the address of a tensor of the
+processor, and every access must lie in one of the ``ranges``.
 """
 
 import ctypes

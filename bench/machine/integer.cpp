@@ -11,21 +11,45 @@ using Unsigned = std::make_unsigned_t<T>;
 
 template <class T>
 struct Wider;
-template <> struct Wider<uint16_t> { using type = uint32_t; };
-template <> struct Wider<int16_t> { using type = int32_t; };
-template <> struct Wider<uint32_t> { using type = uint64_t; };
-template <> struct Wider<int32_t> { using type = int64_t; };
-template <> struct Wider<uint64_t> { using type = unsigned __int128; };
-template <> struct Wider<int64_t> { using type = __int128; };
+template <>
+struct Wider<uint16_t> {
+  using type = uint32_t;
+};
+template <>
+struct Wider<int16_t> {
+  using type = int32_t;
+};
+template <>
+struct Wider<uint32_t> {
+  using type = uint64_t;
+};
+template <>
+struct Wider<int32_t> {
+  using type = int64_t;
+};
+template <>
+struct Wider<uint64_t> {
+  using type = unsigned __int128;
+};
+template <>
+struct Wider<int64_t> {
+  using type = __int128;
+};
 template <class T>
 using Wide = typename Wider<T>::type;
 
 template <class T>
-T low(T a, T b) { return T(Wide<Unsigned<T>>(Unsigned<T>(a)) * Unsigned<T>(b)); }
+T low(T a, T b) {
+  return T(Wide<Unsigned<T>>(Unsigned<T>(a)) * Unsigned<T>(b));
+}
 template <class T>
-T high(T a, T b) { return T((Wide<T>(a) * b) >> (8 * sizeof(T))); }
+T high(T a, T b) {
+  return T((Wide<T>(a) * b) >> (8 * sizeof(T)));
+}
 template <class T>
-T plus(T a, T b) { return T(Unsigned<T>(a) + Unsigned<T>(b)); }
+T plus(T a, T b) {
+  return T(Unsigned<T>(a) + Unsigned<T>(b));
+}
 
 // A quotient or remainder by 0 is what the hardware gives, all bits or the dividend.
 template <class T>
@@ -102,7 +126,8 @@ bool signed_or_not(Decoder& d, const std::string& op) {
     return d.map<T, T, uint32_t>([](T a, uint32_t n) {
       constexpr uint32_t most = 8 * sizeof(T) - 1;
       return n > most && !std::is_signed_v<T> ? T(0) : T(a >> std::min(n, most));
-    }), true;
+    }),
+           true;
   }
   if constexpr (sizeof(T) >= 4) {
     if (op == "bfe") {
@@ -119,7 +144,8 @@ bool signed_or_not(Decoder& d, const std::string& op) {
         Unsigned<T> out = Unsigned<T>(moved) & field;
         if (within < n && within < bits) out &= (Unsigned<T>(1) << within) - 1;
         return T(negative ? out | ~((Unsigned<T>(1) << std::min<Unsigned<T>>(within, bits - 1)) - 1) : out);
-      }), true;
+      }),
+             true;
     }
     if (op == "bfind") {
       if (d.has("shiftamt")) {
@@ -157,14 +183,16 @@ bool bits(Decoder& d, const std::string& op) {
     if (op == "clz") {
       return d.map<uint32_t, T>([](T a) {
         return a == 0 ? uint32_t(8 * sizeof(T)) : uint32_t(__builtin_clzll(a)) - (64 - 8 * uint32_t(sizeof(T)));
-      }), true;
+      }),
+             true;
     }
     if (op == "brev") {
       return d.map<T, T>([](T a) {
         T out = 0;
         for (size_t k = 0; k < 8 * sizeof(T); ++k) out |= (a >> k & 1) << (8 * sizeof(T) - 1 - k);
         return out;
-      }), true;
+      }),
+             true;
     }
     if (op == "bfi") {
       return d.map<T, T, T, uint32_t, uint32_t>([](T a, T b, uint32_t at, uint32_t n) {
@@ -173,7 +201,8 @@ bool bits(Decoder& d, const std::string& op) {
         if (at >= all || n == 0) return b;
         const T field = n >= all ? T(~T(0)) : T((T(1) << n) - 1);
         return T((b & ~(field << at)) | (a & field) << at);
-      }), true;
+      }),
+             true;
     }
   }
   return false;
@@ -191,8 +220,10 @@ bool predicates(Decoder& d, const std::string& op) {
   const bool one = op == "not";
   if (op != "and" && op != "or" && op != "xor" && !one) return false;
   for (int k = 0; k < (one ? 2 : 3); ++k) d.now.a[k] = d.value(d.operand(k), 0);
-  d.now.step = op == "and" ? of_predicates<0> : op == "or" ? of_predicates<1> : op == "xor" ? of_predicates<2>
-                                                                                          : of_predicates<3>;
+  d.now.step = op == "and"   ? of_predicates<0>
+               : op == "or"  ? of_predicates<1>
+               : op == "xor" ? of_predicates<2>
+                             : of_predicates<3>;
   d.now.kind = Kind::select;
   return true;
 }

@@ -65,8 +65,7 @@ std::string report(const Launch& launch) {
       << ",\"shared_wavefronts\":" << c.shared_wavefronts << ",\"shared_least\":" << c.shared_least
       << ",\"global_sectors\":" << c.global_sectors << ",\"global_least\":" << c.global_least
       << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written << ",\"flops\":" << c.flops
-      << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads
-      << ",\"faults\":[";
+      << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads << ",\"faults\":[";
   for (size_t k = 0; k < launch.faults.size(); ++k) out << (k ? "," : "") << quoted(launch.faults[k]);
   out << "]}";
   return out.str();

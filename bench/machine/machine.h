@@ -61,9 +61,9 @@ struct Instruction {
   Flow flow = Flow::plain;
   Kind kind = Kind::other;
   Space space = Space::generic;
-  uint8_t bytes = 0;   // of an element in memory
-  uint8_t option = 0;  // meaning of the step's own
-  bool asynchronous = false;  // wgmma's own instructions, which may name registers in flight
+  uint8_t bytes = 0;            // of an element in memory
+  uint8_t option = 0;           // meaning of the step's own
+  bool asynchronous = false;    // wgmma's own instructions, which may name registers in flight
   std::array<uint32_t, 5> a{};  // offsets of registers
   std::vector<uint32_t> more;   // those of vectors and fragments
   int64_t number = 0;           // an immediate
@@ -100,9 +100,9 @@ struct Launch {
   int64_t shared_bytes = 0;
   std::vector<uint8_t> parameters;
   Memory memory;
-  uint64_t order = 0;  // 0: ascending; others: orders that are made from it
-  uint64_t limit = 0;  // instructions of a warp in a block
-  bool checks = true;  // of races
+  uint64_t order = 0;   // 0: ascending; others: orders that are made from it
+  uint64_t limit = 0;   // instructions of a warp in a block
+  bool checks = true;   // of races
   bool poison = false;  // suspected reads find garbage
   Counts counts;
   std::vector<std::string> faults;  // that do not stop the launch, each instruction once
@@ -122,7 +122,7 @@ struct Copy {
 struct Product {
   const Instruction* instruction;
   int group;
-  uint64_t a, b;  // descriptors
+  uint64_t a, b;                // descriptors
   std::vector<uint8_t> before;  // operands in shared memory as they were
 };
 
@@ -148,7 +148,7 @@ struct Warp {
   std::array<int, 32> copy_groups{};
   std::vector<Product> products;
   int product_groups = 0;
-  bool fenced = false;  // registers, for products to come
+  bool fenced = false;           // registers, for products to come
   std::vector<uint32_t> flying;  // registers that products will write
 
   template <class T>

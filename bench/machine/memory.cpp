@@ -13,8 +13,9 @@ void note_if(Warp& w, int lane, const char* wrong) {
 
 void expect_shared(Warp& w, int lane, uint64_t address, int bytes, const char* what) {
   if (address + bytes <= w.block->memory.size() && address < kLocalWindow) return;
-  fault(w, lane, std::string(what) + " shared memory out of bounds: " + std::to_string(bytes) + " bytes at byte " +
-                     std::to_string(int64_t(address)) + " of " + std::to_string(w.block->memory.size()));
+  fault(w, lane,
+        std::string(what) + " shared memory out of bounds: " + std::to_string(bytes) + " bytes at byte " +
+            std::to_string(int64_t(address)) + " of " + std::to_string(w.block->memory.size()));
 }
 
 }  // namespace
@@ -60,8 +61,7 @@ void write_global(Warp& w, int lane, uint64_t address, int bytes, const void* fr
   }
   launch.memory.save(launch.memory.page_of(address), address);
   if (launch.checks) {
-    const char* wrong =
-        launch.memory.note(true, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
+    const char* wrong = launch.memory.note(true, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
     const bool of_writes = wrong && std::strstr(wrong, "two writes");
     if (of_writes && std::memcmp(reinterpret_cast<const void*>(address), from, bytes) == 0) {
       ++launch.counts.duplicates;
@@ -158,16 +158,18 @@ Space space_of(Space named, uint64_t& address) {
 
 void expect_aligned(Warp& w, int lane, uint64_t address, int bytes) {
   if (address % bytes) {
-    fault(w, lane, "misaligned: " + std::to_string(bytes) + " bytes at an address that is " +
-                       std::to_string(address % bytes) + " past a multiple of it");
+    fault(w, lane,
+          "misaligned: " + std::to_string(bytes) + " bytes at an address that is " + std::to_string(address % bytes) +
+              " past a multiple of it");
   }
 }
 
 uint8_t* local_memory(Warp& w, int lane, uint64_t address, int bytes) {
   const int64_t most = w.block->launch->program->source->local_bytes;
   if (address + bytes > uint64_t(most)) {
-    fault(w, lane, "the stack is overrun: " + std::to_string(bytes) + " bytes at byte " +
-                       std::to_string(int64_t(address)) + " of " + std::to_string(most));
+    fault(w, lane,
+          "the stack is overrun: " + std::to_string(bytes) + " bytes at byte " + std::to_string(int64_t(address)) +
+              " of " + std::to_string(most));
   }
   return w.local.data() + uint64_t(lane) * most + address;
 }
@@ -181,8 +183,9 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, int bytes, vo
   }
   const std::vector<uint8_t>& parameters = w.block->launch->parameters;
   if (address + bytes > parameters.size()) {
-    fault(w, lane, "parameters are overrun: " + std::to_string(bytes) + " bytes at byte " +
-                       std::to_string(int64_t(address)) + " of " + std::to_string(parameters.size()));
+    fault(w, lane,
+          "parameters are overrun: " + std::to_string(bytes) + " bytes at byte " + std::to_string(int64_t(address)) +
+              " of " + std::to_string(parameters.size()));
   }
   std::memcpy(to, parameters.data() + address, bytes);
 }
@@ -224,8 +227,9 @@ void load_parameter(Warp& w, const Instruction& i) {
   for (size_t k = 0; k < i.more.size(); ++k) {
     const uint64_t address = uint64_t(i.number) + k * sizeof(T);
     if (address + sizeof(T) > parameters.size()) {
-      fault(w, __builtin_ctz(w.mask), "parameters are overrun: " + std::to_string(sizeof(T)) + " bytes at byte " +
-                                          std::to_string(address) + " of " + std::to_string(parameters.size()));
+      fault(w, __builtin_ctz(w.mask),
+            "parameters are overrun: " + std::to_string(sizeof(T)) + " bytes at byte " + std::to_string(address) +
+                " of " + std::to_string(parameters.size()));
     }
     T value;
     std::memcpy(&value, parameters.data() + address, sizeof(T));
@@ -381,11 +385,16 @@ T changed(T old, T by, T other, uint8_t change) {
     if (change == kXor) return T(old ^ by);
   }
   switch (change) {
-    case kAdd: return T(old + by);
-    case kLeast: return std::min(old, by);
-    case kMost: return std::max(old, by);
-    case kCompare: return old == by ? other : old;
-    default: return by;
+    case kAdd:
+      return T(old + by);
+    case kLeast:
+      return std::min(old, by);
+    case kMost:
+      return std::max(old, by);
+    case kCompare:
+      return old == by ? other : old;
+    default:
+      return by;
   }
 }
 
@@ -424,8 +433,8 @@ void atomic(Warp& w, const Instruction& i) {
 }
 
 bool atomics(Decoder& d, bool returns) {
-  static const std::pair<const char*, Change> names[] = {{"add", kAdd}, {"exch", kExchange}, {"min", kLeast},
-                                                         {"max", kMost}, {"and", kAnd},      {"or", kOr},
+  static const std::pair<const char*, Change> names[] = {{"add", kAdd},  {"exch", kExchange}, {"min", kLeast},
+                                                         {"max", kMost}, {"and", kAnd},       {"or", kOr},
                                                          {"xor", kXor},  {"cas", kCompare}};
   bool found = false, wide = false;
   for (const auto& [name, change] : names) {

@@ -27,7 +27,7 @@ void fault(const Warp& w, int lane, const std::string& what) { throw Fault(what 
 
 void note(Warp& w, int lane, const std::string& what, bool doubt) {
   Launch& launch = *w.block->launch;
-  if (!launch.known.emplace(uint64_t(w.pc) << 1 | doubt, true).second) return;
+  if (!launch.known.emplace(std::hash<std::string>()(what) ^ w.pc, true).second) return;
   (doubt ? launch.doubts : launch.faults).push_back(what + ": " + where(w, lane));
 }
 
@@ -138,8 +138,8 @@ void run_warp(Warp& w, uint64_t budget) {
       w.mask = m;
       ++executed[g.pc];
       --budget;
-      if (++w.steps > launch.limit) fault(w, lowest(g.lanes), "still running after " + std::to_string(launch.limit) +
-                                                               " instructions of a warp");
+      if (++w.steps > launch.limit)
+        fault(w, lowest(g.lanes), "still running after " + std::to_string(launch.limit) + " instructions of a warp");
       if (!w.flying.empty() && !i.asynchronous && m) expect_landed(w, i);
       if (i.flow == Flow::plain) {
         if (m) i.step(w, i);
@@ -167,8 +167,9 @@ void run_warp(Warp& w, uint64_t budget) {
           } else if (index[lane] < table.size()) {
             w.groups.push_back({table[index[lane]], 1u << lane, false});
           } else {
-            fault(w, lane, "a branch by entry " + std::to_string(index[lane]) + " of a table of " +
-                               std::to_string(table.size()));
+            fault(
+                w, lane,
+                "a branch by entry " + std::to_string(index[lane]) + " of a table of " + std::to_string(table.size()));
           }
         }
         break;
@@ -286,8 +287,9 @@ void run_block(Block& block) {
       for (Warp& w : block.warps) {
         if (!w.done()) waiting = &w;
       }
-      fault(*waiting, 0, "the block's warps never meet at barrier " + std::to_string(waiting->barrier) +
-                             ": divergent barriers, or warps that have left");
+      fault(*waiting, 0,
+            "the block's warps never meet at barrier " + std::to_string(waiting->barrier) +
+                ": divergent barriers, or warps that have left");
     }
     Warp& w = block.warps[launch.order ? ready[random() % ready.size()] : ready[0]];
     run_warp(w, launch.order ? 1 + random() % 96 : ~0ull);

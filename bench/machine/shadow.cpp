@@ -65,8 +65,7 @@ const char* SharedShadow::note_read(int warp, int lane, size_t at, int bytes, bo
         wrong = "race: a read of shared memory with no barrier after another's write";
       }
     }
-    reader[warp][i] =
-        read[warp][i] == now[warp] && reader[warp][i] != uint8_t(lane) ? kSeveral : uint8_t(lane);
+    reader[warp][i] = read[warp][i] == now[warp] && reader[warp][i] != uint8_t(lane) ? kSeveral : uint8_t(lane);
     read[warp][i] = now[warp];
     read_barriers[i] = barriers;
   }

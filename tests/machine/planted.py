@@ -157,7 +157,8 @@ FRAGMENTS = (
   ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r16, %r17}, [%r11+512];
   mov.f32 %f5, 0f00000000;
   .loc 1 230 1
-  mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1, %f2, %f3, %f4}, {%r12, %r13, %r14, %r15}, {%r16, %r17}, {%f5, %f5, %f5, %f5};
+  mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1, %f2, %f3, %f4},
+    {%r12, %r13, %r14, %r15}, {%r16, %r17}, {%f5, %f5, %f5, %f5};
   mul.wide.s32 %rd7, %r1, 16;
   add.s64 %rd8, %rd1, %rd7;
   st.global.v4.f32 [%rd8], {%f1, %f2, %f3, %f4};

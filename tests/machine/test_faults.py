@@ -1,4 +1,4 @@
-"""The machine reports what is wrong, where, and nothing else: sound kernels with one fault planted in each."""
+"""The machine reports what is wrong, where: sound kernels with one fault planted in each."""
 
 import struct
 
@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "copy onto what is being read": (
         "  ld.shared.u32 %r16, [%r13];",
-        "  ld.shared.u32 %r16, [%r13];\n  @%p1 cp.async.ca.shared.global [%r7], [%rd4], 4;\n  cp.async.wait_all;",
+        "  ld.shared.u32 %r16, [%r13];\n  cp.async.ca.shared.global [%r7], [%rd4], 4;\n  cp.async.wait_all;",
         0,
         "race: a write to shared memory with no barrier after another's read",
         30,
