@@ -188,7 +188,8 @@ void Decoder::decode(const Statement& s) {
     now.negated = s.negated;
   }
   const bool known = decode_integer(*this) || decode_float(*this) || decode_convert(*this) || decode_compare(*this) ||
-                     decode_memory(*this) || decode_warp(*this) || decode_matrix(*this);
+                     decode_memory(*this) || decode_copy(*this) || decode_atomic(*this) || decode_warp(*this) ||
+                     decode_matrix(*this) || decode_warpgroup(*this);
   if (!known) unknown();
   program_.code.push_back(now);
 }

@@ -83,7 +83,10 @@ bool decode_float(Decoder& d);
 bool decode_convert(Decoder& d);
 bool decode_compare(Decoder& d);
 bool decode_memory(Decoder& d);
+bool decode_copy(Decoder& d);
+bool decode_atomic(Decoder& d);
 bool decode_warp(Decoder& d);
 bool decode_matrix(Decoder& d);
+bool decode_warpgroup(Decoder& d);
 
 }  // namespace machine
