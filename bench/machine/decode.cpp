@@ -191,7 +191,7 @@ void Decoder::decode(const Statement& s) {
   }
   const bool known = decode_integer(*this) || decode_float(*this) || decode_convert(*this) || decode_compare(*this) ||
                      decode_memory(*this) || decode_copy(*this) || decode_atomic(*this) || decode_warp(*this) ||
-                     decode_matrix(*this) || decode_warpgroup(*this);
+                     decode_mbarrier(*this) || decode_matrix(*this) || decode_warpgroup(*this);
   if (!known) unknown();
   note_dependences();
   program_.code.push_back(now);

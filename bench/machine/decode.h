@@ -90,6 +90,7 @@ bool decode_memory(Decoder& d);
 bool decode_copy(Decoder& d);
 bool decode_atomic(Decoder& d);
 bool decode_warp(Decoder& d);
+bool decode_mbarrier(Decoder& d);
 bool decode_matrix(Decoder& d);
 bool decode_warpgroup(Decoder& d);
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -149,8 +150,12 @@ def library() -> ctypes.CDLL:
 
 def compile_into(target: Path, sources: Sequence[Path]) -> None:
     """Compile and link; the library appears whole or not at all, so that processes may build at once."""
-    folder = target.parent / str(os.getpid())
-    folder.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        _compile(Path(name), target, sources)
+
+
+def _compile(folder: Path, target: Path, sources: Sequence[Path]) -> None:
 
     def run(*arguments: Any) -> None:
         done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, check=False)
@@ -162,7 +167,6 @@ def compile_into(target: Path, sources: Sequence[Path]) -> None:
         list(pool.map(lambda pair: run(*FLAGS, "-c", pair[0], "-o", pair[1]), zip(sources, objects)))
     run("-shared", *objects, "-o", folder / target.name)
     (folder / target.name).replace(target)
-    shutil.rmtree(folder)
 
 
 @lru_cache(maxsize=256)

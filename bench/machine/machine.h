@@ -163,6 +163,7 @@ struct Warp {
   std::vector<Product> products;
   int product_groups = 0;
   bool fenced = false;           // registers, for products to come
+  bool yields = false;           // it waits for another warp in a loop
   std::vector<uint32_t> flying;  // registers that products will write
   Clock clock;
 
@@ -173,6 +174,12 @@ struct Warp {
   bool done() const { return live == 0; }
 };
 
+struct MemoryBarrier {
+  uint32_t expected = 0, missing = 0;  // arrivals of a phase
+  uint64_t phase = 0;
+  std::array<uint32_t, kMostWarps> clock{}, proxied{};  // what those who arrived knew
+};
+
 struct Block {
   Launch* launch = nullptr;
   std::array<uint32_t, 3> place{};
@@ -180,6 +187,7 @@ struct Block {
   std::vector<uint8_t> memory;  // shared
   SharedShadow shadow;
   std::vector<Warp> warps;
+  std::map<uint32_t, MemoryBarrier> barriers;  // by address
 };
 
 // Runs one block, and all of them.

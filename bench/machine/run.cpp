@@ -145,6 +145,7 @@ void run_warp(Warp& w, uint64_t budget) {
       if (i.flow == Flow::plain) {
         if (m) i.step(w, i);
         ++g.pc;
+        if (w.yields) budget = 0;
         continue;
       }
       if (i.flow == Flow::branch) {
@@ -248,6 +249,7 @@ void run_block(Block& block) {
   const int warps = (launch.threads + 31) / 32;
   block.memory.assign(size_t(std::max(launch.shared_bytes, launch.program->module->static_shared)), 0xff);
   block.shadow.begin(warps, block.memory.size());
+  block.barriers.clear();
   block.warps.resize(warps);
   for (int k = 0; k < warps; ++k) {
     Warp& w = block.warps[k];
@@ -282,6 +284,7 @@ void run_block(Block& block) {
     }
   }
   std::minstd_rand random(uint32_t(launch.order * 7919 + block.serial));
+  int first = 0;
   while (true) {
     std::vector<int> ready;
     bool left = false;
@@ -299,8 +302,12 @@ void run_block(Block& block) {
             "the block's warps never meet at barrier " + std::to_string(waiting->barrier) +
                 ": divergent barriers, or warps that have left");
     }
-    Warp& w = block.warps[launch.order ? ready[random() % ready.size()] : ready[0]];
+    const auto next = std::lower_bound(ready.begin(), ready.end(), first);
+    const int ascending = next == ready.end() ? ready[0] : *next;
+    Warp& w = block.warps[launch.order ? ready[random() % ready.size()] : ascending];
+    w.yields = false;
     run_warp(w, launch.order ? 1 + random() % 96 : ~0ull);
+    first = w.yields ? w.index + 1 : 0;
     if (w.barrier >= 0) release(block, w.barrier);
   }
   for (const Warp& w : block.warps) launch.counts.path = std::max<uint64_t>(launch.counts.path, w.clock.last);

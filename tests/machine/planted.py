@@ -166,3 +166,62 @@ FRAGMENTS = (
 }
 """
 )
+
+# 64 threads: the second warp hands a number to the first by an mbarrier, twice.
+HANDING = (
+    HEAD
+    + """
+.visible .entry handing(.param .u64 out)
+{
+  .shared .align 8 .b8 full[8];
+  .shared .align 8 .b8 empty[8];
+  .shared .align 128 .b8 value[128];
+  .reg .pred %p<9>;
+  .reg .b32 %r<40>;
+  .reg .b64 %rd<20>;
+  .loc 1 310 1
+  ld.param.u64 %rd1, [out];
+  mov.u32 %r1, %tid.x;
+  and.b32 %r2, %r1, 31;
+  shl.b32 %r3, %r2, 2;
+  mov.u32 %r4, value;
+  add.s32 %r4, %r4, %r3;
+  mov.u32 %r5, full;
+  mov.u32 %r6, empty;
+  setp.eq.u32 %p1, %r1, 0;
+  @%p1 mbarrier.init.shared.b64 [%r5], 32;
+  @%p1 mbarrier.init.shared.b64 [%r6], 32;
+  bar.sync 0;
+  mov.u32 %r7, 0;
+  mov.u32 %r8, 0;
+  setp.lt.u32 %p2, %r1, 32;
+  @%p2 bra $L_take;
+$L_give:
+  .loc 1 320 1
+  add.s32 %r9, %r2, %r7;
+  st.shared.u32 [%r4], %r9;
+  mbarrier.arrive.shared.b64 _, [%r5];
+$L_until_empty:
+  mbarrier.try_wait.parity.shared.b64 %p3, [%r6], %r7;
+  @!%p3 bra $L_until_empty;
+  add.s32 %r7, %r7, 1;
+  setp.lt.u32 %p4, %r7, 2;
+  @%p4 bra $L_give;
+  ret;
+$L_take:
+  .loc 1 330 1
+  mbarrier.try_wait.parity.shared.b64 %p3, [%r5], %r7;
+  @!%p3 bra $L_take;
+  ld.shared.u32 %r9, [%r4];
+  add.s32 %r8, %r8, %r9;
+  mbarrier.arrive.shared.b64 _, [%r6];
+  add.s32 %r7, %r7, 1;
+  setp.lt.u32 %p4, %r7, 2;
+  @%p4 bra $L_take;
+  mul.wide.u32 %rd2, %r2, 4;
+  add.s64 %rd2, %rd1, %rd2;
+  st.global.u32 [%rd2], %r8;
+  ret;
+}
+"""
+)

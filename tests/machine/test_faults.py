@@ -372,3 +372,37 @@ def test_tensor_cores_truncate(architecture, kept):
     a[:, 1], b[1] = 1.0, 1.984375
     found, _ = fragments(a=a, b=b, architecture=architecture)
     assert (found == 2**23 + 1).all()
+
+
+def handing(text=planted.HANDING):
+    out = torch.zeros(32, dtype=torch.int32)
+    launch(text, [out], orders=4)
+    return out
+
+
+def test_warps_meet_at_memory_barriers():
+    assert torch.equal(handing(), 2 * torch.arange(32, dtype=torch.int32) + 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "mbarrier.try_wait.parity.shared.b64 %p3, [%r5], %r7;",
+            "setp.eq.u32 %p3, %r1, %r1;",
+            "shared memory read before it was written",
+        ),
+        (
+            "mbarrier.try_wait.parity.shared.b64 %p3, [%r6], %r7;",
+            "setp.eq.u32 %p3, %r1, %r1;",
+            "still running after",
+        ),
+        ("@%p1 mbarrier.init.shared.b64 [%r6], 32;", "", "an mbarrier that was not initialised"),
+        ("[%r6], 32", "[%r6], 33", "still running after"),
+    ],
+)
+def test_a_fault_around_memory_barriers_is_reported(old, new, sentence, monkeypatch):
+    monkeypatch.setattr(host, "LIMIT", 10_000)
+    with pytest.raises(host.Fault, match="kernel handing") as caught:
+        handing(plant(planted.HANDING, old, new))
+    assert sentence in str(caught.value)
