@@ -10,7 +10,9 @@ const char* const kKindNames[] = {"integer",      "float32", "float64",   "half"
                                   "barrier",      "branch",  "atomic",    "other"};
 
 Decoder::Decoder(const Module& module, const Source& source, Program& program)
-    : module_(module), source_(source), program_(program) {}
+    : module_(module), source_(source), program_(program) {
+  program_.image.resize(256);  // offset 0 is no register
+}
 
 bool Decoder::has(const std::string& word) const {
   for (const std::string& w : statement->op) {
@@ -191,7 +193,26 @@ void Decoder::decode(const Statement& s) {
                      decode_memory(*this) || decode_copy(*this) || decode_atomic(*this) || decode_warp(*this) ||
                      decode_matrix(*this) || decode_warpgroup(*this);
   if (!known) unknown();
+  note_dependences();
   program_.code.push_back(now);
+}
+
+void Decoder::note_dependences() {
+  const std::string& op = word(0);
+  const bool no_result = op == "st" || op == "red" || op == "bar" || op == "barrier" || op == "cp" ||
+                         op == "stmatrix" || op == "fence" || op == "membar";
+  if (now.guard >= 0) now.reads.push_back(uint32_t(now.guard) / 64);
+  for (size_t k = 0; k < operands(); ++k) {
+    const std::string& text = statement->operands[k];
+    for (size_t at = text.find('%'); at != std::string::npos; at = text.find('%', at + 1)) {
+      size_t end = at + 1;
+      while (end < text.size() && (std::isalnum(text[end]) || std::strchr("_$.", text[end]))) ++end;
+      const auto found = registers_.find(text.substr(at, end - at));
+      if (found == registers_.end()) continue;
+      (k == 0 && !no_result ? now.writes : now.reads).push_back(found->second / 64);
+    }
+  }
+  now.latency = latency_of(now);
 }
 
 void Decoder::run() {

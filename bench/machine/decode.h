@@ -67,6 +67,8 @@ class Decoder {
   }
 
   void decode(const Statement& s);
+  // Registers of the operands' texts, and how long the result takes.
+  void note_dependences();
   uint32_t constant(uint64_t bits, int bytes);
   uint32_t register_of(const std::string& name);
 
@@ -76,6 +78,8 @@ class Decoder {
   std::unordered_map<std::string, uint32_t> registers_;
   std::map<std::pair<uint64_t, int>, uint32_t> constants_;
 };
+
+uint32_t latency_of(const Instruction& i);
 
 // Each takes the statement if it is one of its instructions.
 bool decode_integer(Decoder& d);

@@ -14,12 +14,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "machine"
@@ -99,6 +99,7 @@ class _Request(ctypes.Structure):
         ("architecture", ctypes.c_int32),
         ("orders", ctypes.c_int32),
         ("checks", ctypes.c_int32),
+        ("paths", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int64),
         ("parameters", ctypes.c_char_p),
         ("parameter_bytes", ctypes.c_int64),
@@ -174,18 +175,23 @@ def load(text: str) -> Module:
     return Module(text)
 
 
-_listeners: list[Callable[[Report], None]] = []
+class _Settings:
+    listeners: ClassVar[list[list[Report]]] = []
+    paths = False
 
 
 @contextmanager
-def recorded() -> Iterator[list[Report]]:
-    """The reports of launches inside the ``with`` block."""
+def recorded(paths: bool = False) -> Iterator[list[Report]]:
+    """The reports of launches inside the ``with`` block; ``paths``: with chains of dependences."""
     reports: list[Report] = []
-    _listeners.append(reports.append)
+    before = _Settings.paths
+    _Settings.listeners.append(reports)
+    _Settings.paths = paths
     try:
         yield reports
     finally:
-        _listeners.remove(reports.append)
+        _Settings.paths = before
+        _Settings.listeners = [kept for kept in _Settings.listeners if kept is not reports]
 
 
 def launch(
@@ -198,7 +204,7 @@ def launch(
     ranges: Sequence[Range],
     *,
     architecture: int,
-    orders: int = 2,
+    orders: int | None = None,
     checks: bool = True,
 ) -> Report:
     """Run a launch to its end.
@@ -210,7 +216,8 @@ def launch(
         parameters: bytes of the parameter space; short ones are filled with zeros.
         ranges: what the kernel may touch.
         architecture: 80 or 90, whose matrix units it has.
-        orders: how many orders of warps and blocks it is run in; all must give the same bits.
+        orders: how many orders of warps and blocks it is run in; all must give the same bits. By default
+            two, and one inside ``recorded(paths=True)``.
         checks: whether races are looked for.
 
     Raises:
@@ -232,8 +239,9 @@ def launch(
         grid=(ctypes.c_uint32 * 3)(*(*grid, 1, 1)[:3]),
         threads=threads,
         architecture=architecture,
-        orders=orders,
+        orders=orders or (1 if _Settings.paths else 2),
         checks=checks,
+        paths=_Settings.paths,
         shared_bytes=shared_bytes,
         parameters=parameters.ljust(size, b"\0"),
         parameter_bytes=max(size, len(parameters)),
@@ -249,6 +257,6 @@ def launch(
     if counts["faults"]:
         raise Fault(counts.pop("faults"))
     report = Report(kernel, tuple((*grid, 1, 1)[:3]), threads, shared_bytes, architecture, counts)
-    for listener in _listeners:
-        listener(report)
+    for reports in _Settings.listeners:
+        reports.append(report)
     return report

@@ -43,14 +43,16 @@ std::string describe(const Module& module) {
 std::string report(const Launch& launch) {
   const Program& program = *launch.program;
   uint64_t kinds[size_t(Kind::count)] = {};
-  std::map<std::string, uint64_t> words;
+  std::map<std::string, std::pair<uint64_t, uint64_t>> words;  // executed, and in the code
   uint64_t all = 0;
   for (size_t k = 0; k < program.code.size(); ++k) {
     const uint64_t n = launch.counts.executed[k];
     kinds[size_t(program.code[k].kind)] += n;
     all += n;
     const Words& op = program.code[k].source->op;
-    words[op[0] + (op.size() > 1 ? "." + op.back() : "")] += n;
+    auto& entry = words[op[0] + (op.size() > 1 ? "." + op.back() : "")];
+    entry.first += n;
+    ++entry.second;
   }
   const Counts& c = launch.counts;
   std::ostringstream out;
@@ -59,13 +61,15 @@ std::string report(const Launch& launch) {
   out << "},\"words\":{";
   bool first = true;
   for (const auto& [name, n] : words) {
-    if (n) out << (first ? "" : ",") << quoted(name) << ":" << n, first = false;
+    out << (first ? "" : ",") << quoted(name) << ":[" << n.first << "," << n.second << "]";
+    first = false;
   }
   out << "},\"static\":" << program.code.size() << ",\"shared_accesses\":" << c.shared_accesses
       << ",\"shared_wavefronts\":" << c.shared_wavefronts << ",\"shared_least\":" << c.shared_least
       << ",\"global_sectors\":" << c.global_sectors << ",\"global_least\":" << c.global_least
       << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written << ",\"flops\":" << c.flops
-      << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads << ",\"faults\":[";
+      << ",\"path\":" << c.path << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads
+      << ",\"faults\":[";
   for (size_t k = 0; k < launch.faults.size(); ++k) out << (k ? "," : "") << quoted(launch.faults[k]);
   out << "]}";
   return out.str();
@@ -135,7 +139,7 @@ extern "C" {
 struct LaunchRequest {
   const char* kernel;
   uint32_t grid[3];
-  int32_t threads, architecture, orders, checks;
+  int32_t threads, architecture, orders, checks, paths;
   int64_t shared_bytes;
   const uint8_t* parameters;
   int64_t parameter_bytes;
@@ -176,6 +180,7 @@ const char* machine_launch(void* handle, const LaunchRequest* request) {
     launch.parameters.assign(request->parameters, request->parameters + request->parameter_bytes);
     launch.limit = request->limit;
     launch.checks = request->checks;
+    launch.paths = request->paths;
     for (int64_t k = 0; k < request->ranges; ++k) {
       launch.memory.add(request->begins[k], request->sizes[k], request->names[k]);
     }
@@ -184,7 +189,7 @@ const char* machine_launch(void* handle, const LaunchRequest* request) {
     }
     launch.memory.sort();
     Launch again = launch;
-    again.checks = false;
+    again.checks = again.paths = false;
     run(launch);
     if (request->orders > 1 || !launch.doubts.empty()) {
       const Pages first = take_back(launch);

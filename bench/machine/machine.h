@@ -69,6 +69,9 @@ struct Instruction {
   int64_t number = 0;           // an immediate
   int64_t second = 0;
   const Statement* source = nullptr;
+  // For the estimate of time: registers, as offset / 64, and cycles until the result is there.
+  std::vector<uint32_t> reads, writes;
+  uint32_t latency = 4;
 };
 
 // A kernel ready to run.
@@ -91,6 +94,7 @@ struct Counts {
   uint64_t duplicates = 0;  // writes without order that change nothing
   uint64_t dead_reads = 0;  // instructions whose racing reads change nothing
   uint64_t flops = 0;       // of matrix instructions
+  uint64_t path = 0;        // cycles along the longest chain of dependences of a block
 };
 
 struct Launch {
@@ -104,6 +108,7 @@ struct Launch {
   uint64_t limit = 0;   // instructions of a warp in a block
   bool checks = true;   // of races
   bool poison = false;  // suspected reads find garbage
+  bool paths = false;   // whether chains of dependences are followed
   Counts counts;
   std::vector<std::string> faults;  // that do not stop the launch, each instruction once
   std::vector<std::string> doubts;  // races of a read of device memory, of no matter if its value is of none
@@ -124,6 +129,15 @@ struct Product {
   int group;
   uint64_t a, b;                // descriptors
   std::vector<uint8_t> before;  // operands in shared memory as they were
+};
+
+// When a warp's registers are ready, in cycles, were every instruction issued as soon as its operands are there.
+struct Clock {
+  std::vector<uint32_t> ready;
+  uint32_t floor = 0, last = 0;  // since the last barrier or branch; of anything so far
+  uint32_t products = 0;         // when the matrix unit is free
+  uint32_t copied = 0;           // when copies that are not in a group will have arrived
+  std::vector<uint32_t> groups;  // when each group of copies will have
 };
 
 struct Group {
@@ -150,6 +164,7 @@ struct Warp {
   int product_groups = 0;
   bool fenced = false;           // registers, for products to come
   std::vector<uint32_t> flying;  // registers that products will write
+  Clock clock;
 
   template <class T>
   T* at(uint32_t offset) {
@@ -188,6 +203,9 @@ void write_global(Warp& warp, int lane, uint64_t address, int bytes, const void*
 void count_shared(Warp& warp, const uint64_t* address, uint32_t lanes, int bytes);
 // Rows of 16 bytes, eight of them at a time.
 void count_matrix_rows(Warp& warp, const uint64_t* rows, int n);
+
+// Follows an instruction's dependences.
+void follow(Warp& warp, const Instruction& i);
 
 void finish_products(Warp& warp, int left);
 void release(Block& block, int barrier);

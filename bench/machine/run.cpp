@@ -140,6 +140,7 @@ void run_warp(Warp& w, uint64_t budget) {
       --budget;
       if (++w.steps > launch.limit)
         fault(w, lowest(g.lanes), "still running after " + std::to_string(launch.limit) + " instructions of a warp");
+      if (launch.paths && m) follow(w, i);
       if (!w.flying.empty() && !i.asynchronous && m) expect_landed(w, i);
       if (i.flow == Flow::plain) {
         if (m) i.step(w, i);
@@ -194,7 +195,7 @@ void run_warp(Warp& w, uint64_t budget) {
       if (!gather(w, g, need)) {
         g.waits = true;
         w.groups.push_back(g);
-        --executed[g.pc];
+        --executed[g.pc];  // it is counted when the last lanes come
         break;
       }
       if (g.lanes != lanes_before) {
@@ -230,8 +231,14 @@ void release(Block& block, int barrier) {
     if (w.barrier_warps) expected = w.barrier_warps;
   }
   if (n < expected) return;
+  uint32_t last = 0;
+  for (const Warp& w : block.warps) {
+    if (w.barrier == barrier) last = std::max(last, w.clock.last);
+  }
   for (Warp& w : block.warps) {
-    if (w.barrier == barrier) w.barrier = -1;
+    if (w.barrier != barrier) continue;
+    w.barrier = -1;
+    w.clock.floor = std::max(w.clock.floor, last);
   }
   block.shadow.join(arrived);
 }
@@ -252,6 +259,7 @@ void run_block(Block& block) {
     const int own = launch.threads - 32 * k;
     w.live = own >= 32 ? kEvery : (1u << own) - 1;
     w.groups = {{0, w.live, false}};
+    if (launch.paths) w.clock.ready.assign(w.file.size() / 64 + 1, 0);
     for (const auto& [name, at] : launch.program->specials) {
       uint32_t* to = w.at<uint32_t>(at);
       const int axis = name.back() == 'y' ? 1 : name.back() == 'z' ? 2 : 0;
@@ -281,7 +289,7 @@ void run_block(Block& block) {
       left |= !w.done();
       if (!w.done() && w.barrier < 0) ready.push_back(w.index);
     }
-    if (!left) return;
+    if (!left) break;
     if (ready.empty()) {
       Warp* waiting = nullptr;
       for (Warp& w : block.warps) {
@@ -295,6 +303,7 @@ void run_block(Block& block) {
     run_warp(w, launch.order ? 1 + random() % 96 : ~0ull);
     if (w.barrier >= 0) release(block, w.barrier);
   }
+  for (const Warp& w : block.warps) launch.counts.path = std::max<uint64_t>(launch.counts.path, w.clock.last);
 }
 
 void run(Launch& launch) {
