@@ -133,6 +133,14 @@ def test_an_access_past_the_end_is_an_exception(machine, monkeypatch, of):
     assert loss().isfinite()
 
 
+def test_a_barrier_taken_out_of_the_shipped_code_is_a_race(machine, monkeypatch):
+    source = ROOT / "csrc" / "cuda" / "csm_loss.cu"
+    text = cuda_launchers.shipped_ptx(source)
+    monkeypatch.setitem(machine.modules, source, re.sub(r"bar\.sync\s+0;", "", text))
+    with pytest.raises(host.Fault, match=r"csm_loss_kernel.*\n*.*race"):
+        loss()
+
+
 def test_an_error_of_the_machine_is_an_exception(machine, monkeypatch):
     monkeypatch.setattr(host, "launch", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
