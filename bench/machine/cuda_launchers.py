@@ -71,9 +71,19 @@ def sources() -> list[Path]:
     return [path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if path.name != "launch.cu"]
 
 
+def headers() -> list[Path]:
+    return [path for part in ("common", "cuda") for path in sorted((ROOT / "csrc" / part).glob("*.h"))]
+
+
+def object_of(source: Path) -> Path:
+    """What the installation made of a source."""
+    return OBJECTS / f"{'_'.join(source.relative_to(ROOT).parts)}.o"
+
+
 def objects() -> list[Path]:
     """The installation's objects, but the one whose registrations are for tensors of a GPU."""
-    return [path for path in sorted(OBJECTS.glob("*.o")) if "library_cuda" not in path.name]
+    found = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *(ROOT / "csrc" / "common").glob("*.cpp")]
+    return list(map(object_of, sorted(found)))
 
 
 def why_not() -> str:
@@ -82,10 +92,14 @@ def why_not() -> str:
         return "needs Linux and nvcc"
     if find_cuobjdump() is None:
         return "needs cuobjdump, which is in the package triton"
-    if host.why_not():
-        return host.why_not()
-    missing = [path.name for path in sources() if not (OBJECTS / f"csrc_cuda_{path.name}.o").exists()]
-    return f"the installation left no object of {', '.join(missing)} in build/cuda/" if missing else ""
+    missing = [path.name for path in objects() if not path.exists()]
+    if missing:
+        return f"the installation left no {', '.join(missing)} in build/cuda/"
+    changed = max(path.stat().st_mtime for path in [*sources(), *headers()])
+    stale = [path.name for path in map(object_of, sources()) if path.stat().st_mtime < changed]
+    if stale:
+        return f"csrc/ is newer than {', '.join(stale)} in build/cuda/; install fastcsm again"
+    return host.why_not()
 
 
 @cache
@@ -123,41 +137,39 @@ def build(folder: Path = FOLDER) -> Path:
     """The library of launchers in ``folder``, named by a digest of what it is made of; built if it is new."""
     own = sorted(RUNTIME.glob("*.cpp"))
     registrations = ROOT / "csrc" / "library_cuda.cpp"
-    headers = [path for part in ("common", "cuda") for path in sorted((ROOT / "csrc" / part).glob("*.h"))]
-    target = folder / f"launchers-{_digest([*objects(), *own, registrations, *headers], *nvcc_flags())}.so"
+    target = folder / f"launchers-{_digest([*objects(), *own, registrations, *headers()], *nvcc_flags())}.so"
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
     common = [find_nvcc(), "-std=c++20", "-O1", "-Icsrc", *(f"-isystem={path}" for path in include_paths())]
     common.append("-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden")
     # The stand-in for torch's allocator is written against torch's unstable interface, the others are not.
     stable = ["-DFASTCSM_EMULATION", *(flag for flag in nvcc_flags() if "TORCH_TARGET" in flag)]
+    # It appears whole or not at all, so that processes may build at once.
+    part = folder / f"{target.stem}-{os.getpid()}"
+    part.mkdir(parents=True)
     made, commands = [], []
     for path in (registrations, *own):
-        made.append(target.with_name(f"{target.stem}-{path.name}.o"))
+        made.append(part / f"{path.name}.o")
         commands.append([*common, *(stable if path is registrations else []), "-c", "-o", made[-1], path])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, commands))
-    part = target.with_suffix(f".{os.getpid()}.so")
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-    run([find_nvcc(), "-shared", "-cudart=none", "-o", part, *made, *objects(), *libraries])
-    part.rename(target)
-    for path in made:
-        path.unlink()
+    run([find_nvcc(), "-shared", "-cudart=none", "-o", part / target.name, *made, *objects(), *libraries])
+    (part / target.name).rename(target)
+    shutil.rmtree(part)
     return target
 
 
 def shipped_ptx(source: Path) -> str:
     """The PTX for sm_90 in the installation's object of a source."""
-    text = run([find_cuobjdump(), "-ptx", OBJECTS / f"csrc_cuda_{source.name}.o"])
+    text = run([find_cuobjdump(), "-ptx", object_of(source)])
     return text[text.index(".version") :]
 
 
 def compiled_ptx(source: Path, architecture: int, folder: Path, lines: bool = False) -> str:
     """The PTX that nvcc makes of a source, with lines of the source if wanted; kept in ``folder``."""
-    headers = sorted((ROOT / "csrc").glob("c*/*.h"))
     options = ["-lineinfo"] * lines
-    digest = _digest([source, *headers], run([find_nvcc(), "--version"]), *nvcc_flags(), *options)
+    digest = _digest([source, *headers()], run([find_nvcc(), "--version"]), *nvcc_flags(), *options)
     target = folder / f"{source.stem}-sm_{architecture}-{digest}.ptx"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

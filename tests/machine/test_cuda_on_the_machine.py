@@ -107,6 +107,14 @@ def loss():
         return functional.csm_loss(*split(case.leaves()), **head, **coefficients)
 
 
+def score():
+    case = Case(rows=97).to(torch.float32)
+    with fastcsm.backend("emulation"):
+        return functional.score(
+            *split(case.leaves()), activation=case.activation, frequencies=case.frequencies
+        )
+
+
 def test_launches_are_those_of_the_launcher(machine):
     with host.recorded() as found:
         assert loss().isfinite()
@@ -125,20 +133,20 @@ def test_an_access_past_the_end_is_an_exception(machine, monkeypatch, of):
     extents, allocations = cuda_launchers.extents, machine.allocations
     monkeypatch.setattr(cuda_launchers, "extents", lambda arguments: shorter(extents(arguments)))
     monkeypatch.setattr(machine, "allocations", lambda: shorter(allocations()))
-    with pytest.raises(host.Fault, match=r"csm_loss_kernel") as caught:
-        loss()
+    with pytest.raises(host.Fault, match=r"score_head_fwd_kernel") as caught:
+        score()
     assert re.search(r"\w+\.(cu|h):\d+", str(caught.value))
     assert isinstance(caught.value.__cause__, RuntimeError)
     monkeypatch.undo()
-    assert loss().isfinite()
+    assert score().isfinite().all()
 
 
 def test_a_barrier_taken_out_of_the_shipped_code_is_a_race(machine, monkeypatch):
-    source = ROOT / "csrc" / "cuda" / "csm_loss.cu"
+    source = ROOT / "csrc" / "cuda" / "score_head.cu"
     text = cuda_launchers.shipped_ptx(source)
     monkeypatch.setitem(machine.modules, source, re.sub(r"bar\.sync\s+0;", "", text))
-    with pytest.raises(host.Fault, match=r"csm_loss_kernel.*\n*.*race"):
-        loss()
+    with pytest.raises(host.Fault, match=r"score_head_fwd_kernel.*\n*.*race"):
+        score()
 
 
 def test_an_error_of_the_machine_is_an_exception(machine, monkeypatch):

@@ -86,8 +86,8 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* bytes, v
   std::memcpy(stream, &call.stream, sizeof call.stream);
   return cudaSuccess;
 }
-cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* stub) {
-  *handle = reinterpret_cast<cudaKernel_t>(const_cast<void*>(stub));
+cudaError_t __cudaGetKernel(const void** handle, const void* stub) {
+  *handle = stub;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** args, size_t bytes, cudaStream_t stream) {
@@ -95,7 +95,7 @@ cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arg
   return last_error = found == kernels().end() ? cudaErrorInvalidDeviceFunction
                                                : launch(found->second, {grid, block, bytes, stream}, args);
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void** args, size_t bytes,
+cudaError_t __cudaLaunchKernel(const void* handle, dim3 grid, dim3 block, void** args, size_t bytes,
                                cudaStream_t stream) {
   return cudaLaunchKernel(handle, grid, block, args, bytes, stream);
 }
