@@ -7,7 +7,7 @@ import emulated_kernels
 import pytest
 import torch
 from densities import KNOWN, Restoring, gaussian
-from emulated_kernels import named, tf32_linear
+from emulated_kernels import LIMIT, named, tf32_linear
 from support import SEEDS, assert_as_accurate, bitwise_equal, split, with_gradients
 
 import fastcsm
@@ -240,9 +240,9 @@ def test_tensors_that_begin_at_any_address():
 
 
 def test_what_it_cannot_run():
-    with pytest.raises(RuntimeError, match="KiB of shared memory, a block has 227"):
+    with pytest.raises(RuntimeError, match=f"KiB of shared memory, a block has {LIMIT}"):
         density(Restoring(rows=1, hidden=(128,) * 4).to(torch.float32), "emulation")
-    with pytest.raises(ValueError, match="needs 240 KiB of shared memory, a block has 227; choose"):
+    with pytest.raises(ValueError, match=rf"needs \d+ KiB of shared memory, a block has {LIMIT}; choose"):
         density(Restoring(rows=1, hidden=(8,), frequencies=180).to(torch.float32), "emulation")
     with pytest.raises(RuntimeError, match="float64 is not one of"):
         density(Restoring(rows=1), "emulation")

@@ -3,7 +3,7 @@
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import settings
+from emulated_kernels import LIMIT, settings
 from support import NAMES, Case, bitwise_equal
 from test_density import wave_model
 from test_probability_flow import LEVELS, Line, back, flow
@@ -110,7 +110,7 @@ def test_float32_is_full_float32(precision):
 
 def test_what_does_not_fit():
     with fastcsm.backend("emulation"):
-        with pytest.raises(ValueError, match=r"needs .* KiB of shared memory, a block has 227; choose"):
+        with pytest.raises(ValueError, match=rf"needs .* KiB of shared memory, a block has {LIMIT}; choose"):
             results(Case(rows=1, hidden=(3,), frequencies=170).to(torch.float32))
-        with pytest.raises(RuntimeError, match="KiB of shared memory, a block has 227"):
+        with pytest.raises(RuntimeError, match=f"KiB of shared memory, a block has {LIMIT}"):
             results(Case(rows=1, context=400).to(torch.float32))

@@ -1,7 +1,8 @@
 """Every CUDA kernel against the reference.
 
 tests/test_cuda_kernels.py runs this file on the host under sanitizers, with the library that the variable
-FASTCSM_EMULATION names; tests/test_gpu.py on a device, without.
+FASTCSM_EMULATION names; tests/machine/test_cuda_on_the_machine.py as compiled for the architecture that
+FASTCSM_MACHINE names, 80 or 90; tests/test_gpu.py on a device, with neither.
 """
 
 import os
@@ -61,12 +62,20 @@ class OnDevice(Emulated):
         return there
 
 
-LIBRARY = os.environ.get("FASTCSM_EMULATION")
+LIBRARY, MACHINE = (os.environ.get(f"FASTCSM_{name}") for name in ("EMULATION", "MACHINE"))
 if LIBRARY:
     torch.ops.load_library(LIBRARY)
+    backends.register(Emulated())
+elif MACHINE:
+    sys.path.append(str(Path(__file__).parents[1] / "bench"))
+    from machine import cuda_launchers
+
+    cuda_launchers.on_the_machine(int(MACHINE))
 else:
     assert backends.CUDA().missing() == []
-backends.register(Emulated() if LIBRARY else OnDevice())
+    backends.register(OnDevice())
+#: KiB of shared memory that a block may have.
+LIMIT = backends._backends["emulation"].kernels().shared_bytes("score_head", False, 9, 1)[1] >> 10
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Rows, context, hidden widths and frequencies about the edges of tiles; among them the default head.
 SHAPES = [
@@ -289,7 +298,7 @@ def test_a_row_does_not_depend_on_the_others():
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (Case(hidden=(4, 4, 4, 4)).to(torch.float32), "KiB of shared memory, a block has 227"),
+        (Case(hidden=(4, 4, 4, 4)).to(torch.float32), f"KiB of shared memory, a block has {LIMIT}"),
         (Case(hidden=(129, 4)).to(torch.float32), "a hidden layer of 129 units is wider than 128"),
         (Case().to(torch.float64), "torch.float64 is not one of"),
         (Case(hidden=(2,) * 5).to(torch.float32), "5 hidden layers are more than 4"),
@@ -307,6 +316,6 @@ def test_what_it_cannot_differentiate_it_refuses(case, reason):
 def test_what_does_not_fit_it_refuses(sizes):
     with (
         fastcsm.backend("emulation"),
-        pytest.raises(RuntimeError, match="KiB of shared memory, a block has 227"),
+        pytest.raises(RuntimeError, match=f"KiB of shared memory, a block has {LIMIT}"),
     ):
         scores(Case(**sizes).to(torch.float32))

@@ -3,7 +3,7 @@
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import check, settings, tf32_linear
+from emulated_kernels import LIMIT, check, settings, tf32_linear
 from support import NAMES, Case, assert_as_accurate
 from test_langevin_draw import FORMS, Draw
 
@@ -66,7 +66,7 @@ def test_contexts_that_shared_memory_does_not_hold():
 
 def test_what_does_not_fit():
     with fastcsm.backend("emulation"):
-        with pytest.raises(ValueError, match=r"needs 5.. KiB of shared memory, a block has 227; choose"):
+        with pytest.raises(ValueError, match=rf"needs 5.. KiB of shared memory, a block has {LIMIT}; choose"):
             chain(Case(rows=1, frequencies=500).to(torch.float32))
         with pytest.raises(ValueError, match="step_sizes has 513 entries, expected at most 512"):
             chain(Case(rows=1).to(torch.float32), sizes=[0.1] * 513)

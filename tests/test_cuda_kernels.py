@@ -1,25 +1,37 @@
-"""The CUDA kernels, executed on the host under AddressSanitizer, UBSan and the checks of csrc/emulation/."""
+"""The CUDA kernels, executed on the host under AddressSanitizer, UBSan and the checks of csrc/emulation/.
+
+Where tests/machine/ runs them as compiled, and judges accuracy too, each shape is run here in one precision;
+FASTCSM_WHOLE=1 runs all.
+"""
+
+import os
+import sys
+from pathlib import Path
 
 import emulation
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+
+from machine import cuda_launchers
+
 pytestmark = pytest.mark.skipif(bool(emulation.why_not()), reason=emulation.why_not())
-FILES = [
-    "tests/emulated_kernels.py",
-    "tests/emulated_langevin.py",
-    "tests/emulated_masked_linear.py",
-    "tests/emulated_density.py",
-    "tests/emulated_flow.py",
-]
+#: Each a process's share.
+FILES = [("kernels", "langevin"), ("density", "masked_linear", "flow")]
 
 
 @pytest.mark.slow
 def test_every_kernel_under_sanitizers(tmp_path):
     library = emulation.build_library(tmp_path)
     options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--durations=8"]
+    if not cuda_launchers.why_not() and not os.environ.get("FASTCSM_WHOLE"):
+        options += ["-p", "rotation"]
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
-    def run(file):
-        return emulation.python("-m", "pytest", *options, file, FASTCSM_EMULATION=str(library))
+    def run(names):
+        files = [f"tests/emulated_{name}.py" for name in names]
+        environment = {"FASTCSM_EMULATION": str(library), "PYTHONPATH": paths}
+        return emulation.python("-m", "pytest", *options, *files, **environment)
 
     for done in emulation.at_once(run, FILES):
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[:6000]
