@@ -24,12 +24,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import table
 import torch
 import triton
-from torch import Tensor
-from triton._C.libtriton import ir
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler.compiler import make_backend
-
 from fastcsm.kernels import (
     conditional_density,
     csm_loss,
@@ -39,6 +33,11 @@ from fastcsm.kernels import (
     probability_flow,
     score_head,
 )
+from torch import Tensor
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 TABLE = Path(__file__).parent / "results" / "resources.json"
 FIGURES = ("stack", "spills", "shared", "instructions")

@@ -209,7 +209,7 @@ def _flat(signature: Any, args: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _laid_out(name: str, kernel: host.Kernel, given: list[tuple[str, str, Any]]) -> bytes:
-    """The bytes of a kernel's parameters; the last two are Triton's scratch memories, of which it has none."""
+    """The bytes of a kernel's parameters, of which the last two are addresses of Triton's scratch memory."""
     scratch = [("global scratch", "*i8", None), ("profile scratch", "*i8", None)]
     packed = [_packed(kind, value) for _, kind, value in (*given, *scratch)]
     sizes = [size for _, size in kernel.parameters]

@@ -1,6 +1,7 @@
 """What backends that a test registers are held to: the ops' results by name, and plain PyTorch's."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -25,39 +26,48 @@ def round_tf32(x):
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+def truncate_tf32(x):
+    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
 class Tf32Linear(torch.autograd.Function):
-    """x w^T with the operands of every product rounded to tf32, as plain PyTorch does it on a GPU."""
+    """x w^T with the operands of every product made tf32 by ``narrow``."""
 
     @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(round_tf32(x), round_tf32(weight))
-        return round_tf32(x) @ round_tf32(weight).t()
+    def forward(ctx, x, weight, narrow):
+        x, weight = narrow(x), narrow(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.narrow = narrow
+        return x @ weight.t()
 
     @staticmethod
     def backward(ctx, upstream):
         x, weight = ctx.saved_tensors
-        upstream = round_tf32(upstream)
-        return upstream @ weight, upstream.t() @ x
+        upstream = ctx.narrow(upstream)
+        return upstream @ weight, upstream.t() @ x, None
 
 
-def tf32_linear(x, weight, bias=None):
-    product = Tf32Linear.apply(x, weight)
+def tf32_linear(x, weight, bias=None, *, narrow=round_tf32):
+    product = Tf32Linear.apply(x, weight, narrow)
     return product if bias is None else product + bias
 
 
 @contextmanager
-def plain_precision(precision):
-    """Plain PyTorch's products inside the ``with`` block are those of a GPU in this precision."""
+def plain_precision(precision, narrow=round_tf32):
+    """Plain PyTorch's products inside the ``with`` block are those of a GPU in this precision.
+
+    As PyTorch does it on a GPU, operands are rounded to tf32; ``narrow`` is another way.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if precision == "tf32":
-            patch.setattr(torch.nn.functional, "linear", tf32_linear)
+            patch.setattr(torch.nn.functional, "linear", partial(tf32_linear, narrow=narrow))
             for name in ("solve", "nodes"):  # which ask for the unit of rounding of what enters a product
                 found = getattr(density_reference, name)
                 patch.setattr(density_reference, name, lambda *args, found=found: found(*args[:-1], 2.0**-10))
         yield
 
 
-def check(backend, run, plain, precision, **settings):
+def check(backend, run, plain, precision, narrow=round_tf32, **settings):
     """``run``'s results on a backend are as accurate as ``plain``'s, plain PyTorch, in the same precision."""
     cases = []
     if precision == "tf32" and settings.get("activation") == "relu":
@@ -67,7 +77,7 @@ def check(backend, run, plain, precision, **settings):
         with fastcsm.backend(backend):
             got = run(case)
         truth = plain(case.to(torch.float64))
-        with plain_precision(precision):
+        with plain_precision(precision, narrow):
             cases.append((got, plain(case), truth))
     assert_as_accurate(*cases)
 
@@ -170,11 +180,11 @@ def density(case, backend, point=None, **changes):
         return functional.conditional_density(context, point, case.weights, case.biases, **options)._asdict()
 
 
-def in_precision(backend, precision, case, run):
+def in_precision(backend, precision, case, run, narrow=round_tf32):
     """(the backend's, plain PyTorch's, truth) of ``run(case, backend)``."""
     case = case.to(DTYPES[precision])
     got, truth = run(case, backend), run(case.to(torch.float64), "reference")
-    with plain_precision(precision):
+    with plain_precision(precision, narrow):
         return got, run(case, "reference"), truth
 
 
