@@ -113,7 +113,7 @@ def test_masked_linear(precision, value):
     assert_as_accurate((low.fused(activation, BACKEND), plain, truth))
 
 
-@chosen({80: [], 90: [("float16", False)]}, [False, True])
+@chosen({80: [("bfloat16", True)], 90: [("float16", False)]}, [False, True])
 def test_linear_csm_loss(monkeypatch, precision, value):
     """The composition runs whole on the backend, in blocks of dimensions too."""
     monkeypatch.setattr(linear_csm_loss, "block_size", lambda *_: 3 if value else 7)
@@ -174,7 +174,7 @@ def test_conditional_density(precision, value):
     assert_as_accurate(*(in_precision(precision, case, run) for case in cases))
 
 
-@chosen({80: [], 90: [("tf32", None)]}, [None, 0.4])
+@chosen({80: [("bfloat16", None)], 90: [("tf32", None)]}, [None, 0.4])
 def test_gradients_of_a_density(precision, value):
     run = partial(log_density_gradients, feature=value)
     cases = [Restoring(rows=5, steepness=2.0, seed=seed, hidden=(9, 5)) for seed in range(3)]
