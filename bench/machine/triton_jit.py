@@ -214,7 +214,7 @@ def _laid_out(name: str, kernel: host.Kernel, given: list[tuple[str, str, Any]])
     packed = [_packed(kind, value) for _, kind, value in (*given, *scratch)]
     sizes = [size for _, size in kernel.parameters]
     if [len(value) for value in packed] != sizes:
-        raise host.Fault(f"{name}: its parameters have {sizes} bytes, it is given {given}")
+        raise host.Fault([f"{name}: its parameters have {sizes} bytes, it is given {given}"])
     laid_out = bytearray(kernel.parameter_bytes)
     for value, (offset, size) in zip(packed, kernel.parameters):
         laid_out[offset : offset + size] = value

@@ -1,5 +1,6 @@
 """How Triton's kernels are launched: shapes, addresses, replays, limits; run as triton_kernels.py."""
 
+import mmap
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +10,15 @@ import torch
 import triton
 import triton.language as tl
 import triton_kernels
-from fastcsm.kernels import csm_loss, launch, masked_linear, probability_flow, score_head
+from fastcsm.kernels import (
+    conditional_density,
+    csm_loss,
+    langevin,
+    launch,
+    masked_linear,
+    probability_flow,
+    score_head,
+)
 from machine import host, triton_jit
 from support import Case, bitwise_equal, split
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -191,30 +200,76 @@ FAR = 2**31 + 77
 LAST = 13  # rows of the last tile
 
 
-def far(tensor):
-    """FAR rows, of which all but the last are memory that nothing touches."""
-    whole = tensor.new_empty(FAR, *tensor.shape[1:])
-    whole[-128:] = 0
+def untouched(rows, like):
+    """Memory for ``rows`` of a tensor's, that exists only where it is written."""
+    size = rows * like[0].numel() * like.element_size()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=like.dtype).view(rows, *like.shape[1:])
+
+
+def far(tensor, rows=FAR):
+    """``rows`` rows, zeros that nothing touches but for the last."""
+    whole = untouched(rows, tensor)
     whole[-LAST:] = tensor[-LAST:]
     return whole
 
 
 @pytest.fixture
 def tile_by_tile(monkeypatch):
-    """As many programs as there are tiles."""
+    """As many programs as there are tiles or rows."""
     monkeypatch.setattr(launch, "INTERPRETED_PROGRAMS", 1 << 40)
+    monkeypatch.setattr(conditional_density, "MOST_PROGRAMS", 1 << 40)
 
 
-def test_rows_beyond_32_bits(tile_by_tile):
-    """The last program of FAR rows, whose addresses are gigabytes beyond the first row's."""
-    case = Case(rows=LAST, context=2, hidden=(9,), frequencies=0).to(torch.bfloat16)
+def _far_head(op, rows):
+    """The last rows of an op's first results: of few rows, and of the last programs of many."""
+    make = partial(Restoring, steepness=2.0) if op == "conditional_density" else Case
+    case = make(rows=LAST, context=3, hidden=(9,), frequencies=0).to(torch.bfloat16)
     rest = case.weights, case.biases, case.frequencies, case.activation
-    expected = score_head.score_head(case.context, case.x, *rest)
-    assert FAR % 64 == LAST
+    samples = torch.arange(LAST)
+
+    def run(change):
+        context, x = change(case.context), change(case.x)
+        given = change(case.context[:, 1:].contiguous())
+        if op == "score_head":
+            return score_head.score_head(context, x, *rest)
+        if op == "langevin":
+            noise = 1, 3, change(samples), change(samples), 1
+            return [langevin.langevin(context, x, *rest, [0.1], [1.0], [], *noise)]
+        if op == "probability_flow":
+            return probability_flow.probability_flow(given, x, *rest, 0.5, 0.51, 1e-2, True)
+        return conditional_density.conditional_density(context, x, *rest, 1.0, [], -1.0, 1.0, 0.1, 2, False)
+
+    expected = run(lambda tensor: tensor)
     with triton_jit.launches_to(only_last_block):
-        got = score_head.score_head(far(case.context), far(case.x), *rest)
+        return expected, run(partial(far, rows=rows))
+
+
+# Where a program has one row, rows are numbered in 32 bits, and elements of a row make the difference.
+FAR_ROWS = {"score_head": FAR, "langevin": FAR, "probability_flow": FAR, "conditional_density": 2**30 + 77}
+
+
+@pytest.mark.parametrize("op", FAR_ROWS if ALL else ["score_head"])
+def test_rows_beyond_32_bits(tile_by_tile, op):
+    """The last program's addresses are gigabytes beyond the first row's."""
+    expected, got = _far_head(op, FAR_ROWS[op])
+    last = 1 if op == "conditional_density" else LAST
     for result, value in zip(got, expected):
-        assert torch.equal(result[-LAST:], value)
+        assert bitwise_equal({"": result[-last:]}, {"": value[-last:]})
+
+
+def test_a_layer_beyond_32_bits(tile_by_tile):
+    rows, degrees = 2**30 + 77, (torch.zeros(3).long(), torch.ones(3).long())
+    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((LAST, 3), (3, 3), (3,)))
+    y, a = masked_linear.masked_linear(x, weight, bias, *degrees, "silu")
+    grad_x = masked_linear.masked_linear_backward(y, a, x, weight, *degrees, "silu", True, True, True)[0]
+    x = far(x, rows)
+    with triton_jit.launches_to(only_last_block):
+        far_y, _ = masked_linear.masked_linear(x, weight, bias, *degrees, "silu")
+        assert torch.equal(far_y[-LAST:], y)
+        given = far(y, rows), far(a, rows), x, weight, *degrees, "silu"
+        far_grad = masked_linear.masked_linear_backward(*given, True, True, True)[0]
+    assert torch.equal(far_grad[-LAST:], grad_x)
 
 
 def test_gradients_beyond_32_bits(tile_by_tile, monkeypatch):
