@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 import triton_kernels
+from densities import Restoring
 from fastcsm.kernels import (
     conditional_density,
     csm_loss,
