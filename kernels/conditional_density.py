@@ -40,6 +40,7 @@ from .quadrature import (
     refine,
     rule,
     sides,
+    times,
 )
 
 CANCELLED = tl.constexpr(reference.CANCELLED)
@@ -191,10 +192,10 @@ def conditional_density_kernel(
         else:
             t = (u - begin) / half - 1
             _, integrals = legendre(t, FINE)
-            place, probability = u, below + unit_mass * total(d * integrals)
+            place, probability = u, below + unit_mass * total(times(d, integrals))
             probability = tl.minimum(tl.maximum(probability, 0.0), 1.0)
         _, integrals = legendre(t, NODES)
-        log_q = at + half * total(c * integrals)
+        log_q = at + half * total(times(c, integrals))
         if INVERSE:
             # Beyond an end the tail is exponential, with the score there.
             left_end = sides() == 0
@@ -276,7 +277,7 @@ def conditional_density_nodes_kernel(
         c = product(scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
         sound = exists(row, tl.abs(x) < float("inf"))
-        tl.store(score + r, tl.where(sound, total(c * values), float("nan")).to(score.dtype.element_ty))
+        tl.store(score + r, tl.where(sound, total(times(c, values)), float("nan")).to(score.dtype.element_ty))
 
         there = h > 0
         panels_of_row = tl.sum(there.to(tl.int32), 0)
@@ -289,7 +290,7 @@ def conditional_density_nodes_kernel(
             after = 1 - picked(row[1], hit) - mass
             raw = tl.sum(tl.where(hit[:, :, None], s[:, None, :], 0.0), 0)
             density = fine_density(halves, scale * raw.to(tl.float64), tables)[0]
-            density *= tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :]
+            density = times(density, tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :])
             mean = product(density, tables[FROM_FINE], NODES) / tl.sum(density, 1)[:, None]
             moved = -mass[:, None] * mean - after[:, None] * rule_weights
             moved += tl.where((left < begin)[:, None], rule_weights, 0.0)
