@@ -1,0 +1,254 @@
+"""The machine from Python: builds it on first use, loads PTX, and runs launches with every check.
+
+    module = host.load(text)
+    report = host.launch(module, "kernel", (blocks, 1, 1), 128, 0, parameters, ranges, architecture=90)
+
+Global memory is the process's own: a pointer among the parameters is the address of a tensor of the
+processor, and every access must lie in one of the ``ranges``.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "machine"
+#: Contraction is off: an instruction rounds as the device's does.
+FLAGS = ["-std=c++20", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-ffp-contract=off"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+#: Most bytes of shared memory that a block may have, by architecture.
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
+#: Instructions of a warp in a block after which it counts as never ending.
+LIMIT = 200_000_000
+
+
+class Fault(RuntimeError):
+    """What a kernel does wrong, in sentences that name kernel, line, instruction, block, warp and lane.
+
+    Attributes:
+        faults: one sentence each.
+    """
+
+    def __init__(self, faults: Sequence[str]):
+        self.faults = list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class Range(NamedTuple):
+    """Memory that a launch may touch: ``bytes`` from ``address``, and what a fault calls it."""
+
+    name: str
+    address: int
+    bytes: int
+
+
+class Kernel(NamedTuple):
+    """What a kernel's head says: (offset, bytes) of each parameter, all their bytes, static shared memory."""
+
+    parameters: list[tuple[int, int]]
+    parameter_bytes: int
+    static_shared: int
+    threads: int
+
+
+class Report(NamedTuple):
+    """One launch, and what was counted of it; see ``counts.py``."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    architecture: int
+    counts: dict[str, Any]
+
+
+class Module:
+    """A loaded text. ``kernels`` has every kernel by name."""
+
+    def __init__(self, text: str):
+        self._library = library()
+        self._handle = self._library.machine_load(text.encode())
+        self.kernels = {name: Kernel(**entry) for name, entry in self.answer().items()}
+
+    def answer(self) -> Any:
+        text = self._library.machine_answer(self._handle).decode()
+        if text.startswith("!"):
+            raise Fault(text[1:].splitlines())
+        return json.loads(text)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.machine_free(self._handle)
+
+
+class _Request(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_uint32 * 3),
+        ("threads", ctypes.c_int32),
+        ("architecture", ctypes.c_int32),
+        ("orders", ctypes.c_int32),
+        ("checks", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int64),
+        ("parameters", ctypes.c_char_p),
+        ("parameter_bytes", ctypes.c_int64),
+        ("begins", ctypes.POINTER(ctypes.c_uint64)),
+        ("sizes", ctypes.POINTER(ctypes.c_uint64)),
+        ("names", ctypes.POINTER(ctypes.c_char_p)),
+        ("ranges", ctypes.c_int64),
+        ("limit", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+def why_not() -> str:
+    """Why the machine cannot be built here; "" if it can."""
+    if not sys.platform.startswith("linux") or compiler() is None:
+        return "needs Linux and g++"
+    return ""
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The machine, built where its sources or the compiler changed."""
+    sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    native = subprocess.run(
+        [compiler(), "-march=native", "-Q", "--help=target"], capture_output=True, check=True
+    )
+    key = hashlib.sha256(native.stdout + " ".join(FLAGS).encode())
+    for path in sources:
+        key.update(path.name.encode() + path.read_bytes())
+    target = BUILD / key.hexdigest()[:16] / "machine.so"
+    if not target.exists():
+        compile_into(target, [path for path in sources if path.suffix == ".cpp"])
+    loaded = ctypes.CDLL(str(target))
+    loaded.machine_load.restype = ctypes.c_void_p
+    loaded.machine_load.argtypes = [ctypes.c_char_p]
+    loaded.machine_free.argtypes = [ctypes.c_void_p]
+    loaded.machine_answer.restype = ctypes.c_char_p
+    loaded.machine_answer.argtypes = [ctypes.c_void_p]
+    loaded.machine_launch.restype = ctypes.c_char_p
+    loaded.machine_launch.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Request)]
+    return loaded
+
+
+def compile_into(target: Path, sources: Sequence[Path]) -> None:
+    """Compile and link; the library appears whole or not at all, so that processes may build at once."""
+    folder = target.parent / str(os.getpid())
+    folder.mkdir(parents=True)
+
+    def run(*arguments: Any) -> None:
+        done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the machine does not compile: {done.stderr[:2000]}")
+
+    objects = [folder / f"{path.stem}.o" for path in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda pair: run(*FLAGS, "-c", pair[0], "-o", pair[1]), zip(sources, objects)))
+    run("-shared", *objects, "-o", folder / target.name)
+    (folder / target.name).replace(target)
+    shutil.rmtree(folder)
+
+
+@lru_cache(maxsize=256)
+def load(text: str) -> Module:
+    """The kernels of a PTX text.
+
+    Raises:
+        Fault: if it is no PTX that the machine knows.
+    """
+    return Module(text)
+
+
+_listeners: list[Callable[[Report], None]] = []
+
+
+@contextmanager
+def recorded() -> Iterator[list[Report]]:
+    """The reports of launches inside the ``with`` block."""
+    reports: list[Report] = []
+    _listeners.append(reports.append)
+    try:
+        yield reports
+    finally:
+        _listeners.remove(reports.append)
+
+
+def launch(
+    module: Module,
+    kernel: str,
+    grid: Sequence[int],
+    threads: int,
+    shared_bytes: int,
+    parameters: bytes,
+    ranges: Sequence[Range],
+    *,
+    architecture: int,
+    orders: int = 2,
+    checks: bool = True,
+) -> Report:
+    """Run a launch to its end.
+
+    Args:
+        grid: blocks along x, y and z.
+        threads: of a block, along x.
+        shared_bytes: dynamic shared memory of a block.
+        parameters: bytes of the parameter space; short ones are filled with zeros.
+        ranges: what the kernel may touch.
+        architecture: 80 or 90, whose matrix units it has.
+        orders: how many orders of warps and blocks it is run in; all must give the same bits.
+        checks: whether races are looked for.
+
+    Raises:
+        Fault: for anything that is wrong; memory is then as the fault left it.
+    """
+    if shared_bytes > SHARED_LIMIT[architecture]:
+        raise Fault(
+            [
+                f"kernel {kernel}: {shared_bytes} bytes of shared memory, a block of sm_{architecture} has "
+                f"{SHARED_LIMIT[architecture]}"
+            ]
+        )
+    names = (ctypes.c_char_p * len(ranges))(*(one.name.encode() for one in ranges))
+    begins = (ctypes.c_uint64 * len(ranges))(*(one.address for one in ranges))
+    sizes = (ctypes.c_uint64 * len(ranges))(*(one.bytes for one in ranges))
+    size = module.kernels[kernel].parameter_bytes if kernel in module.kernels else len(parameters)
+    request = _Request(
+        kernel=kernel.encode(),
+        grid=(ctypes.c_uint32 * 3)(*(*grid, 1, 1)[:3]),
+        threads=threads,
+        architecture=architecture,
+        orders=orders,
+        checks=checks,
+        shared_bytes=shared_bytes,
+        parameters=parameters.ljust(size, b"\0"),
+        parameter_bytes=max(size, len(parameters)),
+        begins=begins,
+        sizes=sizes,
+        names=names,
+        ranges=len(ranges),
+        limit=LIMIT,
+        seed=2,
+    )
+    module._library.machine_launch(module._handle, ctypes.byref(request))
+    counts = module.answer()
+    if counts["faults"]:
+        raise Fault(counts.pop("faults"))
+    report = Report(kernel, tuple((*grid, 1, 1)[:3]), threads, shared_bytes, architecture, counts)
+    for listener in _listeners:
+        listener(report)
+    return report

@@ -1,0 +1,234 @@
+#include "shadow.h"
+
+#include <cstring>
+#include <sstream>
+
+namespace machine {
+
+void SharedShadow::begin(int warps_now, size_t bytes) {
+  uint32_t latest = base;
+  for (int w = 0; w < kMostWarps; ++w) latest = std::max(latest, now[w]);
+  warps = warps_now;
+  base = latest + 1;
+  ++barriers;
+  for (int w = 0; w < kMostWarps; ++w) {
+    now[w] = base;
+    for (int v = 0; v < kMostWarps; ++v) {
+      clock[w][v] = w == v ? base : base - 1;
+      proxied[w][v] = base - 1;
+    }
+  }
+  written.resize(bytes);
+  writer.resize(bytes);
+  read_barriers.resize(bytes);
+  coming.assign(bytes, 0);
+  read.resize(warps);
+  reader.resize(warps);
+  for (int w = 0; w < warps; ++w) {
+    read[w].resize(bytes);
+    reader[w].resize(bytes);
+  }
+}
+
+void SharedShadow::join(uint64_t which) {
+  uint32_t joined[kMostWarps] = {}, fences[kMostWarps] = {};
+  for (int w = 0; w < warps; ++w) {
+    if (!(which >> w & 1)) continue;
+    for (int v = 0; v < warps; ++v) {
+      joined[v] = std::max(joined[v], clock[w][v]);
+      fences[v] = std::max(fences[v], proxied[w][v]);
+    }
+  }
+  for (int w = 0; w < warps; ++w) {
+    if (!(which >> w & 1)) continue;
+    std::memcpy(clock[w], joined, sizeof joined);
+    std::memcpy(proxied[w], fences, sizeof fences);
+    tick(w);
+  }
+  if (which + 1 == 1ull << warps) ++barriers;
+}
+
+void SharedShadow::proxy_fence(int warp) {
+  for (int v = 0; v < warps; ++v) proxied[warp][v] = std::max(proxied[warp][v], clock[warp][v]);
+  tick(warp);
+}
+
+const char* SharedShadow::note_read(int warp, int lane, size_t at, int bytes, bool race) {
+  const char* wrong = nullptr;
+  for (size_t i = at; i < at + bytes; ++i) {
+    if (coming[i]) return "read of bytes whose asynchronous copy was not waited for";
+    if (written[i] < base) {
+      wrong = wrong ? wrong : "shared memory read before it was written";
+    } else if (race && !wrong) {
+      const int by = writer[i] >> 5;
+      if (by != warp ? written[i] > clock[warp][by] : (writer[i] & 31) != lane && written[i] == now[warp]) {
+        wrong = "race: a read of shared memory with no barrier after another's write";
+      }
+    }
+    reader[warp][i] = read[warp][i] == now[warp] && reader[warp][i] != uint8_t(lane) ? kSeveral : uint8_t(lane);
+    read[warp][i] = now[warp];
+    read_barriers[i] = barriers;
+  }
+  return wrong;
+}
+
+const char* SharedShadow::note_write(int warp, int lane, size_t at, int bytes, bool race) {
+  const char* wrong = nullptr;
+  for (size_t i = at; i < at + bytes; ++i) {
+    if (coming[i]) return "write to bytes whose asynchronous copy was not waited for";
+    if (race && !wrong) {
+      const int by = writer[i] >> 5;
+      if (written[i] >= base &&
+          (by != warp ? written[i] > clock[warp][by] : (writer[i] & 31) != lane && written[i] == now[warp])) {
+        wrong = "race: a write to shared memory with no barrier after another's write";
+      }
+      if (!wrong && read_barriers[i] == barriers) {
+        for (int v = 0; v < warps; ++v) {
+          if (read[v][i] < base) continue;
+          if (v != warp ? read[v][i] > clock[warp][v] : reader[v][i] != uint8_t(lane) && read[v][i] == now[warp]) {
+            wrong = "race: a write to shared memory with no barrier after another's read";
+            break;
+          }
+        }
+      }
+    }
+    written[i] = now[warp];
+    writer[i] = uint16_t(warp << 5 | lane);
+  }
+  return wrong;
+}
+
+void Memory::add(uint64_t address, uint64_t bytes, const std::string& name) {
+  if (bytes) ranges.push_back({address, address + bytes, name});
+}
+
+void Memory::sort() {
+  std::stable_sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.end > b.end;
+  });
+  std::vector<Range> merged;
+  for (const Range& range : ranges) {
+    if (!merged.empty() && range.begin < merged.back().end) {
+      if (range.end > merged.back().end) {
+        merged.back().end = range.end;
+        merged.back().name += " and " + range.name;
+      }
+    } else {
+      merged.push_back(range);
+    }
+  }
+  ranges = std::move(merged);
+}
+
+const Range* Memory::find(uint64_t address, int bytes) const {
+  if (last < ranges.size() && address >= ranges[last].begin && address + bytes <= ranges[last].end) {
+    return &ranges[last];
+  }
+  const auto after = std::upper_bound(ranges.begin(), ranges.end(), address,
+                                      [](uint64_t at, const Range& range) { return at < range.begin; });
+  if (after == ranges.begin()) return nullptr;
+  const Range& range = *(after - 1);
+  if (address + bytes > range.end) return nullptr;
+  last = size_t(after - 1 - ranges.begin());
+  return &range;
+}
+
+std::string Memory::outside(uint64_t address, int bytes) const {
+  std::ostringstream text;
+  text << bytes << " bytes at 0x" << std::hex << address << std::dec;
+  const Range* nearest = nullptr;
+  uint64_t least = 1ull << 20;
+  for (const Range& range : ranges) {
+    const uint64_t distance = address < range.begin ? range.begin - address : address - range.begin;
+    const uint64_t gap = address < range.begin ? distance : distance - std::min(distance, range.end - range.begin);
+    if (gap < least) least = gap, nearest = &range;
+  }
+  if (nearest) {
+    text << ", byte " << int64_t(address - nearest->begin) << " of " << nearest->name << ", which has "
+         << nearest->end - nearest->begin;
+  } else {
+    text << ", which is near no tensor of the launch";
+  }
+  return text.str();
+}
+
+Page& Memory::page_of(uint64_t address) {
+  const uint64_t key = address / kPage;
+  if (key != last_page) {
+    page = &pages[key];
+    last_page = key;
+  }
+  return *page;
+}
+
+void Memory::save(Page& page, uint64_t address) {
+  if (page.saved) return;
+  page.saved = true;
+  // A page of the host's has at least one byte of a range, and so lies in memory.
+  page.before.resize(kPage);
+  std::memcpy(page.before.data(), reinterpret_cast<const void*>(address / kPage * kPage), kPage);
+}
+
+namespace {
+
+uint64_t suspect_key(uint32_t pc, uint64_t address) { return uint64_t(pc) << 47 ^ address; }
+
+}  // namespace
+
+bool Memory::suspected(uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes) const {
+  for (uint64_t at = address; at < address + bytes; ++at) {
+    const auto found = suspects.find(suspect_key(pc, at));
+    if (found == suspects.end()) continue;
+    if (found->second.block != block || found->second.writer != uint16_t(warp << 5 | lane)) return true;
+  }
+  return false;
+}
+
+const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint32_t pc, uint64_t address, int bytes,
+                         const SharedShadow& times) {
+  const char* wrong = nullptr;
+  const uint16_t self = uint16_t(warp << 5 | lane);
+  for (uint64_t at = address; at < address + bytes; ++at) {
+    Page& p = page_of(at);
+    if (p.cells.empty()) p.cells.resize(kPage);
+    GlobalCell& cell = p.cells[at % kPage];
+    const auto races = [&](uint64_t by, uint16_t who, uint32_t moment) {
+      if (by == 0) return false;
+      if (by != block) return true;
+      if (who == kSeveralThreads) return true;
+      const int other = (who & ~kOfWarp) >> 5;
+      return other != warp ? moment > times.clock[warp][other] : who != self && moment == times.now[warp];
+    };
+    if (races(cell.write_block, cell.writer, cell.write_moment)) {
+      if (!write) suspects[suspect_key(pc, at)] = {cell.write_block, cell.writer};
+      wrong = write ? "race: two writes to device memory with no order between them"
+                    : "race: a read of device memory with no order after another's write";
+    }
+    if (write) {
+      const bool before_barrier = cell.read_block == block && cell.read_barriers != times.barriers;
+      if (!before_barrier && races(cell.read_block, cell.reader, cell.read_moment)) {
+        suspects[suspect_key(cell.read_pc, at)] = {block, self};
+        if (!wrong) wrong = "race: a write to device memory with no order after another's read";
+      }
+      cell.write_block = block;
+      cell.writer = self;
+      cell.write_moment = times.now[warp];
+    } else {
+      const bool same = cell.read_block == block && cell.read_barriers == times.barriers;
+      if (cell.read_block && cell.read_block != block) {
+        cell.read_block = kSeveralBlocks;
+      } else {
+        const uint16_t before = cell.reader;
+        const bool by_warp = before != kSeveralThreads && (before & ~kOfWarp) >> 5 == warp;
+        cell.read_block = block;
+        cell.reader = !same || before == self ? self : by_warp ? uint16_t(kOfWarp | warp << 5) : kSeveralThreads;
+      }
+      cell.read_moment = times.now[warp];
+      cell.read_pc = pc;
+      cell.read_barriers = times.barriers;
+    }
+  }
+  return wrong;
+}
+
+}  // namespace machine
