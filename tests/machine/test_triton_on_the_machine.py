@@ -12,12 +12,13 @@ from pathlib import Path
 
 import emulation
 import pytest
+from machine import host
 
 ROOT = Path(__file__).parents[2]
 FILES = ["tests/machine/triton_kernels.py", "tests/machine/triton_launches.py"]
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.skipif(bool(emulation.why_not()), reason=emulation.why_not()),
+    pytest.mark.skipif(bool(host.why_not()), reason=host.why_not()),
 ]
 
 
