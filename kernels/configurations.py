@@ -66,6 +66,11 @@ _PASS = {
     ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
     ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
 }
+#: _PASS where float32 is exact: products of three parts take twice the shared memory.
+_EXACT_PASS = {
+    "narrow": (Head(32, 32, 4), Head(16, 32, 4)),
+    "wide": (Head(16, 64, 4), Head(16, 32, 4)),
+}
 #: A chain's time is the latency of its steps: few rows, and their columns spread over warps.
 _CHAIN = {
     ("narrow", 2): (Head(16, 64, 4), Head(16, 128, 8), Head(32, 128, 8), Head(16, 32, 1)),
@@ -152,7 +157,11 @@ def head_config(
 ) -> Config:
     """The configuration of ``op`` for one head; ops that HEAD does not name are compiled like csm_loss."""
     size = "narrow" if max(widths) <= NARROW else "wide"
-    candidates = HEAD.get(op, _PASS)[size, 2 if dtype.itemsize == 2 else 4]
+    table = HEAD.get(op, _PASS)
+    if table is _PASS and dtype is torch.float32 and precision_of(dtype) == "ieee":
+        candidates = _EXACT_PASS[size]
+    else:
+        candidates = table[size, 2 if dtype.itemsize == 2 else 4]
     key = op, dtype, precision_of(dtype), context, frequencies, widths
     found = choices.pick(key, candidates)
     block = min(chunk(widths), found.chunk)
