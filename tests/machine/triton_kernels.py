@@ -91,7 +91,7 @@ def test_score_head_backward(precision, value):
 
 @chosen(
     {
-        80: [("float32", HEADS[0]), ("tf32", HEADS[3])],
+        80: [("float32", DEFAULT), ("tf32", HEADS[3])],
         90: [("float32", HEADS[1]), ("bfloat16", DEFAULT), ("float16", HEADS[6])],
     },
     HEADS,
