@@ -40,6 +40,7 @@ from .quadrature import (
     refine,
     rule,
     sides,
+    times,
 )
 
 CANCELLED = tl.constexpr(reference.CANCELLED)
@@ -56,7 +57,7 @@ def solve(
     biases,
     frequencies,
     tables,
-    options,
+    settings,
     first,
     C: tl.constexpr,
     E: tl.constexpr,
@@ -75,11 +76,11 @@ def solve(
     GIVEN: tl.constexpr = C - 1 if STAGE_FEATURE else C
     STRIDE: tl.constexpr = C + 1 + 2 * E
     like = tl.zeros((M,), COMPUTE)
-    scale, low, high = tl.load(options), tl.load(options + 2), tl.load(options + 3)
-    tolerance, unit = tl.load(options + 4), tl.load(options + 5)
+    scale, low, high = tl.load(settings), tl.load(settings + 2), tl.load(settings + 3)
+    tolerance, unit = tl.load(settings + 4), tl.load(settings + 5)
     share = share_of_row(context + row * GIVEN, like, weights[0], biases[0], GIVEN, STRIDE, WIDTHS[0], TILE)
     if STAGE_FEATURE:
-        feature = tl.load(options + 1).to(COMPUTE)
+        feature = tl.load(settings + 1).to(COMPUTE)
         share = add_feature(share, feature, weights[0], like, GIVEN, STRIDE, WIDTHS[0], TILE)
     panels = first_panels(low, high, first, COMPUTE)
     zeros, both = tl.zeros((MAX_PANELS,), tl.float64), tl.zeros((2,), tl.float64)
@@ -130,7 +131,7 @@ def conditional_density_kernel(
     biases,
     frequencies,
     tables,
-    options,
+    settings,
     x,
     log_density,
     log_normalizer,
@@ -148,7 +149,7 @@ def conditional_density_kernel(
     STAGE_FEATURE: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
-    scale, low = tl.load(options), tl.load(options + 2)
+    scale, low = tl.load(settings), tl.load(settings + 2)
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         u = tl.load(point + r).to(tl.float64)
         panels, row = solve(
@@ -159,7 +160,7 @@ def conditional_density_kernel(
             biases,
             frequencies,
             tables,
-            options,
+            settings,
             first,
             C,
             E,
@@ -191,10 +192,10 @@ def conditional_density_kernel(
         else:
             t = (u - begin) / half - 1
             _, integrals = legendre(t, FINE)
-            place, probability = u, below + unit_mass * total(d * integrals)
+            place, probability = u, below + unit_mass * total(times(d, integrals))
             probability = tl.minimum(tl.maximum(probability, 0.0), 1.0)
         _, integrals = legendre(t, NODES)
-        log_q = at + half * total(c * integrals)
+        log_q = at + half * total(times(c, integrals))
         if INVERSE:
             # Beyond an end the tail is exponential, with the score there.
             left_end = sides() == 0
@@ -228,7 +229,7 @@ def conditional_density_nodes_kernel(
     biases,
     frequencies,
     tables,
-    options,
+    settings,
     nodes,
     node_weights,
     count,
@@ -244,7 +245,7 @@ def conditional_density_nodes_kernel(
     STAGE_FEATURE: tl.constexpr,
 ):
     Q: tl.constexpr = TILE[0] // NODES
-    scale = tl.load(options)
+    scale = tl.load(settings)
     node = tl.arange(0, NODES)
     rule_weights = tl.load(tables[WEIGHTS] + node)[None, :]
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
@@ -257,7 +258,7 @@ def conditional_density_nodes_kernel(
             biases,
             frequencies,
             tables,
-            options,
+            settings,
             first,
             C,
             E,
@@ -276,7 +277,7 @@ def conditional_density_nodes_kernel(
         c = product(scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
         sound = exists(row, tl.abs(x) < float("inf"))
-        tl.store(score + r, tl.where(sound, total(c * values), float("nan")).to(score.dtype.element_ty))
+        tl.store(score + r, tl.where(sound, total(times(c, values)), float("nan")).to(score.dtype.element_ty))
 
         there = h > 0
         panels_of_row = tl.sum(there.to(tl.int32), 0)
@@ -289,7 +290,7 @@ def conditional_density_nodes_kernel(
             after = 1 - picked(row[1], hit) - mass
             raw = tl.sum(tl.where(hit[:, :, None], s[:, None, :], 0.0), 0)
             density = fine_density(halves, scale * raw.to(tl.float64), tables)[0]
-            density *= tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :]
+            density = times(density, tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :])
             mean = product(density, tables[FROM_FINE], NODES) / tl.sum(density, 1)[:, None]
             moved = -mass[:, None] * mean - after[:, None] * rule_weights
             moved += tl.where((left < begin)[:, None], rule_weights, 0.0)
@@ -328,8 +329,8 @@ class _Quadrature:
         tf32 = self.head.constants["P"] == "tf32"
         unit = 2.0**-10 if tf32 else torch.finfo(point.dtype).eps
         feature = stage_features[0] if len(stage_features) > 0 else 0.0
-        options = numbers(point.device, score_scale, feature, low, high, tolerance, unit)
-        self._before = *self.head.tensors, rule(point.device), options
+        settings = numbers(point.device, score_scale, feature, low, high, tolerance, unit)
+        self._before = *self.head.tensors, rule(point.device), settings
         self._after = len(point), panels
         self._feature = len(stage_features) > 0
 

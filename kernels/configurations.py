@@ -96,6 +96,13 @@ HEAD = {
     "conditional_density": _PANELS,
     "probability_flow": _FLOW,
 }
+#: In the place of others where float32 is exact: products of three parts take twice the shared memory.
+EXACT = {
+    ("csm_loss", "narrow"): (Head(32, 32, 4), Head(16, 32, 4)),
+    ("csm_loss", "wide"): (Head(16, 64, 4), Head(16, 32, 4)),
+    ("langevin", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
+    ("langevin_draw", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
+}
 #: By bytes of an element, and whether float32 products are exact.
 LINEAR = {
     (2, False): (Linear(128, 128, 64, 8, 3), Linear(128, 64, 64, 4, 3), Linear(128, 256, 64, 8, 3)),
@@ -152,7 +159,10 @@ def head_config(
 ) -> Config:
     """The configuration of ``op`` for one head; ops that HEAD does not name are compiled like csm_loss."""
     size = "narrow" if max(widths) <= NARROW else "wide"
-    candidates = HEAD.get(op, _PASS)[size, 2 if dtype.itemsize == 2 else 4]
+    like = op if op in HEAD else "csm_loss"
+    candidates = HEAD[like][size, 2 if dtype.itemsize == 2 else 4]
+    if dtype is torch.float32 and precision_of(dtype) == "ieee":
+        candidates = EXACT.get((like, size), candidates)
     key = op, dtype, precision_of(dtype), context, frequencies, widths
     found = choices.pick(key, candidates)
     block = min(chunk(widths), found.chunk)

@@ -229,7 +229,7 @@ def put_sums(
             put_bias(partial, sums[ACROSS * DOWN + j], LAYER, j, WIDTHS, TILE, OFFSETS, False)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def reduce_partials_kernel(
     partials, outputs, programs: tl.int32, OFFSETS: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -62,7 +62,7 @@ def probability_flow_kernel(
     biases,
     frequencies,
     tables,
-    options,
+    settings,
     point,
     change,
     error,
@@ -83,7 +83,7 @@ def probability_flow_kernel(
     c = read_context(context, r, inside, C - 1, TILE)
     like = tl.zeros((M,), STORE)
     share = shares_of_rows(c, like, weights[0], biases[0], C - 1, STRIDE, WIDTHS[0], TILE, P)
-    begin, end, tolerance = tl.load(options), tl.load(options + 1), tl.load(options + 2)
+    begin, end, tolerance = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     zero = tl.zeros((M,), tl.float64)
     state = tl.load(x + r, mask=inside, other=0.0).to(tl.float64)
     v, h = zero + begin, zero + (end - begin) * FIRST_STEP
@@ -149,7 +149,7 @@ def probability_flow(
     head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation, full=True)
     head.programs = max(triton.cdiv(len(x), head.config.tile[0]), 1)
     point, log_change, error = (torch.empty_like(x, dtype=head.dtype) for _ in range(3))
-    options = numbers(x.device, sigma_from**0.5, sigma_to**0.5, tolerance)
-    args = *head.tensors, tableau(x.device), options, point, log_change, error, len(x)
+    settings = numbers(x.device, sigma_from**0.5, sigma_to**0.5, tolerance)
+    args = *head.tensors, tableau(x.device), settings, point, log_change, error, len(x)
     head.run(probability_flow_kernel, args, CHANGE=change)
     return point, log_change, error

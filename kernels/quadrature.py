@@ -70,18 +70,27 @@ def rule(device: torch.device) -> tuple[Tensor, ...]:
 
 
 @triton.jit
+def times(a, b):
+    """a b, rounded before it is summed.
+
+    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
+    """
+    return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
 def product(values, table, N: tl.constexpr):
     """Values (Q, n) times a table (n, N)."""
     n: tl.constexpr = values.shape[1]
     t = tl.load(table + tl.arange(0, n)[:, None] * N + tl.arange(0, N)[None, :])
-    return tl.sum(values[:, :, None] * t[None, :, :], 1)
+    return tl.sum(times(values[:, :, None], t[None, :, :]), 1)
 
 
 @triton.jit
 def weighted(values, table):
     """Sums of values (Q, n) with n weights, (Q,)."""
     n: tl.constexpr = values.shape[1]
-    return tl.sum(values * tl.load(table + tl.arange(0, n))[None, :], 1)
+    return tl.sum(times(values, tl.load(table + tl.arange(0, n))[None, :]), 1)
 
 
 @triton.jit
@@ -327,9 +336,9 @@ def invert(d, target):
     i = 0
     while (moved > 1e-15) & (i < 50):
         value, integral = legendre(t, FINE)
-        found = tl.sum(tl.sum(d * integral, 1), 0)
+        found = tl.sum(tl.sum(times(d, integral), 1), 0)
         low, high = tl.where(found < target, t, low), tl.where(found < target, high, t)
-        step = t - (found - target) / tl.sum(tl.sum(d * value, 1), 0)
+        step = t - (found - target) / tl.sum(tl.sum(times(d, value), 1), 0)
         next = tl.where((step >= low) & (step <= high), step, (low + high) / 2)
         moved, t = tl.abs(next - t), next
         i += 1

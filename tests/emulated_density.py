@@ -2,21 +2,22 @@
 
 import copy
 import math
+from functools import partial
 
+import comparisons
 import emulated_kernels
 import pytest
 import torch
+from comparisons import density, log_density_gradients
 from densities import KNOWN, Restoring, gaussian
-from emulated_kernels import LIMIT, named, tf32_linear
-from support import SEEDS, assert_as_accurate, bitwise_equal, split, with_gradients
+from emulated_kernels import LIMIT
+from support import SEEDS, assert_as_accurate, bitwise_equal
 
 import fastcsm
-from fastcsm import backends, functional
-from fastcsm.reference import conditional_density as reference
+from fastcsm import backends
 from fastcsm.reference import quadrature
 
 precision = emulated_kernels.precision  # the fixture
-OPTIONS = {"low": -1.0, "high": 1.0, "tolerance": 1e-4, "panels": 8, "score_scale": 0.7, "stage_feature": 0.3}
 # Hidden widths, frequencies, context and activation; and whether quantiles are asked for.
 SHAPES = [
     ((5,), 0, 1, "tanh", False),
@@ -27,26 +28,7 @@ SHAPES = [
 ]
 
 
-def density(case, backend, point=None, **changes):
-    """The results by name."""
-    options = OPTIONS | {"activation": case.activation, "frequencies": case.frequencies} | changes
-    context = case.context[:, :-1] if options["stage_feature"] is not None else case.context
-    point = case.x if point is None else point
-    with fastcsm.backend(backend), torch.no_grad():
-        return functional.conditional_density(context, point, case.weights, case.biases, **options)._asdict()
-
-
-def in_precision(precision, case, run):
-    """(kernel, plain PyTorch, truth) of ``run(case, backend)``; tf32 has its own unit of rounding."""
-    case = case.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    got, truth = run(case, "emulation"), run(case.to(torch.float64), "reference")
-    with pytest.MonkeyPatch.context() as patch:
-        if precision == "tf32":
-            patch.setattr(torch.nn.functional, "linear", tf32_linear)
-            for name in ("solve", "nodes"):
-                found = getattr(reference, name)
-                patch.setattr(reference, name, lambda *args, found=found: found(*args[:-1], 2.0**-10))
-        return got, run(case, "reference"), truth
+in_precision = partial(comparisons.in_precision, "emulation")
 
 
 def check(shape, precision):
@@ -119,18 +101,7 @@ def test_panels_are_those_of_the_reference(frequency, panels):
 
 @pytest.mark.parametrize("feature", [None, 0.4])
 def test_gradients(feature):
-    def run(case, backend):
-        leaves = case.leaves()
-        context, x, weights, biases = split(leaves)
-        if feature is not None:
-            context = context[:, :-1]
-        with fastcsm.backend(backend):
-            q = functional.conditional_density(
-                context, x, weights, biases, frequencies=case.frequencies,
-                low=-1.0, high=1.0, tolerance=1e-6, stage_feature=feature,
-            ).log_density  # fmt: skip
-            return named(with_gradients(q.sum(), leaves))
-
+    run = partial(log_density_gradients, feature=feature)
     cases = [
         in_precision("float32", Restoring(rows=5, steepness=2.0, seed=seed, hidden=(9, 5)), run)
         for seed in range(2)

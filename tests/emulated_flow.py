@@ -1,9 +1,12 @@
 """probability_flow in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
 
+from functools import partial
+
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import LIMIT, settings
+from comparisons import check_flow, settings
+from emulated_kernels import LIMIT
 from support import NAMES, Case, bitwise_equal
 from test_density import wave_model
 from test_probability_flow import LEVELS, Line, back, flow
@@ -34,20 +37,10 @@ SHAPES = [
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
 @pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES, NAMES, strict=True)))
 def test_probability_flow(shape, activation, precision):
-    case = Case(**settings(shape, activation))
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    levels = (LEVELS if shape[0] % 2 else back()) | {"tolerance": 1e-2, "change": shape[0] != 16}
-    got, plain = (results(case.to(dtype), backend, **levels) for backend in ("emulation", "reference"))
-    fine = 1e-4 if activation == "relu" else 1e-7
-    truth = results(case.to(torch.float64), "reference", **levels | {"tolerance": fine})
-    for name in ("point", "change"):
-        assert got[name].dtype == torch.float32
-        error, expected = ((found[name].double() - truth[name]).norm() for found in (got, plain))
-        assert error <= 2 * expected + 1e-4 * truth[name].norm(), name
-        # The reference takes the same steps, but where rounding decides whether one is taken.
-        off = (got[name] - plain[name]).abs().median()
-        assert precision == "bfloat16" or off <= 1e-5, name
-    assert levels["change"] or not got["change"].any()
+    case, levels = Case(**settings(shape, activation)), LEVELS if shape[0] % 2 else back()
+    check_flow(
+        partial(flow, backend="emulation"), partial(flow, backend="reference"), case, precision, levels
+    )
 
 
 @pytest.mark.parametrize("k", [0.5, 3.0])

@@ -7,6 +7,7 @@ FASTCSM_MACHINE names, 80 or 90; tests/test_gpu.py on a device, with neither.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from torch.utils._pytree import tree_map
 
 sys.path.append(str(Path(__file__).parent / "ops"))
 
-from support import (
-    NAMES,
-    Case,
-    assert_as_accurate,
-    bitwise_equal,
-    plain_loss,
-    plain_score_head,
-    split,
-    with_gradients,
+import comparisons
+from comparisons import (
+    backward,
+    loss,
+    plain_backward,
+    plain_gradients,
+    plain_scores,
+    scores,
+    settings,
 )
+from support import NAMES, Case, bitwise_equal, split
 
 import fastcsm
 from fastcsm import backends, functional
@@ -105,118 +107,7 @@ def precision(request):
     torch.set_float32_matmul_precision(before)
 
 
-def round_tf32(x):
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-class Tf32Linear(torch.autograd.Function):
-    """x w^T with the operands of every product rounded to tf32, as plain PyTorch does it on a GPU."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(round_tf32(x), round_tf32(weight))
-        return round_tf32(x) @ round_tf32(weight).t()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        x, weight = ctx.saved_tensors
-        upstream = round_tf32(upstream)
-        return upstream @ weight, upstream.t() @ x
-
-
-def tf32_linear(x, weight, bias=None):
-    product = Tf32Linear.apply(x, weight)
-    return product if bias is None else product + bias
-
-
-def check(run, plain, precision, **settings):
-    """``run``'s results are as accurate as ``plain``'s, which is plain PyTorch, in the same precision."""
-    cases = []
-    if precision == "tf32" and settings.get("activation") == "relu":
-        settings["activation"] = "elu"  # rounding moves relu's kink past rows, an error of any size
-    for seed in range(3):
-        case = Case(seed=seed, **settings).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
-        with fastcsm.backend("emulation"):
-            got = run(case)
-        truth = plain(case.to(torch.float64))
-        with pytest.MonkeyPatch.context() as patch:
-            if precision == "tf32":
-                patch.setattr(torch.nn.functional, "linear", tf32_linear)
-            cases.append((got, plain(case), truth))
-    assert_as_accurate(*cases)
-
-
-def scores(case):
-    head, options = split(case.leaves()), {"activation": case.activation, "frequencies": case.frequencies}
-    s, ds = functional.score_head(*head, **options)
-    return {
-        "score": s.detach(),
-        "derivative": ds.detach(),
-        "alone": functional.score(*head, **options).detach(),
-    }
-
-
-def plain_scores(case):
-    s, ds = plain_score_head(case, case.leaves())
-    return {"score": s.detach(), "derivative": ds.detach(), "alone": s.detach()}
-
-
-def loss(case):
-    leaves = case.leaves()
-    value = functional.csm_loss(
-        *split(leaves),
-        activation=case.activation,
-        frequencies=case.frequencies,
-        alpha=case.alpha,
-        beta=case.beta,
-        gamma=case.gamma,
-    )
-    return named(with_gradients(value, leaves))
-
-
-def plain_gradients(case):
-    leaves = case.leaves()
-    return named(with_gradients(plain_loss(case, leaves), leaves))
-
-
-def named(results):
-    """Gradients under one name for each kind of parameter, flat, so that heads of any depth are compared."""
-    weights = [value.flatten() for name, value in results.items() if name.startswith("weights")]
-    biases = [value.flatten() for name, value in results.items() if name.startswith("biases")]
-    kinds = {"first": weights[0], "hidden": torch.cat(weights[1:-1] or [weights[0]]), "output": weights[-1]}
-    return {
-        **{name: results[name] for name in ("loss", "context", "x") if name in results},
-        **kinds,
-        "biases": torch.cat(biases[:-1]),
-        "output_bias": biases[-1],
-    }
-
-
-def upstream(case, score, derivative):
-    grad_score, grad_derivative = case.grads
-    return (grad_score * score + grad_derivative * derivative).sum()
-
-
-def backward(case):
-    leaves = case.leaves()
-    s, ds = functional.score_head(*split(leaves), activation=case.activation, frequencies=case.frequencies)
-    return named(with_gradients(upstream(case, s, ds), leaves))
-
-
-def plain_backward(case):
-    leaves = case.leaves()
-    return named(with_gradients(upstream(case, *plain_score_head(case, leaves)), leaves))
-
-
-def settings(shape, activation):
-    rows, context, hidden, frequencies = shape
-    return {
-        "rows": rows,
-        "context": context,
-        "hidden": hidden,
-        "frequencies": frequencies,
-        "activation": activation,
-    }
+check = partial(comparisons.check, "emulation")
 
 
 @pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES, NAMES, strict=True)))

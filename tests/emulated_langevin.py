@@ -3,31 +3,15 @@
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import LIMIT, check, settings, tf32_linear
+from comparisons import chain, plain_chain, plain_precision, settings
+from emulated_kernels import LIMIT, check
 from support import NAMES, Case, assert_as_accurate
 from test_langevin_draw import FORMS, Draw
 
 import fastcsm
 from fastcsm import random
-from fastcsm.ops.langevin import langevin
 
 precision = emulated_kernels.precision  # the fixture
-
-
-def chain(case, stages=True, sizes=(0.3, 0.1), steps=1, seed=77):
-    """The states; with ``stages`` the last column of the context is each stage's own."""
-    given = case.context[:, :-1].contiguous() if stages else case.context
-    head = case.weights, case.biases, case.frequencies, case.activation
-    rows = torch.arange(len(case.x))
-    noise = steps, seed, 2**40 + rows, rows % 7, 9
-    scales = [1.0 + i for i in range(len(sizes))]
-    features = [0.1 - 0.6 * i for i in range(len(sizes))] if stages else []
-    return {"x": langevin(given, case.x, *head, list(sizes), scales, features, *noise)}
-
-
-def plain_chain(case, **options):
-    with fastcsm.backend("reference"):
-        return chain(case, **options)
 
 
 SHAPES = [
@@ -90,9 +74,7 @@ def test_langevin_draw(form, precision):
         return {"x": x, "clean": clean}
 
     got, truth = results("emulation", dtype), results("reference", torch.float64)
-    with pytest.MonkeyPatch.context() as patch:
-        if precision == "tf32":
-            patch.setattr(torch.nn.functional, "linear", tf32_linear)
+    with plain_precision(precision):
         plain = results("reference", dtype)
     assert_as_accurate((got, plain, truth))
 

@@ -3,7 +3,7 @@
 import emulated_kernels
 import pytest
 import torch
-from emulated_kernels import tf32_linear
+from comparisons import plain_precision
 from support import SEEDS, assert_as_accurate, bitwise_equal
 from test_linear_csm_loss import LinearCase
 from test_masked_linear import Layer
@@ -37,9 +37,7 @@ def test_masked_linear(shape, precision):
     layer = Layer(*sizes, degrees)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     low = layer.to(dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        if precision == "tf32":
-            patch.setattr(torch.nn.functional, "linear", tf32_linear)
+    with plain_precision(precision):
         plain = low.plain(activation)
     truth = low.to(torch.float64).plain(activation)
     assert_as_accurate((low.fused(activation, "emulation"), plain, truth))
@@ -121,9 +119,7 @@ def test_linear_csm_loss(monkeypatch, precision):
     cases = []
     for seed in SEEDS if precision == "bfloat16" else range(2):
         case = LinearCase(seed=seed, shuffled=True).to(dtype)
-        with pytest.MonkeyPatch.context() as patch:
-            if precision == "tf32":
-                patch.setattr(torch.nn.functional, "linear", tf32_linear)
+        with plain_precision(precision):
             plain = case.plain()
         cases.append((case.fused("emulation"), plain, case.to(torch.float64).plain()))
     assert_as_accurate(*cases)

@@ -1,0 +1,276 @@
+"""Triton's own launch path without a device: its launcher is the machine.
+
+Inside ``on_the_machine(architecture)`` a call ``kernel[grid](*args, **constants, **options)`` goes the way it
+goes on a GPU: Triton binds and specialises the arguments, compiles what it has not compiled yet, loads it,
+and hands it to the driver's launcher with the arguments. Only the last step of compiling is left out, ptxas,
+and what is loaded is the PTX, which the launcher has the machine execute on tensors of the processor.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    raise ImportError("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled; unset it.")
+
+import torch
+from torch import Tensor
+from triton.backends import backends as compilers
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+
+from fastcsm import backends
+
+from . import host
+
+#: Most bytes of shared memory a program may ask for, by architecture.
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10}
+#: Most threads of a program.
+MOST_THREADS = 1024
+#: How a parameter that is no pointer is laid out, by its type in Triton's signature.
+LAYOUT = {
+    "i1": "<b",
+    "i8": "<b",
+    "i16": "<h",
+    "i32": "<i",
+    "i64": "<q",
+    "u1": "<B",
+    "u8": "<B",
+    "u16": "<H",
+    "u32": "<I",
+    "u64": "<Q",
+    "fp16": "<e",
+    "fp32": "<f",
+    "fp64": "<d",
+}
+
+
+class Launch(NamedTuple):
+    """What a launcher was handed, laid out for the machine.
+
+    Attributes:
+        ptx, name: the compiled kernel.
+        grid: programs along x, y and z.
+        threads: of a program.
+        shared_bytes: of a program.
+        parameters: the bytes of its parameters.
+        ranges: the memory of its tensors, with the names of the parameters.
+        tensors: the arguments that are tensors, which keeps that memory alive.
+        architecture: 80 or 90.
+    """
+
+    ptx: str
+    name: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    parameters: bytes
+    ranges: list[host.Range]
+    tensors: list[Tensor]
+    architecture: int
+
+    def run(self, orders: int = 1) -> Any:
+        """Execute it; the machine's report."""
+        return host.launch(
+            host.load(self.ptx),
+            self.name,
+            grid=self.grid,
+            threads=self.threads,
+            shared_bytes=self.shared_bytes,
+            parameters=self.parameters,
+            ranges=self.ranges,
+            architecture=self.architecture,
+            orders=orders,
+        )
+
+
+_run: ContextVar[Callable[[Launch], Any]] = ContextVar("machine_run")
+
+
+@contextmanager
+def launches_to(run: Callable[[Launch], Any]) -> Iterator[None]:
+    """Hands every launch inside the ``with`` block to ``run`` in place of executing it."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+class Compiler(CUDABackend):
+    """Triton's compiler for NVIDIA's devices, whose binary is the PTX."""
+
+    def hash(self) -> str:
+        """Not what the real compiler has: the binaries in Triton's cache differ."""
+        return f"machine-{super().hash()}"
+
+    def make_cubin(self, src: str, metadata: Any, opt: Any, capability: int) -> bytes:
+        return src.encode()
+
+
+class Utils:
+    """What Triton asks of a device's driver library."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_LIMIT[self.architecture]}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        """(nothing to unload, the kernel, registers, spills, most threads)."""
+        ptx = binary.decode()
+        host.load(ptx)
+        return None, (ptx, name), 0, 0, MOST_THREADS
+
+
+class Driver:
+    """A device that is not there; its number is its architecture, as kernels are cached by device."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+        self.utils = Utils(architecture)
+        self.launcher_cls = Launcher
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_capability(self, device: int) -> tuple[int, int]:
+        return divmod(self.architecture, 10)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class Launcher:
+    """Made by Triton for every kernel it compiles and called with every launch, as the real CudaLauncher."""
+
+    def __init__(self, source: Any, metadata: Any):
+        self.signature = source.signature
+        self.architecture = metadata.target.arch
+        unknown = {
+            "clusters": metadata.num_ctas != 1,
+            "scratch memory": metadata.global_scratch_size + metadata.profile_scratch_size > 0,
+            "cooperative grids": metadata.launch_cooperative_grid,
+            "programmatic dependent launch": metadata.launch_pdl,
+        }
+        if any(unknown.values()):
+            raise NotImplementedError(
+                f"{metadata.name} needs {', '.join(k for k, v in unknown.items() if v)}"
+            )
+
+    def __call__(
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: int,
+        function: tuple[str, str],
+        packed: tuple[int, int, int],
+        metadata: Any,
+        enter_hook: Callable[[Any], None] | None,
+        exit_hook: Callable[[Any], None] | None,
+        *args: Any,
+    ) -> None:
+        warps, _, shared = packed
+        ptx, name = function
+        given = list(_flat(self.signature.items(), args))
+        parameters = _laid_out(name, host.load(ptx).kernels[name], given)
+        tensors = {label: value for label, _, value in given if isinstance(value, Tensor)}
+        ranges = [_range(label, tensor) for label, tensor in tensors.items() if tensor.numel() > 0]
+        kept = list(tensors.values())
+        if enter_hook is not None:
+            enter_hook(metadata)
+        if x * y * z > 0:
+            size = (x, y, z), 32 * warps, shared
+            _run.get()(Launch(ptx, name, *size, parameters, ranges, kept, self.architecture))
+        if exit_hook is not None:
+            exit_hook(metadata)
+
+
+def _flat(signature: Any, args: Any) -> Iterator[tuple[str, str, Any]]:
+    """(name, type, value) of every parameter: members of tuples one by one, constants left out."""
+    for (name, kind), value in zip(signature, args, strict=True):
+        if isinstance(kind, tuple):
+            yield from _flat([(f"{name}[{n}]", part) for n, part in enumerate(kind)], value)
+        elif kind != "constexpr":
+            yield name, kind, value
+
+
+def _laid_out(name: str, kernel: host.Kernel, given: list[tuple[str, str, Any]]) -> bytes:
+    """The bytes of a kernel's parameters, of which the last two are addresses of Triton's scratch memory."""
+    scratch = [("global scratch", "*i8", None), ("profile scratch", "*i8", None)]
+    packed = [_packed(kind, value) for _, kind, value in (*given, *scratch)]
+    sizes = [size for _, size in kernel.parameters]
+    if [len(value) for value in packed] != sizes:
+        raise host.Fault([f"{name}: its parameters have {sizes} bytes, it is given {given}"])
+    laid_out = bytearray(kernel.parameter_bytes)
+    for value, (offset, size) in zip(packed, kernel.parameters):
+        laid_out[offset : offset + size] = value
+    return bytes(laid_out)
+
+
+def _packed(kind: str, value: Any) -> bytes:
+    if kind.startswith("*"):
+        return struct.pack("<Q", 0 if value is None else value.data_ptr())
+    if kind == "bf16":  # truncated, as Triton's launcher does
+        return struct.pack("<f", value)[2:]
+    return struct.pack(LAYOUT[kind], value)
+
+
+def _range(name: str, tensor: Tensor) -> host.Range:
+    """The memory from a tensor's first element to its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return host.Range(name, tensor.data_ptr(), (last + 1) * tensor.element_size())
+
+
+class TritonOnTheMachine(backends.Triton):
+    """The Triton backend's kernels for tensors of the processor; registered here and nowhere else."""
+
+    name = "triton_machine"
+
+    def missing(self) -> list[str]:
+        return []
+
+    def refuses(self, op: str, request: backends.Request) -> list[str]:
+        if backends.chosen() != self.name:
+            return ["it is a test instrument, chosen by name only"]
+        if request.device != "cpu":
+            return [f"the tensors are on {request.device}"]
+        return super().refuses(op, request._replace(device="cuda"))
+
+
+backends.register(TritonOnTheMachine())
+_drivers = {architecture: Driver(architecture) for architecture in SHARED_LIMIT}
+
+
+@contextmanager
+def on_the_machine(architecture: int, orders: int = 1) -> Iterator[None]:
+    """Triton's kernels inside the ``with`` block run on the machine, compiled for an architecture.
+
+    The backend "triton_machine" runs fastcsm's ops so.
+
+    Args:
+        architecture: 80 or 90.
+        orders: of warps and blocks in which every launch is executed; results must be equal bit by bit.
+    """
+    before, compiler = driver._active, compilers["nvidia"]
+    driver.set_active(_drivers[architecture])
+    compilers["nvidia"] = type(compiler)(Compiler, compiler.driver)
+    try:
+        with launches_to(partial(Launch.run, orders=orders)):
+            yield
+    finally:
+        driver._active = before
+        compilers["nvidia"] = compiler
