@@ -26,43 +26,56 @@ bool element_of(const std::string& type, uint8_t& element) {
   return type == "f16" || type == "bf16" || type == "tf32";
 }
 
+namespace {
+
+// Eight columns at a time.
+typedef double Eight __attribute__((vector_size(64)));
+typedef int64_t Whole __attribute__((vector_size(64)));
+typedef float Narrow __attribute__((vector_size(32)));
+typedef int32_t Bits __attribute__((vector_size(32)));
+
+Eight magnitude(Eight x) { return Eight(Whole(x) & INT64_MAX); }
+Eight larger(Eight x, Eight y) { return x < y ? y : x; }
+// Without its fraction, of at most 2^51.
+Eight whole_part(Eight x) {
+  const Eight size = magnitude(x), near = (size + 0x1p52) - 0x1p52;
+  const Eight less = near > size ? near - 1.0 : near;
+  return Eight(Whole(less) | (Whole(x) & INT64_MIN));
+}
+Eight to_float_toward_zero(Eight x) {
+  const Narrow near = __builtin_convertvector(x, Narrow);
+  const Whole beyond = magnitude(__builtin_convertvector(near, Eight)) > magnitude(x);  // -1 or 0
+  return __builtin_convertvector(Narrow(Bits(near) + __builtin_convertvector(beyond, Bits)), Eight);
+}
+
+Eight add_products(Eight c, const double* a, const double* b, int n, int columns, Unit unit) {
+  Eight terms[16], largest = magnitude(c), all = c;
+  for (int k = 0; k < n; ++k) {
+    Eight row;
+    std::memcpy(&row, b + k * columns, sizeof row);
+    terms[k] = a[k] * row;
+    largest = larger(largest, magnitude(terms[k]));
+    all += terms[k];
+  }
+  Whole exponent = (Whole(largest) >> 52) - (23 + unit.extra);
+  exponent = exponent < 1 ? Whole{} + 1 : exponent;
+  const Eight inverse = Eight((2046 - exponent) << 52);
+  Eight sum = whole_part(c * inverse);
+  for (int k = 0; k < n; ++k) sum += whole_part(terms[k] * inverse);
+  const Eight out = to_float_toward_zero(sum * Eight(exponent << 52));
+  return all - all == Eight{} ? out : all;  // where an operand is infinite or NaN, so is the sum
+}
+
+}  // namespace
+
 void multiply_row(double* c, const double* a, const double* b, int depth, int columns, Unit unit) {
-  double largest[kMostColumns], sum[kMostColumns], quantum[kMostColumns], inverse[kMostColumns];
-  for (int from = 0; from < depth; from += unit.at_once) {
-    const int to = std::min(depth, from + unit.at_once);
-    bool finite = true;
-    for (int n = 0; n < columns; ++n) largest[n] = std::fabs(c[n]);
-    for (int k = from; k < to; ++k) {
-      for (int n = 0; n < columns; ++n) {
-        const double term = std::fabs(a[k] * b[k * columns + n]);
-        largest[n] = largest[n] < term ? term : largest[n];
-      }
+  for (int first = 0; first < columns; first += 8) {
+    Eight sum;
+    std::memcpy(&sum, c + first, sizeof sum);
+    for (int k = 0; k < depth; k += unit.at_once) {
+      sum = add_products(sum, a + k, b + k * columns + first, std::min(depth - k, unit.at_once), columns, unit);
     }
-    for (int n = 0; n < columns; ++n) {
-      uint64_t bits;
-      std::memcpy(&bits, &largest[n], 8);
-      const int exponent = int(bits >> 52) - 23 - unit.extra;
-      const uint64_t up = uint64_t(std::max(exponent, 1)) << 52, down = uint64_t(2046 - std::max(exponent, 1)) << 52;
-      std::memcpy(&quantum[n], &up, 8);
-      std::memcpy(&inverse[n], &down, 8);
-      sum[n] = std::trunc(c[n] * inverse[n]);
-      // Also where an operand is NaN, which no comparison above keeps.
-      double all = c[n];
-      for (int k = from; k < to; ++k) all += a[k] * b[k * columns + n];
-      finite = finite && std::isfinite(all);
-    }
-    for (int k = from; k < to; ++k) {
-      for (int n = 0; n < columns; ++n) sum[n] += std::trunc(a[k] * b[k * columns + n] * inverse[n]);
-    }
-    for (int n = 0; n < columns; ++n) {
-      double out = sum[n] * quantum[n];
-      if (!finite) {
-        double all = c[n];
-        for (int k = from; k < to; ++k) all += a[k] * b[k * columns + n];
-        if (!std::isfinite(all)) out = all;
-      }
-      c[n] = toward_zero(out);
-    }
+    std::memcpy(c + first, &sum, sizeof sum);
   }
 }
 
