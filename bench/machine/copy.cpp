@@ -47,7 +47,7 @@ void wait_copies(Warp& w, const Instruction& i) {
       continue;
     }
     std::fill_n(w.block->shadow.coming.begin() + c.to, c.bytes, uint8_t(0));
-    w.block->shadow.note_write(w.index, c.lane, c.to, c.bytes, false);
+    w.block->shadow.note_write(w.index, c.lane, c.to, c.bytes, false, true);
     std::memcpy(w.block->memory.data() + c.to, c.value.data(), c.bytes);
   }
   w.copies = std::move(left);

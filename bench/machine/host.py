@@ -25,7 +25,15 @@ from typing import Any, ClassVar, NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "machine"
 #: Contraction is off: an instruction rounds as the device's does.
-FLAGS = ["-std=c++20", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-ffp-contract=off"]
+FLAGS = [
+    "-std=c++20",
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 #: Most bytes of shared memory that a block may have, by architecture.
 SHARED_LIMIT = {80: 166_912, 90: 232_448}

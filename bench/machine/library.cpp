@@ -69,7 +69,7 @@ std::string report(const Launch& launch) {
       << ",\"global_sectors\":" << c.global_sectors << ",\"global_least\":" << c.global_least
       << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written << ",\"flops\":" << c.flops
       << ",\"path\":" << c.path << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads
-      << ",\"faults\":[";
+      << ",\"unfenced_copies\":" << c.unfenced_copies << ",\"faults\":[";
   for (size_t k = 0; k < launch.faults.size(); ++k) out << (k ? "," : "") << quoted(launch.faults[k]);
   out << "]}";
   return out.str();
@@ -134,6 +134,8 @@ std::string difference(const Launch& launch, const Pages& a, const Pages& b) {
 
 }  // namespace
 
+#define MACHINE_API __attribute__((visibility("default")))
+
 extern "C" {
 
 struct LaunchRequest {
@@ -150,7 +152,7 @@ struct LaunchRequest {
   uint64_t limit, seed;
 };
 
-void* machine_load(const char* text) {
+MACHINE_API void* machine_load(const char* text) {
   auto* loaded = new Loaded;
   try {
     loaded->module = parse(text);
@@ -161,12 +163,12 @@ void* machine_load(const char* text) {
   return loaded;
 }
 
-void machine_free(void* loaded) { delete static_cast<Loaded*>(loaded); }
+MACHINE_API void machine_free(void* loaded) { delete static_cast<Loaded*>(loaded); }
 
-const char* machine_answer(void* loaded) { return static_cast<Loaded*>(loaded)->answer.c_str(); }
+MACHINE_API const char* machine_answer(void* loaded) { return static_cast<Loaded*>(loaded)->answer.c_str(); }
 
 // Runs a launch, in as many orders as asked for; memory is as the first of them left it.
-const char* machine_launch(void* handle, const LaunchRequest* request) {
+MACHINE_API const char* machine_launch(void* handle, const LaunchRequest* request) {
   Loaded& loaded = *static_cast<Loaded*>(handle);
   Launch launch;
   try {

@@ -91,10 +91,11 @@ struct Counts {
   std::vector<uint64_t> executed;  // for each instruction, by warps
   uint64_t shared_accesses = 0, shared_wavefronts = 0, shared_least = 0;
   uint64_t global_sectors = 0, global_least = 0, bytes_read = 0, bytes_written = 0;
-  uint64_t duplicates = 0;  // writes without order that change nothing
-  uint64_t dead_reads = 0;  // instructions whose racing reads change nothing
-  uint64_t flops = 0;       // of matrix instructions
-  uint64_t path = 0;        // cycles along the longest chain of dependences of a block
+  uint64_t duplicates = 0;       // writes without order that change nothing
+  uint64_t dead_reads = 0;       // instructions whose racing reads change nothing
+  uint64_t unfenced_copies = 0;  // pieces of 16 bytes that wgmma read with no proxy fence since their copy
+  uint64_t flops = 0;            // of matrix instructions
+  uint64_t path = 0;             // cycles along the longest chain of dependences of a block
 };
 
 struct Launch {

@@ -9,13 +9,6 @@
 
 namespace machine {
 
-int size_of(uint8_t element) { return element == kTf32 ? 4 : 2; }
-
-double to_value(uint32_t bits, uint8_t element) {
-  if (element == kTf32) return to_float(bits & 0xffffe000u);
-  return element == kHalf ? Half{uint16_t(bits)}.value() : Bfloat{uint16_t(bits)}.value();
-}
-
 Unit unit_of(int architecture, uint8_t element) {
   if (architecture < 90) return {element == kTf32 ? 4 : 8, 1};
   return {element == kTf32 ? 8 : 16, 2};

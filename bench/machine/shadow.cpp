@@ -22,11 +22,11 @@ void SharedShadow::begin(int warps_now, size_t bytes) {
   writer.resize(bytes);
   read_barriers.resize(bytes);
   coming.assign(bytes, 0);
+  copied.assign(bytes, 0);
   read.resize(warps);
-  reader.resize(warps);
   for (int w = 0; w < warps; ++w) {
     read[w].resize(bytes);
-    reader[w].resize(bytes);
+    known[w] = base - 1;
   }
 }
 
@@ -44,6 +44,9 @@ void SharedShadow::join(uint64_t which) {
     std::memcpy(clock[w], joined, sizeof joined);
     std::memcpy(proxied[w], fences, sizeof fences);
     tick(w);
+    known[w] = ~0u;
+    for (int v = 0; v < warps; ++v) known[w] = std::min(known[w], v == w ? known[w] : clock[w][v]);
+    known[w] = std::min(known[w], now[w] - 1);
   }
   if (which + 1 == 1ull << warps) ++barriers;
 }
@@ -53,49 +56,103 @@ void SharedShadow::proxy_fence(int warp) {
   tick(warp);
 }
 
-const char* SharedShadow::note_read(int warp, int lane, size_t at, int bytes, bool race) {
-  const char* wrong = nullptr;
-  for (size_t i = at; i < at + bytes; ++i) {
-    if (coming[i]) return "read of bytes whose asynchronous copy was not waited for";
-    if (written[i] < base) {
-      wrong = wrong ? wrong : "shared memory read before it was written";
-    } else if (race && !wrong) {
+template <int kBytes>
+const char* note_read_of(SharedShadow& s, int warp, int lane, size_t at, bool race) {
+  const uint32_t* written = s.written.data() + at;
+  const uint16_t* writer = s.writer.data() + at;
+  uint32_t *read = s.read[warp].data() + at, *read_barriers = s.read_barriers.data() + at;
+  const uint32_t now = s.now[warp];
+  uint32_t oldest = ~0u, newest = 0;
+  uint8_t coming = 0;
+  for (int i = 0; i < kBytes; ++i) {
+    oldest = std::min(oldest, written[i]);
+    newest = std::max(newest, written[i]);
+    coming |= s.coming[at + i];
+    const bool shared = read[i] >> 6 == now && (read[i] & 63) != uint32_t(lane);
+    read[i] = now << 6 | (shared ? kSeveral : uint32_t(lane));
+    read_barriers[i] = s.barriers;
+  }
+  if (coming) return "read of bytes whose asynchronous copy was not waited for";
+  if (oldest < s.base) return "shared memory read before it was written";
+  if (!race || newest <= s.known[warp]) return nullptr;
+  for (int i = 0; i < kBytes; ++i) {
+    const int by = writer[i] >> 5;
+    if (by != warp ? written[i] > s.clock[warp][by] : (writer[i] & 31) != lane && written[i] == now) {
+      return "race: a read of shared memory with no barrier after another's write";
+    }
+  }
+  return nullptr;
+}
+
+template <int kBytes>
+const char* note_write_of(SharedShadow& s, int warp, int lane, size_t at, bool race, bool copy) {
+  uint32_t* written = s.written.data() + at;
+  uint16_t* writer = s.writer.data() + at;
+  const uint32_t now = s.now[warp];
+  uint32_t newest = 0, latest = 0;
+  uint8_t coming = 0;
+  for (int i = 0; i < kBytes; ++i) {
+    newest = std::max(newest, written[i]);
+    latest = std::max(latest, s.read_barriers[at + i]);
+    coming |= s.coming[at + i];
+  }
+  const char* wrong = coming ? "write to bytes whose asynchronous copy was not waited for" : nullptr;
+  if (race && newest > s.known[warp]) {
+    for (int i = 0; i < kBytes && !wrong; ++i) {
       const int by = writer[i] >> 5;
-      if (by != warp ? written[i] > clock[warp][by] : (writer[i] & 31) != lane && written[i] == now[warp]) {
-        wrong = "race: a read of shared memory with no barrier after another's write";
+      if (written[i] >= s.base &&
+          (by != warp ? written[i] > s.clock[warp][by] : (writer[i] & 31) != lane && written[i] == now)) {
+        wrong = "race: a write to shared memory with no barrier after another's write";
       }
     }
-    reader[warp][i] = read[warp][i] == now[warp] && reader[warp][i] != uint8_t(lane) ? kSeveral : uint8_t(lane);
-    read[warp][i] = now[warp];
-    read_barriers[i] = barriers;
+  }
+  if (race && latest == s.barriers) {
+    for (int v = 0; v < s.warps && !wrong; ++v) {
+      for (int i = 0; i < kBytes && !wrong; ++i) {
+        const uint32_t moment = s.read[v][at + i] >> 6, reader = s.read[v][at + i] & 63;
+        if (moment < s.base) continue;
+        if (v != warp ? moment > s.clock[warp][v] : reader != uint32_t(lane) && moment == now) {
+          wrong = "race: a write to shared memory with no barrier after another's read";
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kBytes; ++i) {
+    written[i] = now;
+    writer[i] = uint16_t(warp << 5 | lane);
+    s.copied[at + i] = copy;
   }
   return wrong;
 }
 
-const char* SharedShadow::note_write(int warp, int lane, size_t at, int bytes, bool race) {
-  const char* wrong = nullptr;
-  for (size_t i = at; i < at + bytes; ++i) {
-    if (coming[i]) return "write to bytes whose asynchronous copy was not waited for";
-    if (race && !wrong) {
-      const int by = writer[i] >> 5;
-      if (written[i] >= base &&
-          (by != warp ? written[i] > clock[warp][by] : (writer[i] & 31) != lane && written[i] == now[warp])) {
-        wrong = "race: a write to shared memory with no barrier after another's write";
-      }
-      if (!wrong && read_barriers[i] == barriers) {
-        for (int v = 0; v < warps; ++v) {
-          if (read[v][i] < base) continue;
-          if (v != warp ? read[v][i] > clock[warp][v] : reader[v][i] != uint8_t(lane) && read[v][i] == now[warp]) {
-            wrong = "race: a write to shared memory with no barrier after another's read";
-            break;
-          }
-        }
-      }
-    }
-    written[i] = now[warp];
-    writer[i] = uint16_t(warp << 5 | lane);
+const char* SharedShadow::note_read(int warp, int lane, size_t at, int bytes, bool race) {
+  switch (bytes) {
+    case 1:
+      return note_read_of<1>(*this, warp, lane, at, race);
+    case 2:
+      return note_read_of<2>(*this, warp, lane, at, race);
+    case 4:
+      return note_read_of<4>(*this, warp, lane, at, race);
+    case 8:
+      return note_read_of<8>(*this, warp, lane, at, race);
+    default:
+      return note_read_of<16>(*this, warp, lane, at, race);
   }
-  return wrong;
+}
+
+const char* SharedShadow::note_write(int warp, int lane, size_t at, int bytes, bool race, bool copy) {
+  switch (bytes) {
+    case 1:
+      return note_write_of<1>(*this, warp, lane, at, race, copy);
+    case 2:
+      return note_write_of<2>(*this, warp, lane, at, race, copy);
+    case 4:
+      return note_write_of<4>(*this, warp, lane, at, race, copy);
+    case 8:
+      return note_write_of<8>(*this, warp, lane, at, race, copy);
+    default:
+      return note_write_of<16>(*this, warp, lane, at, race, copy);
+  }
 }
 
 void Memory::add(uint64_t address, uint64_t bytes, const std::string& name) {

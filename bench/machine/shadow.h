@@ -14,19 +14,21 @@
 namespace machine {
 
 constexpr int kMostWarps = 32;
-constexpr uint8_t kSeveral = 255;  // lanes
+constexpr uint32_t kSeveral = 32;  // lanes of a warp, where one would be 0..31
 
 struct SharedShadow {
   int warps = 0;
   uint32_t base = 1;  // moments before are of earlier blocks
   uint32_t barriers = 1, now[kMostWarps] = {};
   uint32_t clock[kMostWarps][kMostWarps] = {}, proxied[kMostWarps][kMostWarps] = {};
-  // For each byte: the last write, who by, the moment of each warp's last read and its lane, the last read's barriers.
+  // Of each warp, the moment up to which it knows all others.
+  uint32_t known[kMostWarps] = {};
+  // For each byte: the last write and who by; each warp's last read, 64 * moment + lane; the last read's barriers.
   std::vector<uint32_t> written, read_barriers;
   std::vector<uint16_t> writer;
   std::vector<std::vector<uint32_t>> read;
-  std::vector<std::vector<uint8_t>> reader;
   std::vector<uint8_t> coming;  // an asynchronous copy is on its way
+  std::vector<uint8_t> copied;  // the last write was such a copy
 
   void begin(int warps_now, size_t bytes);
   // Ends the moment of one warp.
@@ -38,10 +40,16 @@ struct SharedShadow {
   bool was_written(size_t at) const { return written[at] >= base; }
   // What is wrong with an access, or null; a write is also "duplicate" where only its value can excuse it.
   const char* note_read(int warp, int lane, size_t at, int bytes, bool race);
-  const char* note_write(int warp, int lane, size_t at, int bytes, bool race);
+  const char* note_write(int warp, int lane, size_t at, int bytes, bool race, bool copy = false);
   // Whether what was written there has passed a proxy fence that this warp knows of.
   bool seen_by_proxy(int warp, size_t at) const { return written[at] <= proxied[warp][writer[at] >> 5]; }
 };
+
+// For accesses of one size, so that compilers can unroll them.
+template <int kBytes>
+const char* note_read_of(SharedShadow& s, int warp, int lane, size_t at, bool race);
+template <int kBytes>
+const char* note_write_of(SharedShadow& s, int warp, int lane, size_t at, bool race, bool copy);
 
 struct GlobalCell {
   uint64_t write_block = 0, read_block = 0;
