@@ -207,6 +207,15 @@ def add_product(chunks, z, weight, I, IN: tl.constexpr, OUT: tl.constexpr, B: tl
 
 
 @triton.jit
+def times(a, b):
+    """a b, rounded before it is summed.
+
+    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
+    """
+    return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
 def output(
     primal, tangent, weight, bias, like, WIDTH: tl.constexpr, B: tl.constexpr, ACTIVATION: tl.constexpr
 ):
@@ -215,9 +224,9 @@ def output(
     for j in tl.static_range(len(primal)):
         w = vector(weight, j * B, WIDTH, 1, B, like)
         f, d, _ = activate(primal[j], ACTIVATION)
-        s += tl.sum(f * w, 1)
+        s += tl.sum(times(f, w), 1)
         if len(tangent) > 0:
-            ds += tl.sum(d * tangent[j] * w, 1)
+            ds += tl.sum(times(d * tangent[j], w), 1)
     return s + tl.load(bias).to(like.dtype), ds
 
 

@@ -8,7 +8,18 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .head import add_product, add_x, bias_chunks, context_chunk, matrix, output, vector, waves, zero_chunks
+from .head import (
+    add_product,
+    add_x,
+    bias_chunks,
+    context_chunk,
+    matrix,
+    output,
+    times,
+    vector,
+    waves,
+    zero_chunks,
+)
 
 
 @triton.jit
@@ -49,7 +60,7 @@ def share_of_row(
         a = vector(bias, j * B, WIDTH, 1, B, like)
         for i in tl.static_range((C + BC - 1) // BC):
             w = matrix(weight, j * B, i * BC, WIDTH, C, STRIDE, B, BC).to(like.dtype)
-            a += tl.sum(w * vector(context, i * BC, C, 1, BC, like), 1)[None, :]
+            a += tl.sum(times(w, vector(context, i * BC, C, 1, BC, like)), 1)[None, :]
         share = share + (a,)
     return share
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature
 
+from .head import times
+
 NODES = tl.constexpr(quadrature.NODES)
 FINE = tl.constexpr(quadrature.FINE)
 TOP = tl.constexpr(quadrature.TOP)
@@ -67,15 +69,6 @@ def rule(device: torch.device) -> tuple[Tensor, ...]:
         c @ slope,
     )
     return tuple(table.contiguous() for table in tables)
-
-
-@triton.jit
-def times(a, b):
-    """a b, rounded before it is summed.
-
-    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
-    """
-    return tl.fma(a, b, tl.zeros_like(a))
 
 
 @triton.jit
