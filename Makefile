@@ -13,8 +13,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 PYTHON ?= python3
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
-SOURCES := setup.py pyproject.toml $(CXX_FILES)
+find_cxx = $(shell find $(1) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+SOURCES := setup.py pyproject.toml $(call find_cxx,csrc)
+CXX_FILES := $(call find_cxx,csrc bench)
 
 demo: .venv/.demo
 	.venv/bin/python -m fastcsm demo --out runs/demo
