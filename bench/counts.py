@@ -5,7 +5,7 @@ for each unit of work, instructions, special functions, wavefronts of shared mem
 barriers, matrix operations, and the longest chain of dependences. A kernel that got worse than the table in
 bench/results/counts_<backend>.json is named, figure by figure, and the exit code is 1; ``--accept`` writes
 the figures found instead. They depend on the compiler's version; another one is not compared. ``--predict``
-prints what the tables say of times on an A100 and an H100 (machine/predict.py), and runs nothing.
+prints what the tables say of times on A100, H100 and H200 (machine/predict.py), and runs nothing.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def predictions() -> Iterator[tuple[str, ...]]:
 
 def page() -> str:
     """The table of predicted times, as bench/README.md has it."""
-    head = ["| call | kernel | A100 | H100 | H100 by hand |", "|---|---|---|---|---|"]
+    head = ["| call | kernel | A100 | H100 | H200 | H100 by hand |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in predictions())]) + "\n"
 
 

@@ -184,6 +184,7 @@ def figures(case: Case, first: host.Report, second: host.Report) -> dict[str, fl
         "least_sectors": unit("global_least"),
         "barriers": unit("barrier"),
         "flops": unit("flops"),
+        "memory": (unit("distinct_read") + unit("distinct_written")) * bool(case.frequencies),
         "path": round(path / in_turn, 2),
         "weighted": unit("weighted"),
         "static": flat(second.counts)["static_weighted"],

@@ -67,7 +67,9 @@ std::string report(const Launch& launch) {
   out << "},\"static\":" << program.code.size() << ",\"shared_accesses\":" << c.shared_accesses
       << ",\"shared_wavefronts\":" << c.shared_wavefronts << ",\"shared_least\":" << c.shared_least
       << ",\"global_sectors\":" << c.global_sectors << ",\"global_least\":" << c.global_least
-      << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written << ",\"flops\":" << c.flops
+      << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written
+      << ",\"distinct_read\":" << launch.memory.distinct_read
+      << ",\"distinct_written\":" << launch.memory.distinct_written << ",\"flops\":" << c.flops
       << ",\"path\":" << c.path << ",\"duplicates\":" << c.duplicates << ",\"dead_reads\":" << c.dead_reads
       << ",\"unfenced_copies\":" << c.unfenced_copies << ",\"faults\":[";
   for (size_t k = 0; k < launch.faults.size(); ++k) out << (k ? "," : "") << quoted(launch.faults[k]);

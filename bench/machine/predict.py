@@ -8,6 +8,7 @@ A unit of work, as ``cases.py`` counts it, keeps each part of a multiprocessor b
     matrix units     operations / rate, at most 62% of Hopper's by mma.sync
     float64          instructions * 32 lanes / 64 (Hopper) or 32 (Ampere) a cycle
     L2               least sectors, one of 32 bytes a cycle
+    device memory    bytes that no other unit touches / its share of the bandwidth (of heads; layers share theirs)
 
 and the longest chain of its dependences takes ``path`` cycles. Blocks that share a multiprocessor share its
 parts and overlap their chains: a round of c blocks takes the larger of the path and of c times the busiest
@@ -34,11 +35,13 @@ class Device(NamedTuple):
     by_mma: float  # the part of that rate that mma.sync reaches
     float64: int
     shared: int  # bytes of a multiprocessor
+    bandwidth: float  # bytes a second of device memory, of a copy
 
 
-A100 = Device("A100", 80, 108, 1.41e9, 2048, 1.0, 32, 167_936)
-H100 = Device("H100", 90, 132, 1.70e9, 4096, 0.62, 64, 233_472)
-DEVICES = (A100, H100)
+A100 = Device("A100", 80, 108, 1.41e9, 2048, 1.0, 32, 167_936, 1.4e12)
+H100 = Device("H100", 90, 132, 1.70e9, 4096, 0.62, 64, 233_472, 3.0e12)
+H200 = H100._replace(name="H200", bandwidth=4.3e12)
+DEVICES = (A100, H100, H200)
 #: Registers of a multiprocessor, threads it holds, and bytes of shared memory that every block takes besides.
 REGISTERS, THREADS, RESERVED = 65_536, 2048, 1024
 
@@ -148,6 +151,7 @@ def busy(device: Device, figures: Mapping[str, Any], precision: str, ratio: floa
         "matrix units": figures["flops"] / rate,
         "float64": figures["kinds"].get("float64", 0) * 32 / device.float64,
         "L2": figures["least_sectors"],
+        "device memory": figures["memory"] * device.clock * device.multiprocessors / device.bandwidth,
     }
 
 

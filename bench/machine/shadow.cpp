@@ -261,6 +261,7 @@ const char* Memory::note(bool write, uint64_t block, int warp, int lane, uint32_
       wrong = write ? "race: two writes to device memory with no order between them"
                     : "race: a read of device memory with no order after another's write";
     }
+    (write ? distinct_written : distinct_read) += write ? cell.write_block == 0 : cell.read_block == 0;
     if (write) {
       const bool before_barrier = cell.read_block == block && cell.read_barriers != times.barriers;
       if (!before_barrier && races(cell.read_block, cell.reader, cell.read_moment)) {

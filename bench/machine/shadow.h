@@ -85,6 +85,7 @@ struct Memory {
   mutable size_t last = 0;
   uint64_t last_page = ~0ull;
   Page* page = nullptr;
+  uint64_t distinct_read = 0, distinct_written = 0;  // bytes
   // By the read's place in the code and the byte's address.
   std::unordered_map<uint64_t, Suspect> suspects;
 

@@ -109,14 +109,13 @@ def test_accuracy(backend, activation, dtype):
             assert_as_accurate(*(layer.case(dtype, activation, backend) for layer in layers))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", TRITON)
-def test_triton_at_every_edge(backend, dtype):
+def test_triton_at_every_edge(backend):
     shapes = ((1, 1, 1), (63, 65, 64), (65, 16, 15), (64, 130, 17), (300, 33, 65))
     cases = []
     for n, degrees in enumerate(DEGREES):
         layer = Layer(*shapes[n % len(shapes)], degrees, seed=n)
-        cases.append(layer.case(dtype, [None, *NAMES][n % 8], backend))
+        cases.append(layer.case(torch.float64, [None, *NAMES][n % 8], backend))
     assert_as_accurate(*cases, relative=True)
 
 

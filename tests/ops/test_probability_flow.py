@@ -125,7 +125,6 @@ TRITON_HEADS = [
     {"rows": 3, "hidden": (5,), "frequencies": 0, "activation": "tanh", "context": 1},
     {"rows": 33, "hidden": (17, 9), "frequencies": 3, "activation": "silu", "context": 70},
     {"rows": 1, "hidden": (70, 130), "frequencies": 0, "activation": "softplus", "context": 17},
-    {"rows": 32, "hidden": (33, 16, 7), "frequencies": 17, "activation": "gelu", "context": 6},
     {"rows": 0, "hidden": (8, 24, 15, 31), "frequencies": 2, "activation": "sigmoid", "context": 2},
     {"rows": 2, "hidden": (8, 24, 15, 31), "frequencies": 2, "activation": "sigmoid", "context": 2},
 ]
