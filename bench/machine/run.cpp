@@ -106,15 +106,108 @@ void leave(Warp& w, uint32_t lanes) {
   if (!w.products.empty()) fault(w, lowest(lanes), "a wgmma that was never waited for");
 }
 
+// Registers such as %tid.x, which do not change while a block runs.
+uint32_t special(const Block& block, const std::string& name, int warp, int lane) {
+  const Launch& launch = *block.launch;
+  const int axis = name.back() == 'y' ? 1 : name.back() == 'z' ? 2 : 0;
+  const uint32_t self = 1u << lane;
+  if (name.compare(0, 5, "%tid.") == 0) return axis ? 0 : uint32_t(32 * warp + lane);
+  if (name.compare(0, 6, "%ntid.") == 0) return axis ? 1 : uint32_t(launch.threads);
+  if (name.compare(0, 7, "%ctaid.") == 0) return block.place[axis];
+  if (name.compare(0, 8, "%nctaid.") == 0) return launch.grid[axis];
+  if (name == "%laneid") return uint32_t(lane);
+  if (name == "%warpid") return uint32_t(warp);
+  if (name == "%lanemask_eq") return self;
+  if (name == "%lanemask_lt") return self - 1;
+  if (name == "%lanemask_le") return self | (self - 1);
+  if (name == "%lanemask_gt") return ~(self | (self - 1));
+  if (name == "%lanemask_ge") return ~(self - 1);
+  throw Fault("machine: no register " + name);
+}
+
+void set_specials(Warp& w) {
+  for (const auto& [name, at] : w.block->launch->program->specials) {
+    for (int lane = 0; lane < 32; ++lane) w.at<uint32_t>(at)[lane] = special(*w.block, name, w.index, lane);
+  }
+}
+
+uint32_t taking_part(Warp& w, const Instruction& i, uint32_t lanes) {
+  if (i.guard < 0) return lanes;
+  const uint32_t p = *w.at<uint32_t>(uint32_t(i.guard));
+  return lanes & (i.negated ? ~p : p);
+}
+
+// Each lane goes where its entry of the table says.
+void part_by_table(Warp& w, const Instruction& i, const Group& g, uint32_t m) {
+  const auto& table = w.block->launch->program->tables[size_t(i.number)];
+  const uint32_t* index = w.at<uint32_t>(i.a[0]);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(g.lanes >> lane & 1)) continue;
+    if (!(m >> lane & 1)) {
+      w.groups.push_back({g.pc + 1, 1u << lane, false});
+    } else if (index[lane] < table.size()) {
+      w.groups.push_back({table[index[lane]], 1u << lane, false});
+    } else {
+      fault(w, lane,
+            "a branch by entry " + std::to_string(index[lane]) + " of a table of " + std::to_string(table.size()));
+    }
+  }
+}
+
+// Whether the group goes on as one, at g.pc; else it is among the warp's groups, or has left.
+bool go(Warp& w, const Instruction& i, Group& g, uint32_t m) {
+  if (i.flow == Flow::table) {
+    part_by_table(w, i, g, m);
+    return false;
+  }
+  if (i.flow == Flow::leave) {
+    leave(w, m);
+    g.lanes &= ~m;
+    ++g.pc;
+    return g.lanes != 0;
+  }
+  const uint32_t target = uint32_t(i.number);
+  g.pc = m == g.lanes ? target : g.pc + 1;
+  if (m == 0 || m == g.lanes) return true;
+  w.groups.push_back({target, m, false});
+  w.groups.push_back({g.pc, g.lanes & ~m, false});
+  return false;
+}
+
+// A `.sync` instruction or a barrier: whether its lanes were all there and go on.
+bool meet(Warp& w, const Instruction& i, Group& g, uint32_t m) {
+  const int own = w.block->launch->threads - 32 * w.index;
+  const uint32_t need = wanted(w, i, m, own >= 32 ? kEvery : (1u << own) - 1);
+  if (m & ~need) fault(w, lowest(m & ~need), "the instruction's lanes do not include this one");
+  if (need & ~w.live) {
+    fault(w, lowest(m), "lanes " + std::to_string(lowest(need & ~w.live)) + " and maybe others have left before");
+  }
+  if (!gather(w, g, need)) {
+    g.waits = true;
+    w.groups.push_back(g);
+    --w.block->launch->counts.executed[g.pc];  // it is counted when the last lanes come
+    return false;
+  }
+  g.waits = false;
+  w.mask = m = taking_part(w, i, g.lanes);
+  if ((m & need) != need) fault(w, lowest(need & ~m), "its predicate is false for lanes that it needs");
+  ++g.pc;
+  if (i.flow != Flow::barrier) {
+    i.step(w, i);
+    return true;
+  }
+  w.barrier = int(w.at<uint32_t>(i.a[0])[lowest(m)]);
+  w.barrier_warps = int(w.at<uint32_t>(i.a[1])[lowest(m)]) / 32;
+  w.groups.push_back(g);
+  return false;
+}
+
 }  // namespace
 
 void run_warp(Warp& w, uint64_t budget) {
   Launch& launch = *w.block->launch;
   const std::vector<Instruction>& code = launch.program->code;
-  uint64_t* executed = launch.counts.executed.data();
-  const int own = launch.threads - 32 * w.index;
-  const uint32_t born = own >= 32 ? kEvery : (1u << own) - 1;
-  while (w.live) {
+  while (w.live && w.barrier < 0) {
     uint32_t next = 0;
     Group g = take_group(w, next);
     while (true) {
@@ -123,101 +216,27 @@ void run_warp(Warp& w, uint64_t budget) {
         if (budget == 0) return;
         break;
       }
+      w.pc = g.pc;
       if (g.pc >= code.size()) {
-        w.pc = uint32_t(code.size());
         leave(w, g.lanes);
         break;
       }
       const Instruction& i = code[g.pc];
-      w.pc = g.pc;
-      uint32_t m = g.lanes;
-      if (i.guard >= 0) {
-        const uint32_t p = *w.at<uint32_t>(uint32_t(i.guard));
-        m &= i.negated ? ~p : p;
-      }
-      w.mask = m;
-      ++executed[g.pc];
+      const uint32_t m = w.mask = taking_part(w, i, g.lanes);
+      ++launch.counts.executed[g.pc];
       --budget;
-      if (++w.steps > launch.limit)
+      if (++w.steps > launch.limit) {
         fault(w, lowest(g.lanes), "still running after " + std::to_string(launch.limit) + " instructions of a warp");
+      }
       if (launch.paths && m) follow(w, i);
       if (!w.flying.empty() && !i.asynchronous && m) expect_landed(w, i);
-      if (i.flow == Flow::plain) {
+      if (i.flow == Flow::plain || (m == 0 && i.flow > Flow::leave)) {
         if (m) i.step(w, i);
         ++g.pc;
         if (w.yields) budget = 0;
-        continue;
-      }
-      if (i.flow == Flow::branch) {
-        if (m == g.lanes) {
-          g.pc = uint32_t(i.number);
-          continue;
-        }
-        ++g.pc;
-        if (m == 0) continue;
-        w.groups.push_back({uint32_t(i.number), m, false});
-        w.groups.push_back({g.pc, g.lanes & ~m, false});
+      } else if (!(i.flow <= Flow::leave ? go(w, i, g, m) : meet(w, i, g, m))) {
         break;
       }
-      if (i.flow == Flow::table) {
-        const auto& table = launch.program->tables[size_t(i.number)];
-        const uint32_t* index = w.at<uint32_t>(i.a[0]);
-        for (int lane = 0; lane < 32; ++lane) {
-          if (!(g.lanes >> lane & 1)) continue;
-          if (!(m >> lane & 1)) {
-            w.groups.push_back({g.pc + 1, 1u << lane, false});
-          } else if (index[lane] < table.size()) {
-            w.groups.push_back({table[index[lane]], 1u << lane, false});
-          } else {
-            fault(
-                w, lane,
-                "a branch by entry " + std::to_string(index[lane]) + " of a table of " + std::to_string(table.size()));
-          }
-        }
-        break;
-      }
-      if (i.flow == Flow::leave) {
-        leave(w, m);
-        g.lanes &= ~m;
-        ++g.pc;
-        if (g.lanes) continue;
-        break;
-      }
-      if (m == 0) {
-        ++g.pc;
-        continue;
-      }
-      const uint32_t need = wanted(w, i, m, born);
-      if (m & ~need) fault(w, lowest(m & ~need), "the instruction's lanes do not include this one");
-      if (need & ~w.live) {
-        fault(w, lowest(m), "lanes " + std::to_string(lowest(need & ~w.live)) + " and maybe others have left before");
-      }
-      const uint32_t lanes_before = g.lanes;
-      if (!gather(w, g, need)) {
-        g.waits = true;
-        w.groups.push_back(g);
-        --executed[g.pc];  // it is counted when the last lanes come
-        break;
-      }
-      if (g.lanes != lanes_before) {
-        m = g.lanes;
-        if (i.guard >= 0) {
-          const uint32_t p = *w.at<uint32_t>(uint32_t(i.guard));
-          m &= i.negated ? ~p : p;
-        }
-        w.mask = m;
-      }
-      g.waits = false;
-      if ((m & need) != need) fault(w, lowest(need & ~m), "its predicate is false for lanes that it needs");
-      if (i.flow == Flow::barrier) {
-        w.barrier = int(w.at<uint32_t>(i.a[0])[lowest(m)]);
-        w.barrier_warps = int(w.at<uint32_t>(i.a[1])[lowest(m)]) / 32;
-        ++g.pc;
-        w.groups.push_back(g);
-        return;
-      }
-      i.step(w, i);
-      ++g.pc;
     }
   }
 }
@@ -262,26 +281,7 @@ void run_block(Block& block) {
     w.live = own >= 32 ? kEvery : (1u << own) - 1;
     w.groups = {{0, w.live, false}};
     if (launch.paths) w.clock.ready.assign(w.file.size() / 64 + 1, 0);
-    for (const auto& [name, at] : launch.program->specials) {
-      uint32_t* to = w.at<uint32_t>(at);
-      const int axis = name.back() == 'y' ? 1 : name.back() == 'z' ? 2 : 0;
-      for (int lane = 0; lane < 32; ++lane) {
-        uint32_t value = 0;
-        if (name.compare(0, 5, "%tid.") == 0) value = axis ? 0 : uint32_t(32 * k + lane);
-        else if (name.compare(0, 6, "%ntid.") == 0) value = axis ? 1 : uint32_t(launch.threads);
-        else if (name.compare(0, 7, "%ctaid.") == 0) value = block.place[axis];
-        else if (name.compare(0, 8, "%nctaid.") == 0) value = launch.grid[axis];
-        else if (name == "%laneid") value = uint32_t(lane);
-        else if (name == "%warpid") value = uint32_t(k);
-        else if (name == "%lanemask_eq") value = 1u << lane;
-        else if (name == "%lanemask_lt") value = (1u << lane) - 1;
-        else if (name == "%lanemask_le") value = (2u << lane) - 1;
-        else if (name == "%lanemask_gt") value = ~((2u << lane) - 1);
-        else if (name == "%lanemask_ge") value = ~((1u << lane) - 1);
-        else throw Fault("machine: no register " + name);
-        to[lane] = value;
-      }
-    }
+    set_specials(w);
   }
   std::minstd_rand random(uint32_t(launch.order * 7919 + block.serial));
   int first = 0;
