@@ -33,6 +33,7 @@ from fastcsm.kernels import (
     probability_flow,
     score_head,
 )
+from machine import host
 from torch import Tensor
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
@@ -43,9 +44,7 @@ TABLE = Path(__file__).parent / "results" / "resources.json"
 FIGURES = ("stack", "spills", "shared", "instructions")
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90)
-#: Bytes of shared memory a program may have.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-DTYPES = {"tf32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"tf32": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA")
 TYPES = {
     torch.float32: "*fp32",
@@ -157,6 +156,9 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
         seen = set()
         for suffix, entry in launches:
             label = f"{entry.kernel.__name__}{suffix} {name}"
+            # Exact products take the compiler longest; the loss is what they are used for most.
+            if name == "float32" and not label.startswith("csm_loss_kernel E=0"):
+                continue
             if entry.kernel.__name__ in ("reach_kernel", "reduce_partials_kernel") or label in seen:
                 continue
             seen.add(label)
@@ -283,8 +285,8 @@ def main() -> int:
             continue
         kernels[name] = found = measure(entry, architecture)
         print(f"{name:<60}", *(f"{figure} {value}" for figure, value in found.items()), flush=True)
-        if found["shared"] > SHARED_LIMIT[architecture]:
-            too_large.append(f"{name}: shared {found['shared']} exceeds {SHARED_LIMIT[architecture]}")
+        if found["shared"] > host.SHARED_LIMIT[architecture]:
+            too_large.append(f"{name}: shared {found['shared']} exceeds {host.SHARED_LIMIT[architecture]}")
     if arguments.accept:
         table.write(TABLE, "triton", triton.__version__, kernels, partly=bool(arguments.only))
         lines = too_large

@@ -217,16 +217,25 @@ def times(a, b):
 
 @triton.jit
 def output(
-    primal, tangent, weight, bias, like, WIDTH: tl.constexpr, B: tl.constexpr, ACTIVATION: tl.constexpr
+    primal,
+    tangent,
+    weight,
+    bias,
+    like,
+    WIDTH: tl.constexpr,
+    B: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALIKE: tl.constexpr = False,
 ):
-    """s and s' from the last hidden layer, (M,); s' is zero if there is no t."""
+    """s and s' from the last hidden layer, (M,); s' is zero if there is no t; ALIKE: the same on all lanes."""
     s, ds = tl.zeros_like(like), tl.zeros_like(like)
     for j in tl.static_range(len(primal)):
         w = vector(weight, j * B, WIDTH, 1, B, like)
         f, d, _ = activate(primal[j], ACTIVATION)
-        s += tl.sum(times(f, w), 1)
+        s += tl.sum(times(f, w) if ALIKE else f * w, 1)
         if len(tangent) > 0:
-            ds += tl.sum(times(d * tangent[j], w), 1)
+            u = d * tangent[j]
+            ds += tl.sum(times(u, w) if ALIKE else u * w, 1)
     return s + tl.load(bias).to(like.dtype), ds
 
 

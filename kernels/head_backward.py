@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .head import matrix, times, units, vector
+from .head import matrix, units, vector
 from .head_sums import first_chunk_sums, put_bias, put_first_chunk, put_layer_tile, put_output
 
 
@@ -92,7 +92,7 @@ def inputs_backward(
             w = matrix(weight, J * B, i * TILE[2], WIDTH, C, STRIDE, B, TILE[2])
             sums = sums + (tl.dot(ga.to(w.dtype), w, gcs[i], input_precision=P, out_dtype=gx.dtype),)
     if NEED_X:
-        gx += tl.sum(times(ga, vector(weight + C, J * B, WIDTH, STRIDE, B, x)), 1)
+        gx += tl.sum(ga * vector(weight + C, J * B, WIDTH, STRIDE, B, x), 1)
         if E > 0:
             w, sin, cos = wave
             ws = matrix(weight + C + 1, J * B, 0, WIDTH, E, STRIDE, B, BE)

@@ -130,4 +130,4 @@ def evaluate(
                 u = (d * t).to(STORE)
                 u_sums = add_product(u_sums, u, weights[k], i, WIDTHS[k - 1], WIDTHS[k], B, P)
         primal, tangent = z_sums, u_sums
-    return output(primal, tangent, weights[K], biases[K], x, WIDTHS[K - 1], B, ACTIVATION)
+    return output(primal, tangent, weights[K], biases[K], x, WIDTHS[K - 1], B, ACTIVATION, ALIKE=True)

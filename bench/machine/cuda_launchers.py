@@ -38,8 +38,6 @@ OBJECTS = ROOT / "build" / "cuda"
 FOLDER = ROOT / "build" / "machine"
 RUNTIME = Path(__file__).parent / "runtime"
 MULTIPROCESSORS = 3
-#: Most bytes of shared memory of a block.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 LAUNCH_FAILURE = 719  # cudaErrorLaunchFailure
 Callback = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -211,7 +209,7 @@ class Machine:
         self.library = ctypes.CDLL(str(library))
         self.library.machine_allocations.restype = ctypes.c_int64
         self.callback = Callback(self._launch)
-        self.library.machine_device(self.callback, SHARED_LIMIT[architecture], MULTIPROCESSORS)
+        self.library.machine_device(self.callback, host.SHARED_LIMIT[architecture], MULTIPROCESSORS)
         self.sources = {name: source for source in sources() for name in entries(shipped_ptx(source))}
         self.modules: dict[Path, str] = {}
 

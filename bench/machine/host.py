@@ -36,7 +36,7 @@ FLAGS = [
 ]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 #: Most bytes of shared memory that a block may have, by architecture.
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10}
 #: Instructions of a warp in a block after which it counts as never ending.
 LIMIT = 200_000_000
 

@@ -8,7 +8,7 @@ A unit of work, as ``cases.py`` counts it, keeps each part of a multiprocessor b
     matrix units     operations / rate, at most 62% of Hopper's by mma.sync
     float64          instructions * 32 lanes / 64 (Hopper) or 32 (Ampere) a cycle
     L2               least sectors, one of 32 bytes a cycle
-    device memory    bytes that no other unit touches / its share of the bandwidth (of heads; layers share theirs)
+    device memory    bytes of its own / its share of the bandwidth (of heads; tiles of layers have none)
 
 and the longest chain of its dependences takes ``path`` cycles. Blocks that share a multiprocessor share its
 parts and overlap their chains: a round of c blocks takes the larger of the path and of c times the busiest

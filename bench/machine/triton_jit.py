@@ -28,8 +28,6 @@ from fastcsm import backends
 
 from . import host
 
-#: Most bytes of shared memory a program may ask for, by architecture.
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10}
 #: Most threads of a program.
 MOST_THREADS = 1024
 #: How a parameter that is no pointer is laid out, by its type in Triton's signature.
@@ -120,7 +118,7 @@ class Utils:
         self.architecture = architecture
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_LIMIT[self.architecture]}
+        return {"max_shared_mem": host.SHARED_LIMIT[self.architecture]}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         """(nothing to unload, the kernel, registers, spills, most threads)."""
@@ -252,7 +250,7 @@ class TritonOnTheMachine(backends.Triton):
 
 
 backends.register(TritonOnTheMachine())
-_drivers = {architecture: Driver(architecture) for architecture in SHARED_LIMIT}
+_drivers = {architecture: Driver(architecture) for architecture in host.SHARED_LIMIT}
 
 
 @contextmanager

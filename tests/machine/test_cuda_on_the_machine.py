@@ -167,7 +167,7 @@ def test_more_shared_memory_than_a_block_may_have_is_refused(machine):
         with pytest.raises(RuntimeError, match="more shared memory than a block may have"):
             loss()
     finally:
-        device(cuda_launchers.SHARED_LIMIT[90])
+        device(host.SHARED_LIMIT[90])
 
 
 def test_what_an_op_allocates_is_known_while_it_runs(machine):
