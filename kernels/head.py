@@ -227,7 +227,7 @@ def output(
     ACTIVATION: tl.constexpr,
     ALIKE: tl.constexpr = False,
 ):
-    """s and s' from the last hidden layer, (M,); s' is zero if there is no t; ALIKE: the same on all lanes."""
+    """s and s' from the last hidden layer, (M,); s' is zero if there is no t. ALIKE: equal on all lanes."""
     s, ds = tl.zeros_like(like), tl.zeros_like(like)
     for j in tl.static_range(len(primal)):
         w = vector(weight, j * B, WIDTH, 1, B, like)
