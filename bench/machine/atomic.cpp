@@ -48,9 +48,7 @@ void atomic(Warp& w, const Instruction& i) {
       std::memcpy(p, &now, sizeof now);
     } else if (space == Space::global) {
       Memory& memory = w.block->launch->memory;
-      if (!memory.find(at[lane], sizeof(T))) {
-        fault(w, lane, "an atomic on device memory out of bounds: " + memory.outside(at[lane], sizeof(T)));
-      }
+      expect_device(w, lane, at[lane], sizeof(T), "an atomic on");
       memory.save(memory.page_of(at[lane]), at[lane]);
       void* p = reinterpret_cast<void*>(at[lane]);
       std::memcpy(&old, p, sizeof old);

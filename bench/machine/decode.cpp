@@ -209,7 +209,10 @@ void Decoder::note_dependences() {
       while (end < text.size() && (std::isalnum(text[end]) || std::strchr("_$.", text[end]))) ++end;
       const auto found = registers_.find(text.substr(at, end - at));
       if (found == registers_.end()) continue;
-      (k == 0 && !no_result ? now.writes : now.reads).push_back(found->second / 64);
+      const bool result = k == 0 && !no_result;
+      (result ? now.writes : now.reads).push_back(found->second / 64);
+      // Of 64 bits, or a half of them.
+      now.tracks |= result && (width(found->first) == 8 || (op == "mov" && type() == "b64"));
     }
   }
   now.latency = latency_of(now);

@@ -64,7 +64,8 @@ std::string report(const Launch& launch) {
     out << (first ? "" : ",") << quoted(name) << ":[" << n.first << "," << n.second << "]";
     first = false;
   }
-  out << "},\"static\":" << program.code.size() << ",\"shared_accesses\":" << c.shared_accesses
+  out << "},\"static\":" << program.code.size() << ",\"device_accesses\":" << c.device_accesses
+      << ",\"traced\":" << c.traced << ",\"shared_accesses\":" << c.shared_accesses
       << ",\"shared_wavefronts\":" << c.shared_wavefronts << ",\"shared_least\":" << c.shared_least
       << ",\"global_sectors\":" << c.global_sectors << ",\"global_least\":" << c.global_least
       << ",\"bytes_read\":" << c.bytes_read << ",\"bytes_written\":" << c.bytes_written

@@ -72,6 +72,7 @@ struct Instruction {
   // For the estimate of time: registers, as offset / 64, and cycles until the result is there.
   std::vector<uint32_t> reads, writes;
   uint32_t latency = 4;
+  bool tracks = false;  // it may make an address
 };
 
 // A kernel ready to run.
@@ -90,6 +91,7 @@ Program prepare(const Module& module, const std::string& kernel);
 struct Counts {
   std::vector<uint64_t> executed;  // for each instruction, by warps
   uint64_t shared_accesses = 0, shared_wavefronts = 0, shared_least = 0;
+  uint64_t device_accesses = 0, traced = 0;  // by instructions, and those whose tensor is known
   uint64_t global_sectors = 0, global_least = 0, bytes_read = 0, bytes_written = 0;
   uint64_t duplicates = 0;       // writes without order that change nothing
   uint64_t dead_reads = 0;       // instructions whose racing reads change nothing
@@ -141,6 +143,9 @@ struct Clock {
   std::vector<uint32_t> groups;  // when each group of copies will have
 };
 
+// Of registers that hold no address, and of those that come from several tensors.
+constexpr uint16_t kNowhere = 0, kSeveralTensors = 0xffff;
+
 struct Group {
   uint32_t pc, lanes;
   bool waits;
@@ -166,6 +171,7 @@ struct Warp {
   bool fenced = false;           // registers, for products to come
   bool yields = false;           // it waits for another warp in a loop
   std::vector<uint32_t> flying;  // registers that products will write
+  std::vector<uint16_t> origin;  // of registers, by offset / 64: 1 + the range that an address was made from
   Clock clock;
 
   template <class T>
@@ -213,6 +219,8 @@ void count_shared(Warp& warp, const uint64_t* address, uint32_t lanes, int bytes
 // Rows of 16 bytes, eight of them at a time.
 void count_matrix_rows(Warp& warp, const uint64_t* rows, int n);
 
+// Where the addresses come from that an instruction has made.
+void track(Warp& warp, const Instruction& i);
 // Follows an instruction's dependences.
 void follow(Warp& warp, const Instruction& i);
 

@@ -23,9 +23,7 @@ void write_shared(Warp& w, int lane, uint64_t address, int bytes, const void* fr
 
 void read_global(Warp& w, int lane, uint64_t address, int bytes, void* to) {
   Launch& launch = *w.block->launch;
-  if (!launch.memory.find(address, bytes)) {
-    fault(w, lane, "a read of device memory out of bounds: " + launch.memory.outside(address, bytes));
-  }
+  expect_device(w, lane, address, bytes, "a read of");
   if (launch.checks) {
     const char* wrong =
         launch.memory.note(false, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
@@ -39,9 +37,7 @@ void read_global(Warp& w, int lane, uint64_t address, int bytes, void* to) {
 
 void write_global(Warp& w, int lane, uint64_t address, int bytes, const void* from) {
   Launch& launch = *w.block->launch;
-  if (!launch.memory.find(address, bytes)) {
-    fault(w, lane, "a write to device memory out of bounds: " + launch.memory.outside(address, bytes));
-  }
+  expect_device(w, lane, address, bytes, "a write to");
   launch.memory.save(launch.memory.page_of(address), address);
   if (launch.checks) {
     const char* wrong = launch.memory.note(true, w.block->serial, w.index, lane, w.pc, address, bytes, w.block->shadow);
@@ -156,6 +152,8 @@ bool access(Decoder& d, bool reads) {
   d.now.space = named_space(d);
   d.address(d.operand(reads ? 1 : 0), 0, d.now.number, wide);
   d.now.bytes = uint8_t(bytes_of(d.type()));
+  if (d.now.bytes * operands_of(values[0] == '{' ? values.substr(1, values.size() - 2) : values).size() > 16)
+    return false;
   d.now.option = uint8_t(wide | (d.type()[0] == 's' ? 2 : 0));
   const std::string inside = values[0] == '{' ? values.substr(1, values.size() - 2) : values;
   int own = 0;

@@ -232,6 +232,7 @@ void run_warp(Warp& w, uint64_t budget) {
       if (!w.flying.empty() && !i.asynchronous && m) expect_landed(w, i);
       if (i.flow == Flow::plain || (m == 0 && i.flow > Flow::leave)) {
         if (m) i.step(w, i);
+        if (m && i.tracks && launch.checks) track(w, i);
         ++g.pc;
         if (w.yields) budget = 0;
       } else if (!(i.flow <= Flow::leave ? go(w, i, g, m) : meet(w, i, g, m))) {
@@ -280,6 +281,7 @@ void run_block(Block& block) {
     const int own = launch.threads - 32 * k;
     w.live = own >= 32 ? kEvery : (1u << own) - 1;
     w.groups = {{0, w.live, false}};
+    if (launch.checks) w.origin.assign(w.file.size() / 64 + 1, kNowhere);
     if (launch.paths) w.clock.ready.assign(w.file.size() / 64 + 1, 0);
     set_specials(w);
   }

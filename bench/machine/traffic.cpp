@@ -50,6 +50,9 @@ void count_matrix_rows(Warp& w, const uint64_t* rows, int n) {
 void count_global(Warp& w, const uint64_t* address, uint32_t lanes, int bytes, bool write) {
   Counts& counts = w.block->launch->counts;
   if (!lanes) return;
+  const uint16_t origin = origin_of(w, w.block->launch->program->code[w.pc]);
+  ++counts.device_accesses;
+  counts.traced += origin != kNowhere && origin != kSeveralTensors;
   uint64_t sectors[64], pieces[32];
   int n = 0, m = 0;
   for (int lane = 0; lane < 32; ++lane) {

@@ -215,6 +215,17 @@ def test_a_planted_fault_is_reported(name, monkeypatch):
         assert ", lane " in found[0]
 
 
+def test_an_access_belongs_to_the_tensor_of_its_address():
+    """Not to a neighbour in memory, of which it would stay within bounds."""
+    both = torch.arange(256, dtype=torch.int32)
+    launch(planted.PASSING, [both[:128], both[128:]], 128, grid=2)
+    text = plant(planted.PASSING, "[%rd4], 4", "[%rd4+-512], 4")
+    with pytest.raises(
+        host.Fault, match=r"was made from the address of tensor 1: kernel passing, planted.cu:20:1"
+    ):
+        launch(text, [both[:128], both[128:]], 128, grid=2)
+
+
 def swizzled(matrix, width):
     """(R, 16) halves as wgmma reads rows of 32 bytes by a descriptor with a swizzle of ``width`` bytes."""
     rows = len(matrix)
