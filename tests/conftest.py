@@ -1,11 +1,17 @@
 import importlib.util
 import os
+import sys
+from pathlib import Path
 
 # Small tests are quicker on one thread, in their subprocesses too; those about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+# What several rooms of tests share, and the measurements that tests look at.
+sys.path.append(str(Path(__file__).resolve().parent / "ops"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 # Triton reads this when kernels are defined: without a GPU they run in its interpreter.
 if not torch.cuda.is_available():

@@ -6,17 +6,11 @@ FASTCSM_MACHINE names, 80 or 90; tests/test_gpu.py on a device, with neither.
 """
 
 import os
-import sys
 from functools import partial
-from pathlib import Path
-
-import pytest
-import torch
-from torch.utils._pytree import tree_map
-
-sys.path.append(str(Path(__file__).parent / "ops"))
 
 import comparisons
+import pytest
+import torch
 from comparisons import (
     backward,
     loss,
@@ -27,6 +21,7 @@ from comparisons import (
     settings,
 )
 from support import NAMES, Case, bitwise_equal, split
+from torch.utils._pytree import tree_map
 
 import fastcsm
 from fastcsm import backends, functional
@@ -69,7 +64,6 @@ if LIBRARY:
     torch.ops.load_library(LIBRARY)
     backends.register(Emulated())
 elif MACHINE:
-    sys.path.append(str(Path(__file__).parents[1] / "bench"))
     from machine import cuda_launchers
 
     cuda_launchers.on_the_machine(int(MACHINE))

@@ -5,14 +5,10 @@ FASTCSM_WHOLE=1 runs all.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import emulation
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
 from machine import cuda_launchers
 
 pytestmark = pytest.mark.skipif(bool(emulation.why_not()), reason=emulation.why_not())

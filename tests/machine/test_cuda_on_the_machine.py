@@ -9,13 +9,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "ops"))
-
 from machine import cuda_launchers, host
 from support import Case, split
 

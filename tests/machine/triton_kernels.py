@@ -8,17 +8,13 @@ operands, as in tests/emulated_kernels.py, are 4 to 6 times as accurate.
 
 import importlib
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
+import comparisons
 import pytest
 import torch
 import triton
-
-sys.path.append(str(Path(__file__).parents[1] / "ops"))
-
-import comparisons
 from comparisons import DTYPES, chain, density, log_density_gradients, truncate_tf32
 from densities import Restoring
 from machine import host, triton_jit
