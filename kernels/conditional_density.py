@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
+from .head import times
 from .launch import HeadLaunch, numbers
 from .points import add_feature, evaluate, share_of_row
 from .quadrature import (
@@ -40,7 +41,6 @@ from .quadrature import (
     refine,
     rule,
     sides,
-    times,
 )
 
 CANCELLED = tl.constexpr(reference.CANCELLED)

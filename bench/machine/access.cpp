@@ -19,10 +19,10 @@ void expect_device(Warp& w, int lane, uint64_t address, int bytes, const char* w
   const Launch& launch = *w.block->launch;
   const uint16_t origin = origin_of(w, launch.program->code[w.pc]);
   const Range* own = origin == kNowhere || origin == kSeveralTensors ? nullptr : &launch.memory.ranges[origin - 1];
-  const bool in_any = launch.memory.find(address, bytes) != nullptr;
-  if (own ? address >= own->begin && address + bytes <= own->end : in_any) return;
+  const auto in_any = [&] { return launch.memory.find(address, bytes) != nullptr; };
+  if (own ? address >= own->begin && address + bytes <= own->end : in_any()) return;
   std::string where = launch.memory.outside(address, bytes);
-  if (own && in_any) where += "; it was made from the address of " + own->name;
+  if (own && in_any()) where += "; it was made from the address of " + own->name;
   fault(w, lane, std::string(what) + " device memory out of bounds: " + where);
 }
 

@@ -51,7 +51,7 @@ bool move(Decoder& d) {
     return false;
   }
   const std::string& many = d.operand(to_parts ? 0 : 1);
-  const int parts = int(operands_of(many.substr(1, many.size() - 2)).size());
+  const int parts = int(Decoder::parts(many).size());
   d.now.more = d.values(many, bytes / parts);
   d.now.a[0] = d.value(d.operand(to_parts ? 1 : 0), bytes);
   if (bytes == 4 && parts == 2) d.now.step = to_parts ? unpack<uint32_t, uint16_t> : pack<uint32_t, uint16_t>;

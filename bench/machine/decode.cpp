@@ -127,15 +127,15 @@ uint32_t Decoder::any(const std::string& text, int& bytes, int wanted) {
     if (p.name == text) return constant(uint64_t(p.offset), bytes);
   }
   if (module_.globals.count(text)) {
-    auto& bytes_kept = program_.globals[text];
-    const Global& g = module_.globals.at(text);
-    if (!bytes_kept) {
-      bytes_kept = std::make_shared<std::vector<uint8_t>>(g.bytes + 256);
-      const uint64_t begin = reinterpret_cast<uint64_t>(bytes_kept->data());
-      std::memcpy(bytes_kept->data() + (256 - begin % 256), g.value.data(), g.bytes);
+    Table& table = program_.globals[text];
+    if (!table.memory) {
+      const Global& g = module_.globals.at(text);
+      table.memory = std::make_shared<std::vector<uint8_t>>(g.bytes + kTableAlignment);
+      table.begin = (reinterpret_cast<uint64_t>(table.memory->data()) / kTableAlignment + 1) * kTableAlignment;
+      table.bytes = uint64_t(g.bytes);
+      std::memcpy(reinterpret_cast<void*>(table.begin), g.value.data(), g.bytes);
     }
-    const uint64_t begin = reinterpret_cast<uint64_t>(bytes_kept->data());
-    return constant(begin + (256 - begin % 256), bytes);
+    return constant(table.begin, bytes);
   }
   if (floating) unknown();
   return constant(uint64_t(number(text)), bytes);
@@ -155,13 +155,14 @@ uint32_t Decoder::carry() {
   return found->second;
 }
 
+Words Decoder::parts(const std::string& text) {
+  if (text.empty() || text[0] != '{') return {text};
+  return operands_of(text.substr(1, text.size() - 2));
+}
+
 std::vector<uint32_t> Decoder::values(const std::string& text, int bytes) {
   std::vector<uint32_t> found;
-  if (text.empty() || text[0] != '{') {
-    found.push_back(value(text, bytes));
-  } else {
-    for (const std::string& part : operands_of(text.substr(1, text.size() - 2))) found.push_back(value(part, bytes));
-  }
+  for (const std::string& part : parts(text)) found.push_back(value(part, bytes));
   return found;
 }
 
@@ -181,7 +182,7 @@ void Decoder::address(const std::string& text, int index, int64_t& offset, bool&
   wide = bytes == 8;
 }
 
-void Decoder::decode(const Statement& s) {
+void Decoder::begin(const Statement& s) {
   statement = &s;
   now = Instruction();
   now.source = &s;
@@ -189,12 +190,6 @@ void Decoder::decode(const Statement& s) {
     now.guard = int32_t(value(s.guard, 0));
     now.negated = s.negated;
   }
-  const bool known = decode_integer(*this) || decode_float(*this) || decode_convert(*this) || decode_compare(*this) ||
-                     decode_memory(*this) || decode_copy(*this) || decode_atomic(*this) || decode_warp(*this) ||
-                     decode_mbarrier(*this) || decode_matrix(*this) || decode_warpgroup(*this);
-  if (!known) unknown();
-  note_dependences();
-  program_.code.push_back(now);
 }
 
 void Decoder::note_dependences() {
@@ -218,40 +213,44 @@ void Decoder::note_dependences() {
   now.latency = latency_of(now);
 }
 
+bool Decoder::decode_flow() {
+  const std::string& op = word(0);
+  if (op == "bra") {
+    const auto label = source_.labels.find(operand(0));
+    if (label == source_.labels.end()) unknown();
+    now.flow = Flow::branch;
+    now.number = label->second;
+  } else if (op == "brx") {
+    const auto table = source_.tables.find(operand(1));
+    if (table == source_.tables.end()) unknown();
+    now.flow = Flow::table;
+    now.a[0] = value(operand(0), 4);
+    now.number = int64_t(program_.tables.size());
+    program_.tables.emplace_back();
+    for (const std::string& name : table->second) {
+      program_.tables.back().push_back(uint32_t(source_.labels.at(name)));
+    }
+  } else if (op == "ret" || op == "exit") {
+    now.flow = Flow::leave;
+  } else {
+    return false;
+  }
+  now.kind = Kind::branch;
+  return true;
+}
+
 void Decoder::run() {
   for (const Statement& s : source_.code) {
-    const std::string& op = s.op[0];
-    if (op == "bra" || op == "brx" || op == "ret" || op == "exit") {
-      statement = &s;
-      now = Instruction();
-      now.source = &s;
-      now.kind = Kind::branch;
-      if (!s.guard.empty()) {
-        now.guard = int32_t(value(s.guard, 0));
-        now.negated = s.negated;
-      }
-      if (op == "bra") {
-        const auto label = source_.labels.find(operand(0));
-        if (label == source_.labels.end()) unknown();
-        now.flow = Flow::branch;
-        now.number = label->second;
-      } else if (op == "brx") {
-        const auto table = source_.tables.find(operand(1));
-        if (table == source_.tables.end()) unknown();
-        now.flow = Flow::table;
-        now.a[0] = value(operand(0), 4);
-        now.number = int64_t(program_.tables.size());
-        program_.tables.emplace_back();
-        for (const std::string& name : table->second) {
-          program_.tables.back().push_back(uint32_t(source_.labels.at(name)));
-        }
-      } else {
-        now.flow = Flow::leave;
-      }
-      program_.code.push_back(now);
-    } else {
-      decode(s);
+    begin(s);
+    if (!decode_flow()) {
+      const bool known = decode_integer(*this) || decode_float(*this) || decode_convert(*this) ||
+                         decode_compare(*this) || decode_memory(*this) || decode_copy(*this) || decode_atomic(*this) ||
+                         decode_warp(*this) || decode_mbarrier(*this) || decode_matrix(*this) ||
+                         decode_warpgroup(*this);
+      if (!known) unknown();
+      note_dependences();
     }
+    program_.code.push_back(now);
   }
 }
 

@@ -28,7 +28,8 @@ class Decoder {
   uint32_t value(const std::string& text, int bytes, bool floating = false);
   // The same of a register of any width, which it tells.
   uint32_t any(const std::string& text, int& bytes, int wanted);
-  // Offsets of the parts of "{a, b}", or of one register.
+  // The texts of "{a, b}", or the one of a register; and the offsets of such.
+  static Words parts(const std::string& text);
   std::vector<uint32_t> values(const std::string& text, int bytes);
   bool is_register(const std::string& text) const;
   int width(const std::string& name) const;
@@ -66,7 +67,9 @@ class Decoder {
     each(w.mask, [&](int lane) { d[lane] = F{}(std::get<I>(from)[lane]...); });
   }
 
-  void decode(const Statement& s);
+  void begin(const Statement& s);
+  // Branches and returns, of which the caller knows no step.
+  bool decode_flow();
   // Registers of the operands' texts, and how long the result takes.
   void note_dependences();
   uint32_t constant(uint64_t bits, int bytes);

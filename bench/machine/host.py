@@ -117,7 +117,6 @@ class _Request(ctypes.Structure):
         ("names", ctypes.POINTER(ctypes.c_char_p)),
         ("ranges", ctypes.c_int64),
         ("limit", ctypes.c_uint64),
-        ("seed", ctypes.c_uint64),
     )
 
 
@@ -262,7 +261,6 @@ def launch(
         names=names,
         ranges=len(ranges),
         limit=LIMIT,
-        seed=2,
     )
     module._library.machine_launch(module._handle, ctypes.byref(request))
     counts = module.answer()

@@ -39,7 +39,7 @@ std::string describe(const Module& module) {
   return out.str();
 }
 
-// Executed instructions by kind, and by place in the source.
+// Executed instructions by kind, and by their first and last word.
 std::string report(const Launch& launch) {
   const Program& program = *launch.program;
   uint64_t kinds[size_t(Kind::count)] = {};
@@ -152,7 +152,7 @@ struct LaunchRequest {
   const uint64_t* sizes;
   const char* const* names;
   int64_t ranges;
-  uint64_t limit, seed;
+  uint64_t limit;
 };
 
 MACHINE_API void* machine_load(const char* text) {
@@ -189,8 +189,8 @@ MACHINE_API const char* machine_launch(void* handle, const LaunchRequest* reques
     for (int64_t k = 0; k < request->ranges; ++k) {
       launch.memory.add(request->begins[k], request->sizes[k], request->names[k]);
     }
-    for (const auto& [name, bytes] : program->globals) {
-      launch.memory.add(reinterpret_cast<uint64_t>(bytes->data()), bytes->size(), "the module's " + name);
+    for (const auto& [name, table] : program->globals) {
+      launch.memory.add(table.begin, table.bytes, "the module's " + name);
     }
     launch.memory.sort();
     Launch again = launch;
@@ -211,7 +211,7 @@ MACHINE_API const char* machine_launch(void* handle, const LaunchRequest* reques
       }
       for (int order = 1; order < request->orders; ++order) {
         Launch other = again;
-        other.order = order == 1 ? 1 : request->seed + uint64_t(order);
+        other.order = uint64_t(order);
         run(other);
         const std::string differs = difference(launch, first, take_back(other));
         if (!differs.empty()) launch.faults.push_back(differs);

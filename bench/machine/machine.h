@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "ptx.h"
 #include "shadow.h"
@@ -75,6 +76,13 @@ struct Instruction {
   bool tracks = false;  // it may make an address
 };
 
+// A module's table in the host's memory.
+constexpr uint64_t kTableAlignment = 256;
+struct Table {
+  std::shared_ptr<std::vector<uint8_t>> memory;
+  uint64_t begin = 0, bytes = 0;
+};
+
 // A kernel ready to run.
 struct Program {
   const Module* module = nullptr;
@@ -83,7 +91,7 @@ struct Program {
   std::vector<uint8_t> image;  // registers as a warp begins: constants, and all bits set elsewhere
   std::unordered_map<std::string, uint32_t> specials;
   std::vector<std::vector<uint32_t>> tables;
-  std::unordered_map<std::string, std::shared_ptr<std::vector<uint8_t>>> globals;
+  std::unordered_map<std::string, Table> globals;
 };
 
 Program prepare(const Module& module, const std::string& kernel);
@@ -113,9 +121,9 @@ struct Launch {
   bool poison = false;  // suspected reads find garbage
   bool paths = false;   // whether chains of dependences are followed
   Counts counts;
-  std::vector<std::string> faults;  // that do not stop the launch, each instruction once
-  std::vector<std::string> doubts;  // races of a read of device memory, of no matter if its value is of none
-  std::unordered_map<uint64_t, bool> known;
+  std::vector<std::string> faults;     // that do not stop the launch, each instruction once
+  std::vector<std::string> doubts;     // races of a read of device memory, of no matter if its value is of none
+  std::unordered_set<uint64_t> known;  // faults that were noted, by what and where
 };
 
 struct Copy {

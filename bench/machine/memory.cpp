@@ -63,6 +63,16 @@ uint8_t* local_memory(Warp& w, int lane, uint64_t address, int bytes) {
   return w.local.data() + uint64_t(lane) * most + address;
 }
 
+const uint8_t* parameter_memory(Warp& w, int lane, uint64_t address, int bytes) {
+  const std::vector<uint8_t>& parameters = w.block->launch->parameters;
+  if (address + bytes > parameters.size()) {
+    fault(w, lane,
+          "parameters are overrun: " + std::to_string(bytes) + " bytes at byte " + std::to_string(int64_t(address)) +
+              " of " + std::to_string(parameters.size()));
+  }
+  return parameters.data() + address;
+}
+
 void read_memory(Warp& w, int lane, Space space, uint64_t address, int bytes, void* to) {
   if (space == Space::global) return read_global(w, lane, address, bytes, to);
   if (space == Space::shared) return read_shared(w, lane, address, bytes, to);
@@ -70,13 +80,7 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, int bytes, vo
     std::memcpy(to, local_memory(w, lane, address, bytes), bytes);
     return;
   }
-  const std::vector<uint8_t>& parameters = w.block->launch->parameters;
-  if (address + bytes > parameters.size()) {
-    fault(w, lane,
-          "parameters are overrun: " + std::to_string(bytes) + " bytes at byte " + std::to_string(int64_t(address)) +
-              " of " + std::to_string(parameters.size()));
-  }
-  std::memcpy(to, parameters.data() + address, bytes);
+  std::memcpy(to, parameter_memory(w, lane, address, bytes), bytes);
 }
 
 void write_memory(Warp& w, int lane, Space space, uint64_t address, int bytes, const void* from) {
@@ -86,18 +90,32 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, int bytes, c
   std::memcpy(local_memory(w, lane, address, bytes), from, bytes);
 }
 
+// The lanes of an access that went to memory whose traffic is counted.
+struct Touched {
+  uint32_t shared = 0, global = 0;
+
+  void add(Space space, int lane) {
+    if (space == Space::shared) shared |= 1u << lane;
+    if (space == Space::global) global |= 1u << lane;
+  }
+  void count(Warp& w, const uint64_t* address, int bytes, bool write) const {
+    count_shared(w, address, shared, bytes);
+    count_global(w, address, global, bytes, write);
+  }
+};
+
 // option: 1 the base has 64 bits, 2 values are signed; second: bytes of a register.
 void load(Warp& w, const Instruction& i) {
   auto at = addresses(w, i.a[0], i.number, i.option & 1);
   const int all = int(i.bytes * i.more.size());
-  uint32_t shared = 0, global = 0;
+  Touched touched;
   for (int lane = 0; lane < 32; ++lane) {
     if (!(w.mask >> lane & 1)) continue;
     const Space space = space_of(i.space, at[lane]);
     expect_aligned(w, lane, at[lane], all);
     uint8_t value[64];
     read_memory(w, lane, space, at[lane], all, value);
-    (space == Space::shared ? shared : global) |= uint32_t(space == Space::shared || space == Space::global) << lane;
+    touched.add(space, lane);
     for (size_t k = 0; k < i.more.size(); ++k) {
       uint64_t part = 0;
       std::memcpy(&part, value + k * i.bytes, i.bytes);
@@ -105,23 +123,16 @@ void load(Warp& w, const Instruction& i) {
       std::memcpy(w.file.data() + i.more[k] + size_t(i.second) * lane, &part, i.second);
     }
   }
-  count_shared(w, at.data(), shared, all);
-  count_global(w, at.data(), global, all, false);
+  touched.count(w, at.data(), all, false);
 }
 
 // The common case: every lane reads the same parameter.
 template <class T>
 void load_parameter(Warp& w, const Instruction& i) {
-  const std::vector<uint8_t>& parameters = w.block->launch->parameters;
   for (size_t k = 0; k < i.more.size(); ++k) {
     const uint64_t address = uint64_t(i.number) + k * sizeof(T);
-    if (address + sizeof(T) > parameters.size()) {
-      fault(w, __builtin_ctz(w.mask),
-            "parameters are overrun: " + std::to_string(sizeof(T)) + " bytes at byte " + std::to_string(address) +
-                " of " + std::to_string(parameters.size()));
-    }
     T value;
-    std::memcpy(&value, parameters.data() + address, sizeof(T));
+    std::memcpy(&value, parameter_memory(w, __builtin_ctz(w.mask), address, sizeof(T)), sizeof(T));
     T* to = w.at<T>(i.more[k]);
     each(w.mask, [&](int lane) { to[lane] = value; });
   }
@@ -130,7 +141,7 @@ void load_parameter(Warp& w, const Instruction& i) {
 void store(Warp& w, const Instruction& i) {
   auto at = addresses(w, i.a[0], i.number, i.option & 1);
   const int all = int(i.bytes * i.more.size());
-  uint32_t shared = 0, global = 0;
+  Touched touched;
   for (int lane = 0; lane < 32; ++lane) {
     if (!(w.mask >> lane & 1)) continue;
     const Space space = space_of(i.space, at[lane]);
@@ -139,11 +150,10 @@ void store(Warp& w, const Instruction& i) {
     for (size_t k = 0; k < i.more.size(); ++k) {
       std::memcpy(value + k * i.bytes, w.file.data() + i.more[k] + size_t(i.second) * lane, i.bytes);
     }
-    (space == Space::shared ? shared : global) |= uint32_t(space == Space::shared || space == Space::global) << lane;
+    touched.add(space, lane);
     write_memory(w, lane, space, at[lane], all, value);
   }
-  count_shared(w, at.data(), shared, all);
-  count_global(w, at.data(), global, all, true);
+  touched.count(w, at.data(), all, true);
 }
 
 bool access(Decoder& d, bool reads) {
@@ -152,12 +162,11 @@ bool access(Decoder& d, bool reads) {
   d.now.space = named_space(d);
   d.address(d.operand(reads ? 1 : 0), 0, d.now.number, wide);
   d.now.bytes = uint8_t(bytes_of(d.type()));
-  if (d.now.bytes * operands_of(values[0] == '{' ? values.substr(1, values.size() - 2) : values).size() > 16)
-    return false;
+  const Words parts = Decoder::parts(values);
+  if (d.now.bytes * parts.size() > 16) return false;
   d.now.option = uint8_t(wide | (d.type()[0] == 's' ? 2 : 0));
-  const std::string inside = values[0] == '{' ? values.substr(1, values.size() - 2) : values;
   int own = 0;
-  for (const std::string& part : operands_of(inside)) {
+  for (const std::string& part : parts) {
     if (part == "_") {
       d.now.more.push_back(d.value(part, 8));
       continue;

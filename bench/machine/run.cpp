@@ -27,7 +27,7 @@ void fault(const Warp& w, int lane, const std::string& what) { throw Fault(what 
 
 void note(Warp& w, int lane, const std::string& what, bool doubt) {
   Launch& launch = *w.block->launch;
-  if (!launch.known.emplace(std::hash<std::string>()(what) ^ w.pc, true).second) return;
+  if (!launch.known.insert(std::hash<std::string>()(what) ^ w.pc).second) return;
   (doubt ? launch.doubts : launch.faults).push_back(what + ": " + where(w, lane));
 }
 
@@ -267,7 +267,7 @@ void release(Block& block, int barrier) {
 void run_block(Block& block) {
   Launch& launch = *block.launch;
   const int warps = (launch.threads + 31) / 32;
-  block.memory.assign(size_t(std::max(launch.shared_bytes, launch.program->module->static_shared)), 0xff);
+  block.memory.assign(size_t(launch.shared_bytes), 0xff);
   block.shadow.begin(warps, block.memory.size());
   block.barriers.clear();
   block.warps.resize(warps);

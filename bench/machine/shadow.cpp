@@ -56,6 +56,9 @@ void SharedShadow::proxy_fence(int warp) {
   tick(warp);
 }
 
+namespace {
+
+// For accesses of one size, so that compilers can unroll them.
 template <int kBytes>
 const char* note_read_of(SharedShadow& s, int warp, int lane, size_t at, bool race) {
   const uint32_t* written = s.written.data() + at;
@@ -124,6 +127,8 @@ const char* note_write_of(SharedShadow& s, int warp, int lane, size_t at, bool r
   }
   return wrong;
 }
+
+}  // namespace
 
 const char* SharedShadow::note_read(int warp, int lane, size_t at, int bytes, bool race) {
   switch (bytes) {

@@ -38,18 +38,12 @@ struct SharedShadow {
   void proxy_fence(int warp);
 
   bool was_written(size_t at) const { return written[at] >= base; }
-  // What is wrong with an access, or null; a write is also "duplicate" where only its value can excuse it.
+  // What is wrong with an access, or null.
   const char* note_read(int warp, int lane, size_t at, int bytes, bool race);
   const char* note_write(int warp, int lane, size_t at, int bytes, bool race, bool copy = false);
   // Whether what was written there has passed a proxy fence that this warp knows of.
   bool seen_by_proxy(int warp, size_t at) const { return written[at] <= proxied[warp][writer[at] >> 5]; }
 };
-
-// For accesses of one size, so that compilers can unroll them.
-template <int kBytes>
-const char* note_read_of(SharedShadow& s, int warp, int lane, size_t at, bool race);
-template <int kBytes>
-const char* note_write_of(SharedShadow& s, int warp, int lane, size_t at, bool race, bool copy);
 
 struct GlobalCell {
   uint64_t write_block = 0, read_block = 0;
