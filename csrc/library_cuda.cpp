@@ -63,6 +63,7 @@ FASTCSM_KERNELS {
   m.impl("masked_linear", TORCH_BOX(&fastcsm::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&fastcsm::masked_linear_backward));
   m.impl("masked_linear_backward_into", TORCH_BOX(&fastcsm::masked_linear_backward_into));
+  m.impl("rescale", TORCH_BOX(&fastcsm::rescale));
 }
 
 FASTCSM_QUESTIONS { m.impl("shared_bytes", TORCH_BOX(&shared_bytes)); }

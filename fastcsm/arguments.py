@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import activations
+from .host import on_host
 
 Coefficient = float | Tensor | None
 
@@ -290,6 +291,21 @@ def interval(low: float, high: float, panels: int) -> tuple[float, float, int]:
     return float(low), float(high), panels
 
 
+def permutation(name: str, value: Sequence[int] | Tensor | None, size: int, device: torch.device) -> Tensor:
+    """A permutation of range(size), by default the identity, as (size,) int64 on the device."""
+    if value is None:
+        return torch.arange(size, device=device)
+    if isinstance(value, Tensor):
+        if value.dtype is not torch.int64 or value.device != device:
+            raise TypeError(f"{name} must be int64 on {device}, got {value.dtype} on {value.device}")
+        entries = on_host(value).tolist()
+    else:
+        entries = [int(entry) for entry in value]
+    if sorted(entries) != list(range(size)):
+        raise ValueError(f"{name} must be a permutation of range({size}), got {entries}")
+    return torch.tensor(entries, device=device) if not isinstance(value, Tensor) else value.contiguous()
+
+
 def draw(
     x: Tensor,
     weights: Sequence[Sequence[Tensor]],
@@ -299,7 +315,7 @@ def draw(
     made_weights: Sequence[Sequence[Tensor]],
     made_biases: Sequence[Sequence[Tensor | None]],
     degrees: Sequence[Tensor],
-    order: Sequence[int] | None,
+    order: Sequence[int] | Tensor | None,
     made_activation: str,
     residual: bool,
     stages: int,
@@ -313,10 +329,8 @@ def draw(
     if x.dim() != 2:
         raise ValueError(f"x must have shape (samples, variables), got {tuple(x.shape)}")
     batch, variables = x.shape
-    order = list(range(variables)) if order is None else [int(d) for d in order]
+    places = permutation("order", order, variables, x.device)
     last = variables if last is None else last
-    if sorted(order) != list(range(variables)):
-        raise ValueError(f"order must be a permutation of range({variables}), got {order}")
     if not 0 <= first <= last <= variables:
         raise ValueError(
             f"first and last must satisfy 0 <= first <= last <= {variables}, got {first}, {last}"
@@ -342,7 +356,7 @@ def draw(
         [weight for made in networks for weight in made[0]],
         [bias for made in networks for bias in made[1]],
         [degree.contiguous() for degree in degrees],
-        torch.tensor(order, dtype=torch.int64, device=x.device),
+        places,
         made_activation,
         residual,
     )

@@ -187,7 +187,15 @@ class CUDA(_Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
 
     name = device = "cuda"
-    ops = ("score_head", "csm_loss", "langevin", "masked_linear", "conditional_density", "probability_flow")
+    ops = (
+        "score_head",
+        "csm_loss",
+        "langevin",
+        "masked_linear",
+        "conditional_density",
+        "probability_flow",
+        "rescale",
+    )
     composed = ("conditional_density_backward", "conditional_density_draw")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128
@@ -205,7 +213,7 @@ class CUDA(_Library):
     def refuses(self, op: str, request: Request) -> list[str]:
         reasons = super().refuses(op, request)
         layer = _module(op) == "masked_linear"
-        if not reasons and not layer:
+        if not reasons and not layer and request.widths:
             reasons = self._too_large(op, request)
         if chosen() == "auto" and not reasons:
             # A layer that is asked for a head is a part of a composition; nodes cost what their density does.
@@ -250,6 +258,7 @@ class Triton:
         "masked_linear",
         "conditional_density",
         "probability_flow",
+        "rescale",
     )
     composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)

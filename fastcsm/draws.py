@@ -26,7 +26,7 @@ def langevin_draw(
     made_biases: Sequence[Sequence[Tensor | None]],
     degrees: Sequence[Tensor],
     *,
-    order: Sequence[int] | None = None,
+    order: Sequence[int] | Tensor | None = None,
     made_activation: str = "relu",
     residual: bool = False,
     activation: str = "silu",
@@ -53,7 +53,8 @@ def langevin_draw(
         made_weights, made_biases: for each head those of its network: the hidden layers, then the output
             layer, whose D * C rows are the contexts by variable.
         degrees: int64 (H_l,) for each hidden layer, sorted, at least 1; variable order[k] has degree k + 1.
-        order: permutation of range(D); in sequence by default.
+        order: permutation of range(D); in sequence by default. An int64 tensor on the device of x is read by
+            the host once; integers are copied to the device at every call, which a GPU waits for.
         made_activation, residual: as for :class:`fastcsm.nn.MADE`.
         activation, frequencies: of the heads.
         step_sizes, steps, score_scales, stage_features, seed: as for :func:`fastcsm.functional.langevin`.
@@ -91,7 +92,7 @@ def conditional_density_draw(
     made_biases: Sequence[Tensor | None],
     degrees: Sequence[Tensor],
     *,
-    order: Sequence[int] | None = None,
+    order: Sequence[int] | Tensor | None = None,
     made_activation: str = "relu",
     residual: bool = False,
     activation: str = "silu",

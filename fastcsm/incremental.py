@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import activations
+from .host import on_host
 
 
 class Incremental:
@@ -21,7 +22,7 @@ class Incremental:
         weights, biases: hidden layers, then the output layer, whose D * C rows are the contexts by variable;
             in the dtype and on the device of the values and contexts.
         degrees: int64 (H_l,) for each hidden layer, sorted; variable order[k] has degree k + 1.
-        order: permutation of range(D).
+        order: permutation of range(D); as a tensor, on the device of the weights.
         activation, residual: as for :class:`fastcsm.nn.MADE`.
 
     Attributes:
@@ -37,17 +38,17 @@ class Incremental:
         weights: Sequence[Tensor],
         biases: Sequence[Tensor],
         degrees: Sequence[Tensor],
-        order: Sequence[int],
+        order: Sequence[int] | Tensor,
         activation: str,
         residual: bool,
     ):
         self._f = activations.get(activation).f
-        self._order = list(order)
+        self._order = on_host(order).tolist() if isinstance(order, Tensor) else list(order)
         features = len(self._order)
         self._features = len(weights[-1]) // features
         self._weights, self._biases = list(weights), list(biases)
         if self._order != sorted(self._order):
-            self._weights[0] = self._weights[0][:, self._order]
+            self._weights[0] = self._weights[0][:, order]
         self._ends = [_ends(degree, features) for degree in degrees]
         self._values = weights[0].new_zeros(batch, features)
         #: What the layer above reads of each layer; of a residual network's even layers, f of the sum so far.
@@ -113,6 +114,7 @@ class Incremental:
 
 def _ends(degrees: Tensor, features: int) -> list[int]:
     """Number of units of a degree up to m, for m = 0, ..., features - 1."""
+    degrees = on_host(degrees)
     if (degrees.diff() < 0).any():
         raise ValueError("degrees must be those of hidden units sorted by degree")
-    return torch.searchsorted(degrees, torch.arange(features, device=degrees.device), right=True).tolist()
+    return torch.searchsorted(degrees, torch.arange(features), right=True).tolist()

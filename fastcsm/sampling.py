@@ -25,6 +25,9 @@ _DRAW_PANELS, _DRAW_MARGIN = 2, 3.0
 RELATIVE_STEP = 0.2
 #: Samples of one fused call and parts of its dimensions: between two calls progress is told and Ctrl-C heard.
 _ROWS, _PARTS, _EXACT_PARTS = 256, 20, 4
+#: On other devices one call draws all, as far as the values of the networks' units fit in so many bytes; and
+#: where progress is wanted so many parts: each computes anew the units that are known before it.
+_DEVICE_BYTES, _DEVICE_PARTS = 512 << 20, 4
 
 
 @torch.no_grad()
@@ -57,7 +60,7 @@ def annealed_langevin(
         steps: Langevin steps T per noise level.
         step_size: e_0, the step size at the smallest level; 0.2 sigma_L^2 by default. A model without noise
             has one level and needs it given.
-        batch_size: samples drawn together; by default all, or 256 where the draw is fused.
+        batch_size: samples drawn together; by default all, or on processors 256 where the draw is fused.
         first_sample: number of the first sample: ``first_sample=k`` continues a draw of k samples.
         given, known: the first ``known`` variables of the model's order are those of ``given``, (n, D) or
             (D,), and are returned as they are; contexts see them with noise sigma_L, as in training.
@@ -78,7 +81,7 @@ def annealed_langevin(
         raise ValueError(f"the model has finished {model.stage} of {len(sizes)} stages, expected all of them")
     draw = _Fused.langevin(model, sizes, steps) or _Stepwise(model, sizes, steps)
     if batch_size is None and isinstance(draw, _Fused):
-        batch_size = _ROWS
+        batch_size = draw.batch_size()
     return _draw(model, n, draw, seed, batch_size, first_sample, given, known, denoise, progress)
 
 
@@ -128,7 +131,7 @@ def exact(
     )
     draw = _Fused.exact(model, rows) or _Exact(model, rows)
     if batch_size is None and isinstance(draw, _Fused):
-        batch_size = _ROWS
+        batch_size = draw.batch_size()
     return _draw(model, n, draw, seed, batch_size, first_sample, given, known, denoise, progress)
 
 
@@ -161,6 +164,7 @@ def _draw(
     batches = range(0, n, batch_size or max(n, 1))
     report = _reporter(progress)
     order = list(getattr(model.context_net, "order", range(features)))
+    places = _places(model.context_net, order[:known], parameter.device)
     was_training = model.training
     model.eval()
     try:
@@ -172,12 +176,18 @@ def _draw(
                 report(index * features + done, len(batches) * features)
 
             x = _noisy(model, start[chosen], order[:known], seed, samples[chosen])
-            x = draw(x, order, known, seed, samples[chosen], denoise, tell)
-            x[:, order[:known]] = start[chosen][:, order[:known]]
+            x = draw(x, order, known, seed, samples[chosen], denoise, tell if progress else None)
+            if known:
+                x[:, places] = start[chosen][:, places]
             parts.append(x)
     finally:
         model.train(was_training)
     return torch.cat(parts)
+
+
+def _places(net: nn.Module, order: list[int], device: torch.device) -> Tensor:
+    """The first variables of a network's order on the device, where a MADE has them already."""
+    return net.places[: len(order)] if isinstance(net, MADE) else torch.tensor(order, device=device)
 
 
 def _start(n: int, features: int, given: Tensor | None, known: int, like: Tensor) -> Tensor:
@@ -246,6 +256,15 @@ class _Fused:
         one = {name: found[name][0] for name in ("weights", "biases", "made_weights", "made_biases")}
         return cls(model, functional.conditional_density_draw, found | one | rows.options(), _EXACT_PARTS)
 
+    def batch_size(self) -> int:
+        """Samples to draw together."""
+        degrees, device = self._arguments["degrees"], self._arguments["order"].device
+        if device.type == "cpu":
+            return _ROWS
+        models = [self._model, *self._model.stages]
+        units = (len(models) + 1) * sum(map(len, degrees))  # and the sums of a residual network
+        return max(_DEVICE_BYTES // (4 * units), 1)
+
     def __call__(
         self,
         x: Tensor,
@@ -254,17 +273,26 @@ class _Fused:
         seed: int,
         samples: Tensor,
         denoise: bool,
-        tell: Callable[[int], None],
+        tell: Callable[[int], None] | None,
     ) -> Tensor:
         variance = self._model.noise.sigma_min**2 if denoise and self._model.noise else 0.0
-        clean, size = x.clone(), max(len(order) // self._parts, 1)
+        parts, places = self._parts, self._arguments["order"]
+        if x.device.type != "cpu":
+            parts = _DEVICE_PARTS if tell else 1
+        clean, size = x, max(len(order) // parts, 1)
         for first in range(known, len(order), size):
             last = min(first + size, len(order))
             x, part = self._function(
                 x, **self._arguments, seed=seed, samples=samples, first=first, last=last, denoise=variance
             )
-            clean[:, order[first:last]] = part[:, order[first:last]]
-            tell(last)
+            if first == known:
+                clean = part
+            else:
+                clean[:, places[first:last]] = part[:, places[first:last]]
+            if tell:
+                if x.is_cuda:
+                    torch.cuda.current_stream(x.device).synchronize()
+                tell(last)
         return clean
 
 
@@ -281,7 +309,7 @@ def _layers(model: ARCSM, parts: Sequence[Any]) -> dict[str, Any] | None:
         "made_weights": [[layer.weight for layer in network] for network in layers],
         "made_biases": [[layer.bias for layer in network] for network in layers],
         "degrees": [layer.out_degrees for layer in layers[-1][:-1]],
-        "order": made.order,
+        "order": made.places,
         "made_activation": made.activation,
         "residual": made.residual,
         "activation": heads[-1].activation,
@@ -303,7 +331,7 @@ class _Stepwise:
         seed: int,
         samples: Tensor,
         denoise: bool,
-        tell: Callable[[int], None],
+        tell: Callable[[int], None] | None,
     ) -> Tensor:
         model, sizes, steps = self._model, self._sizes, self._steps
         parts: list[Any] = [*model.stages, model] if model.staged else [model]
@@ -324,7 +352,8 @@ class _Stepwise:
                 x[:, d] = clean[:, d] = value
                 if denoise:
                     clean[:, d] += model.noise.sigma_min**2 * _score(model, context, value)
-            tell(k + 1)
+            if tell:
+                tell(k + 1)
         return clean
 
 
@@ -342,7 +371,7 @@ class _Exact:
         seed: int,
         samples: Tensor,
         denoise: bool,
-        tell: Callable[[int], None],
+        tell: Callable[[int], None] | None,
     ) -> Tensor:
         model, clean = self._model, x.clone()
         for k, (d, context) in enumerate(ordered_contexts(model.context_net, x)):
@@ -351,7 +380,8 @@ class _Exact:
                 x[:, d] = clean[:, d] = self._rows.quantile(context, u)
                 if denoise and model.noise is not None:
                     clean[:, d] += model.noise.sigma_min**2 * _score(model, context, x[:, d])
-            tell(k + 1)
+            if tell:
+                tell(k + 1)
         return clean
 
 

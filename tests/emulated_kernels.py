@@ -10,6 +10,7 @@ from functools import partial
 
 import comparisons
 import pytest
+import test_rescale
 import torch
 from comparisons import (
     backward,
@@ -53,6 +54,9 @@ class OnDevice(Emulated):
             results = moved(run(*on_device), "cpu")
             if op.endswith("_into"):  # its last two arguments are results
                 for given, value in zip(args[-2:], on_device[-2:], strict=True):
+                    given.copy_(value)
+            if op == "rescale":
+                for given, value in zip(args[0], on_device[0], strict=True):
                     given.copy_(value)
             return results
 
@@ -131,6 +135,10 @@ def test_csm_loss_of_large_heads(shape, activation, precision):
 @pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES[:4], NAMES[3:], strict=True)))
 def test_score_head_backward(shape, activation, precision):
     check(backward, plain_backward, precision, **settings(shape, activation))
+
+
+def test_rescale_of_gradients():
+    test_rescale.check_as_compiled("emulation")
 
 
 @pytest.mark.parametrize("wanted", ["context", "x", "weights[1]", ""])

@@ -78,6 +78,9 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
                                    Tensor out_degrees, int64_t activation, bool need_x, Tensor grad_weight,
                                    Tensor grad_bias, bool reduced);
 
+// Contiguous gradients of any floating dtypes, each times the number in upstream.
+void rescale(Tensors gradients, Tensor upstream, bool reduced);
+
 #define FASTCSM_HEAD "Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation"
 #define FASTCSM_NEED "bool need_context, bool need_x, bool need_params"
 #define FASTCSM_STAIRS "Tensor in_degrees, Tensor out_degrees, int activation, bool reduced"
@@ -119,6 +122,7 @@ void define_ops(Library& m) {
       "masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, Tensor in_degrees, "
       "Tensor out_degrees, int activation, bool need_x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, bool reduced) -> "
       "Tensor");
+  m.def("rescale(Tensor(a!)[] gradients, Tensor upstream, bool reduced) -> ()");
 }
 
 #undef FASTCSM_HEAD

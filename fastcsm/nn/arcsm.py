@@ -91,7 +91,7 @@ class ARCSM(nn.Module):
     @property
     def stage(self) -> int:
         """Index of the current noise level, staged form; 0 otherwise."""
-        return int(self._stage)
+        return len(self.stages)
 
     @property
     def data_range(self) -> tuple[float, float]:

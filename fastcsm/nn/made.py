@@ -77,6 +77,7 @@ class MADE(nn.Module):
 
     Attributes:
         features, hidden_features, context_features, order, activation, residual: as given; order as a list.
+        places: ``order`` as an int64 buffer (D,), not part of the state_dict.
         layers: nn.ModuleList of the hidden :class:`MaskedLinear`.
         output: the last MaskedLinear, whose rows d C ... (d + 1) C are the context of variable d.
 
@@ -86,6 +87,8 @@ class MADE(nn.Module):
     M. Germain, K. Gregor, I. Murray and H. Larochelle, "MADE: masked autoencoder for distribution
     estimation", ICML 2015.
     """
+
+    places: Tensor
 
     def __init__(
         self,
@@ -118,6 +121,7 @@ class MADE(nn.Module):
         self.activation = activation
         self.residual = residual
         self.dropout = nn.Dropout(dropout)
+        self.register_buffer("places", torch.tensor(order), persistent=False)
 
         inputs = torch.empty(features, dtype=torch.int64)
         inputs[order] = torch.arange(1, features + 1)
@@ -155,8 +159,8 @@ class MADE(nn.Module):
             weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().to(like)
             for layer, weight in zip(layers, weights, strict=True)
         ]
-        degrees = [layer.out_degrees for layer in layers[:-1]]
-        return Incremental(batch, weights, biases, degrees, self.order, self.activation, self.residual)
+        degrees, places = [layer.out_degrees for layer in layers[:-1]], self.places.to(like.device)
+        return Incremental(batch, weights, biases, degrees, places, self.activation, self.residual)
 
     def _trunk(self, x: Tensor) -> Tensor:
         for layer in self.layers:

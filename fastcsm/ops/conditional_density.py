@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, random
+from ..host import on_host
 from ..incremental import Incremental
 from .langevin import DRAW, draw_request
 from .library import choice, define, differentiable, needs_grad, once, under
@@ -72,7 +73,9 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
             head = (weights, biases, frequencies, activation)
             t, weight, count, score = nodes(c, x, *head, scale, features, *bounds)
             used = torch.arange(t.shape[1], device=t.device) < count[:, None]
-            row, t, weight = used.nonzero()[:, 0], t[used], weight[used].to(t.dtype)
+            # How many there are must be known on the host, which waits here for a GPU.
+            index = used.flatten().nonzero()[:, 0]
+            row, t, weight = index // t.shape[1], t.flatten()[index], weight.flatten()[index].to(t.dtype)
             if need_x:
                 grad_x[part] = g * score
             own = c[row]
@@ -108,8 +111,8 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
     def run(x, weights, biases, frequencies, activation, *rest):
         made_weights, made_biases, degrees, order, made_activation, residual = rest[:6]
         sigmas, low, high, tolerance, flow_tolerance, panels, seed, samples, first, last, denoise = rest[6:]
-        variables = order.tolist()
-        network = made_weights, made_biases, degrees, variables, made_activation, residual
+        variables = on_host(order).tolist()
+        network = made_weights, made_biases, degrees, order, made_activation, residual
         units = Incremental(len(x), *network)
         wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
         x, clean = x.clone(), x.clone()

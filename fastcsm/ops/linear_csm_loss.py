@@ -14,9 +14,11 @@ from .library import define
 from .scalar_loss import scalar_loss
 from .score_head import fake_grads
 
-#: Bounds of a block: its contexts, and the gradient of its part of the weight.
+#: Bounds of a block on a processor, for its cache: its contexts, and the gradient of its part of the weight.
 CONTEXT_BYTES = 4 << 20
 WEIGHT_BYTES = 16 << 20
+#: Bound of a block on other devices, where each costs launches: its contexts and their gradient, twice each.
+DEVICE_BYTES = 256 << 20
 
 
 def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
@@ -92,8 +94,10 @@ def _add(sums: list[Tensor], terms: list[Tensor], dtype: torch.dtype) -> list[Te
 
 
 def block_size(batch: int, weight: Tensor, features: int) -> int:
-    """Dimensions in a block, at least one, so that it stays within the bounds."""
+    """Dimensions in a block, at least one, so that it stays within the bounds of the weight's device."""
     dimension = weight.element_size() * features
+    if weight.device.type != "cpu":
+        return max(DEVICE_BYTES // max(4 * batch * dimension, 1), 1)
     by_context = CONTEXT_BYTES // max(batch * dimension, 1)
     by_weight = WEIGHT_BYTES // max(weight.shape[1] * dimension, 1)
     return max(min(by_context, by_weight), 1)

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.rescale import rescale as _reference
 from .library import choice, differentiable, once, under
+from .rescale import rescale
 
 #: (activation, need, *tensors) -> the loss, and for each tensor its gradient or None.
 Evaluate = Callable[..., tuple[Tensor, list[Tensor | None]]]
@@ -28,8 +30,11 @@ class _ScalarLoss(torch.autograd.Function):
             grads = [None if grad is None else grad * upstream for grad in grads]
         else:
             ctx.grads = None
-            if upstream.device.type != "cpu" or upstream.item() != 1.0:
-                grads = [None if grad is None else grad.mul_(upstream) for grad in grads]
+            own = [grad for grad in grads if grad is not None]
+            if upstream.device.type != "cpu":
+                under(ctx.choice, rescale, own, upstream)
+            elif upstream.item() != 1.0:
+                _reference(own, upstream)
         return None, None, None, *grads
 
 

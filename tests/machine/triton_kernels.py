@@ -13,6 +13,7 @@ from pathlib import Path
 
 import comparisons
 import pytest
+import test_rescale
 import torch
 import triton
 from comparisons import DTYPES, chain, density, log_density_gradients, truncate_tf32
@@ -206,6 +207,17 @@ def test_probability_flow(precision, value):
         precision,
         LEVELS if value["rows"] % 2 else back(),
     )
+
+
+def test_rescale_of_gradients():
+    with host.recorded() as reports:
+        test_rescale.check_as_compiled(BACKEND)
+    for report in reports[:2]:  # of upstream 1: each warp reads that, and nothing else
+        kinds, warps = report.counts["kinds"], report.grid[0] * report.threads // 32
+        assert kinds["load_global"] == warps
+        assert kinds["store_global"] == 0
+        assert report.counts["instructions"] <= 10 * warps
+    assert reports[2].counts["kinds"]["store_global"] > 0
 
 
 def test_every_kernel_was_launched():

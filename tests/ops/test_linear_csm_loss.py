@@ -295,6 +295,10 @@ def test_blocks_are_bounded():
     assert op.block_size(10**6, weight, 32) == 1
     assert op.block_size(1, torch.empty(0, 10**6), 64) == 1
     assert op.block_size(0, weight, 32) == 128
+    # Elsewhere it is the contexts, twice, and their gradient, twice, that are within 256 MiB.
+    weight = torch.empty(0, 1024, device="meta")
+    assert op.block_size(128, weight, 32) == 2**28 // (4 * 128 * 32 * 4)
+    assert op.block_size(10**9, weight, 33) == 1
 
 
 @pytest.mark.parametrize("need", [(True, True, True, True), (False,) * 4, (False, True, False, True)])
