@@ -188,6 +188,9 @@ def coefficients(alpha: Coefficient, beta: Coefficient, gamma: Coefficient, x: T
 
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    known = isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+    if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
+        value = value.item()  # a copy of the tensor to the device would be waited for
     if not isinstance(value, Tensor):
         return torch.full((1,), value, dtype=dtype, device=x.device)
     if value.device != x.device and value.dim() > 0:

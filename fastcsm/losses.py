@@ -21,7 +21,7 @@ class LinearContext(NamedTuple):
     """Contexts (..., D, C + X) that a masked linear layer gives, not computed yet; the losses take them.
 
     The context of dimension d is [rows d C ... (d + 1) C of (W * M) h + b, extra_d]. A loss that runs fused
-    computes it block of dimensions by block of dimensions, so that it never exists as a whole.
+    computes it block of dimensions by block of dimensions.
     """
 
     #: (hidden, weight, bias, in_degrees, out_degrees) as for :func:`fastcsm.functional.masked_linear`.

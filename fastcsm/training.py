@@ -257,10 +257,9 @@ class Trainer:
             return
         step -= self.finetuned_from or 0
         weight = 1 - min(self.config.ema, (1 + step) / (10 + step))
-        new = self.parameters()
-        old = [*self.average.context_net.parameters(), *self.average.head.parameters()]
-        for average, value in zip(old, new, strict=True):
-            average.lerp_(value, weight)
+        new: list[Tensor] = [*self.parameters()]
+        old: list[Tensor] = [*self.average.context_net.parameters(), *self.average.head.parameters()]
+        torch._foreach_lerp_(old, new, weight)
 
     @torch.no_grad()
     def evaluate(self, rows: int | None = None) -> float:

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from on_a_device import META, Ops, listed, named, on_meta
 
-from fastcsm import nn, sampling
+from fastcsm import losses, nn, sampling
 
 
 def model(features=6, hidden=(8, 8), context=4, head=(16, 16), form="conditional", **options):
@@ -41,6 +41,13 @@ def test_a_backward_pass_rescales_all_gradients_at_once(form):
     own = {grad.untyped_storage()._cdata for grad in found.results[-8:]}  # of the output layer and the head
     assert own < {gradient.untyped_storage()._cdata for gradient in scaled}
     assert not any("mul_" in name for name in found.torchs)
+
+
+def test_a_coefficient_of_the_host_is_not_copied():
+    arcsm, x = model(), torch.empty(5, 6, device=META)
+    head, context = on_meta(arcsm.head), torch.empty(5, 6, 5, device=META)
+    found = listed(lambda: losses.csm_loss(head, context, x, row_weight=torch.tensor(0.5)))
+    assert found.names()["csm_loss_kernel"] == 1
 
 
 def draw(arcsm, n, **options):

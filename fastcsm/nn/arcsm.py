@@ -157,7 +157,7 @@ class ARCSM(nn.Module):
     ) -> Tensor:
         """Training loss, the mean over samples of the sum over dimensions, under the model's objective.
 
-        With a :class:`MADE` and a head that runs fused, the contexts (B, D, C) never exist as a whole; see
+        With a :class:`MADE` and a head that runs fused, the contexts (B, D, C) exist in blocks only; see
         :func:`fastcsm.functional.linear_csm_loss`.
 
         Args:

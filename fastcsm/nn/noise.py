@@ -1,10 +1,11 @@
 """Noise levels of annealed training and sampling."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..host import constant
 
 
 class NoiseSchedule:
@@ -51,8 +52,6 @@ class NoiseSchedule:
         self.continuous = continuous
         ratio = sigma_min / sigma_max
         self.sigmas = [sigma_max * ratio ** (i / max(levels - 1, 1)) for i in range(levels - 1)] + [sigma_min]
-        #: The levels on devices, as making them waits for the device.
-        self._kept: dict[tuple[Any, ...], Tensor] = {}
 
     def sample(
         self,
@@ -64,17 +63,11 @@ class NoiseSchedule:
         """Independent random noise levels, one an element of ``shape``."""
         if not self.continuous:
             index = torch.randint(self.levels, tuple(shape), generator=generator, device=device)
-            return self._levels(dtype, index.device)[index]
+            make = torch.tensor if torch.compiler.is_compiling() else constant
+            dtype = dtype or torch.get_default_dtype()
+            return make(tuple(self.sigmas), dtype=dtype, device=index.device)[index]
         u = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
         return self.sigma_max * (self.sigma_min / self.sigma_max) ** u
-
-    def _levels(self, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        if device.type == "cpu" or torch.compiler.is_compiling():
-            return torch.tensor(self.sigmas, dtype=dtype, device=device)
-        key = (*self.sigmas, dtype or torch.get_default_dtype(), device)
-        if key not in self._kept:
-            self._kept[key] = torch.tensor(self.sigmas, dtype=dtype, device=device)
-        return self._kept[key]
 
     def __repr__(self) -> str:
         return (
