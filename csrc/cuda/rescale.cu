@@ -1,5 +1,4 @@
 // Gradients times a number of the device's in one launch, whose blocks end at once where the number is 1.
-#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <stdexcept>
@@ -12,7 +11,6 @@
 namespace fastcsm {
 namespace {
 
-using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 
@@ -29,9 +27,15 @@ struct RescaleArgs {
   bool wide;  // upstream is float64
 };
 
+FASTCSM_INLINE Bf16 times(Bf16 x, double factor) { return to_storage<Bf16>(from_storage(x) * float(factor)); }
+template <class T>
+FASTCSM_INLINE T times(T x, double factor) {
+  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  return T(Wide(x) * Wide(factor));
+}
+
 template <class T>
 FASTCSM_INLINE void scale(void* data, int64_t size, double factor) {
-  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
   T* const p = static_cast<T*>(data);
   const int64_t stride = int64_t(gridDim.x) * kBlock;
   for (int64_t begin = int64_t(blockIdx.x) * kBlock + threadIdx.x; begin < size; begin += kAtOnce * stride) {
@@ -42,7 +46,7 @@ FASTCSM_INLINE void scale(void* data, int64_t size, double factor) {
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      if (begin + k * stride < size) p[begin + k * stride] = T(Wide(values[k]) * Wide(factor));
+      if (begin + k * stride < size) p[begin + k * stride] = times(values[k], factor);
     }
   }
 }
@@ -54,7 +58,7 @@ __global__ void __launch_bounds__(kBlock) rescale_kernel(const __grid_constant__
   for (int i = 0; i < args.count; ++i) {
     const auto& g = args.gradient[i];
     if (g.type == ScalarType::Float) scale<float>(g.data, g.size, factor);
-    if (g.type == ScalarType::BFloat16) scale<BFloat16>(g.data, g.size, factor);
+    if (g.type == ScalarType::BFloat16) scale<Bf16>(g.data, g.size, factor);
     if (g.type == ScalarType::Half) scale<Half>(g.data, g.size, factor);
     if (g.type == ScalarType::Double) scale<double>(g.data, g.size, factor);
   }
@@ -71,6 +75,10 @@ void rescale(Tensors gradients, Tensor upstream, bool) {
   for (Tensor& gradient : gradients) {
     const ScalarType type = gradient.scalar_type();
     checked(gradient, "gradients", type, gradient.numel());
+    if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half &&
+        type != ScalarType::Double) {
+      throw std::invalid_argument("fastcsm: gradients must be float32, bfloat16, float16 or float64");
+    }
     args.gradient[args.count++] = {gradient.mutable_data_ptr(), gradient.numel(), type};
     blocks += (gradient.numel() + kAtOnce * kBlock - 1) / (kAtOnce * kBlock);
   }
