@@ -27,8 +27,10 @@ TOOLS = {"triton": "triton", "cuda": "nvcc"}
 def counted(backend: str, only: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """(name, a call that gives its figures) of the backend's cases whose name matches ``only``."""
     if backend == "triton":
+        from fastcsm.kernels import configurations
         from machine import triton_jit
 
+        configurations.FEW = 0  # the layers stand for large ones
         for architecture in (80, 90):
 
             def place(architecture: int = architecture) -> contextlib.AbstractContextManager:

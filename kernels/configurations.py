@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.language.target_info import current_target
 
 #: Most sums of gradients a program holds in registers, in elements of float32.
 RESIDENT_ELEMENTS = 4 * 1024
@@ -35,9 +36,6 @@ class Linear(NamedTuple):
     bk: int
     warps: int
     stages: int
-
-    def tile(self) -> dict[str, Any]:
-        return {"BM": self.bm, "BN": self.bn, "BK": self.bk}
 
 
 class Config(NamedTuple):
@@ -103,11 +101,22 @@ EXACT = {
     ("langevin", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
     ("langevin_draw", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
 }
-#: By bytes of an element, and whether float32 products are exact.
+#: By bytes of an element and precision of the products.
 LINEAR = {
-    (2, False): (Linear(128, 128, 64, 8, 3), Linear(128, 64, 64, 4, 3), Linear(128, 256, 64, 8, 3)),
-    (4, False): (Linear(128, 128, 32, 8, 3), Linear(128, 64, 32, 4, 3), Linear(64, 64, 32, 4, 3)),
-    (4, True): (Linear(64, 64, 16, 4, 2), Linear(128, 64, 16, 8, 2), Linear(64, 64, 32, 4, 2)),
+    (2, "ieee"): (Linear(128, 128, 64, 8, 3), Linear(128, 64, 64, 4, 3), Linear(128, 256, 64, 8, 3)),
+    (4, "tf32"): (Linear(128, 128, 32, 8, 3), Linear(128, 64, 32, 4, 3), Linear(64, 64, 32, 4, 3)),
+    (4, "tf32x3"): (Linear(64, 64, 32, 4, 3), Linear(128, 64, 32, 8, 2), Linear(64, 64, 16, 4, 3)),
+    (8, "ieee"): (Linear(64, 64, 16, 4, 2), Linear(128, 64, 16, 8, 2), Linear(64, 64, 32, 4, 2)),
+}
+#: In their place where at most FEW tiles of 128 x 128 would leave half of a large device idle.
+LINEAR_FEW = {
+    (2, "ieee"): (Linear(64, 64, 64, 4, 4), Linear(64, 64, 64, 4, 3), Linear(128, 64, 64, 4, 3)),
+    (4, "tf32"): (Linear(64, 64, 32, 4, 4), Linear(64, 64, 32, 4, 3), Linear(128, 64, 32, 4, 3)),
+}
+FEW = 64
+#: In their place where operands of matrix units take no registers.
+LINEAR_WIDE = {
+    (4, "tf32x3"): (Linear(128, 128, 32, 8, 2), Linear(128, 128, 16, 8, 2), Linear(64, 64, 32, 4, 3))
 }
 
 Key = tuple[Any, ...]
@@ -173,8 +182,20 @@ def head_config(
     return Config((found.rows, block, *features), found.warps, sums <= RESIDENT_ELEMENTS)
 
 
-def linear_config(dtype: torch.dtype, inputs: int, outputs: int) -> Linear:
-    """The configuration of the kernels of ``masked_linear``."""
-    exact = dtype.itemsize > 2 and precision_of(dtype) == "ieee"
-    key = "masked_linear", dtype, precision_of(dtype), inputs, outputs
-    return choices.pick(key, LINEAR[2 if dtype.itemsize == 2 else 4, exact])
+def reads_along_the_sum() -> bool:
+    """Whether matrix units read float32 in shared memory along the sum only, as wgmma and tcgen05 do."""
+    target = current_target()
+    return target is not None and target.backend == "cuda" and target.arch // 10 in (9, 10)
+
+
+def linear_precision(dtype: torch.dtype) -> str:
+    """Of a masked layer's products: exact ones are three of tensor cores, added up in float32."""
+    return precision_of(dtype, "tf32x3")
+
+
+def linear_config(kernel: str, dtype: torch.dtype, rows: int, columns: int) -> Linear:
+    """The configuration of a kernel of ``masked_linear`` whose result has ``rows`` and ``columns``."""
+    kind = dtype.itemsize, linear_precision(dtype)
+    few = triton.cdiv(rows, 128) * triton.cdiv(columns, 128) <= FEW
+    other = LINEAR_FEW if few else LINEAR_WIDE if reads_along_the_sum() else {}
+    return choices.pick((kernel, dtype, kind, columns, few), other.get(kind, LINEAR[kind]))

@@ -1,6 +1,6 @@
 """masked_linear: f((W * M) x + b) and its gradients; no loop enters a block that the mask empties."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -8,8 +8,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .configurations import linear_config, precision_of
+from .configurations import linear_config, linear_precision, reads_along_the_sum
 from .launch import launch, programs, reduce_partials
+
+
+class Product(NamedTuple):
+    """How a product is compiled: a tile of (BM, BN), steps of BK along the sum, and precision P.
+
+    TURNED takes the transposed product, whose first operand comes from registers, where matrix units read
+    numbers of 4 bytes from shared memory only along the sum.
+    """
+
+    BM: int
+    BN: int
+    BK: int
+    P: str
+    TURNED: bool = False
 
 
 @triton.jit(do_not_specialize=["inputs", "outputs"])
@@ -28,101 +42,92 @@ def reach_kernel(
     Else, tile of inputs: (first output of any edge, first output from which on none lacks any).
     """
     BLOCK: tl.constexpr = 1024
+    LARGE: tl.constexpr = 2**63 - 1
+    # Counted from the last output, with degrees negated, a tile of inputs is like one of outputs.
+    sign: tl.constexpr = 1 if FORWARD else -1
+    own, degrees = (out_degrees, in_degrees) if FORWARD else (in_degrees, out_degrees)
+    owners, size = (outputs, inputs) if FORWARD else (inputs, outputs)
     t = tl.program_id(0) * T + tl.arange(0, T)
-    if FORWARD:
-        own = tl.load(out_degrees + t, mask=t < outputs, other=0)
-        most = tl.max(tl.where(t < outputs, own, -(2**63) + 1), 0)
-        least = tl.min(tl.where(t < outputs, own, 2**63 - 1), 0)
-        end, full = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + inputs
-        for start in range(0, inputs, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            degree = tl.load(in_degrees + i, mask=i < inputs, other=0)
-            end = tl.maximum(end, tl.where((i < inputs) & (degree <= most), i + 1, 0))
-            full = tl.minimum(full, tl.where((i < inputs) & (degree > least), i, inputs))
-        tl.store(bounds + 2 * tl.program_id(0), tl.max(end, 0))
-        tl.store(bounds + 2 * tl.program_id(0) + 1, tl.min(full, 0))
-    else:
-        own = tl.load(in_degrees + t, mask=t < inputs, other=0)
-        most = tl.max(tl.where(t < inputs, own, -(2**63) + 1), 0)
-        least = tl.min(tl.where(t < inputs, own, 2**63 - 1), 0)
-        first, full = tl.zeros((BLOCK,), tl.int32) + outputs, tl.zeros((BLOCK,), tl.int32)
-        for start in range(0, outputs, BLOCK):
-            o = start + tl.arange(0, BLOCK)
-            degree = tl.load(out_degrees + o, mask=o < outputs, other=0)
-            first = tl.minimum(first, tl.where((o < outputs) & (degree >= least), o, outputs))
-            full = tl.maximum(full, tl.where((o < outputs) & (degree < most), o + 1, 0))
-        tl.store(bounds + 2 * tl.program_id(0), tl.min(first, 0))
-        tl.store(bounds + 2 * tl.program_id(0) + 1, tl.max(full, 0))
+    own = sign * tl.load(own + t, mask=t < owners, other=0)
+    most = tl.max(tl.where(t < owners, own, -LARGE), 0)
+    least = tl.min(tl.where(t < owners, own, LARGE), 0)
+    end, full = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + size
+    for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        degree = sign * tl.load(degrees + (i if FORWARD else size - 1 - i), mask=i < size, other=0)
+        end = tl.maximum(end, tl.where((i < size) & (degree <= most), i + 1, 0))
+        full = tl.minimum(full, tl.where((i < size) & (degree > least), i, size))
+    end, full = tl.max(end, 0), tl.min(full, 0)
+    tl.store(bounds + 2 * tl.program_id(0), end if FORWARD else size - end)
+    tl.store(bounds + 2 * tl.program_id(0) + 1, full if FORWARD else size - full)
 
 
 @triton.jit
-def _add_product(
-    acc,
-    x,
-    weight,
-    rows,
-    outs,
-    first,
-    in_degrees,
-    own,
-    batch,
-    inputs,
-    outputs,
-    BK: tl.constexpr,
-    EDGE: tl.constexpr,
-    P: tl.constexpr,
-):
-    """acc + x[rows, first:first + BK] W[outs, first:first + BK]^T; with EDGE only over edges."""
-    i = first + tl.arange(0, BK)
-    xs = tl.load(
-        x + rows[:, None] * inputs + i[None, :],
-        mask=(rows[:, None] < batch) & (i[None, :] < inputs),
-        other=0.0,
-    )
-    there = (outs[None, :] < outputs) & (i[:, None] < inputs)
-    if EDGE:
-        degree = tl.load(in_degrees + i, mask=i < inputs, other=0)
-        there = there & (degree[:, None] <= own[None, :])
-    w = tl.load(weight + outs[None, :].to(tl.int64) * inputs + i[:, None], mask=there, other=0.0)
-    return tl.dot(xs, w, acc, input_precision=P, out_dtype=acc.dtype)
+def _zeros(dtype: tl.constexpr, PRODUCT: tl.constexpr):
+    """The empty sum of a product, in float64 for float64, else in float32."""
+    COMPUTE: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    SHAPE: tl.constexpr = (PRODUCT.BN, PRODUCT.BM) if PRODUCT.TURNED else (PRODUCT.BM, PRODUCT.BN)
+    return tl.zeros(SHAPE, COMPUTE)
+
+
+@triton.jit
+def _add(acc, a, b, begin, end, edges, PRODUCT: tl.constexpr, EDGE: tl.constexpr):
+    """acc + the sum of a[m, k] b[k, n] over k from begin, a multiple of BK, to end.
+
+    a and b are (pointers along m or n, which of them exist, stride along k, size along k). ``edges`` is
+    (degrees along k, degrees along n, whether k counts inputs); with EDGE b counts only where an edge is.
+    """
+    a_pointers, a_inside, a_stride, a_size = a
+    b_pointers, b_inside, b_stride, b_size = b
+    for first in range(begin, end, PRODUCT.BK):
+        k = first + tl.arange(0, PRODUCT.BK)
+        far = k.to(tl.int64)
+        there = a_inside[:, None] & (k[None, :] < a_size)
+        left = tl.load(a_pointers[:, None] + far[None, :] * a_stride, mask=there, other=0.0)
+        there = b_inside[None, :] & (k[:, None] < b_size)
+        right = tl.load(b_pointers[None, :] + far[:, None] * b_stride, mask=there, other=0.0)
+        # A mask of edges would have the load read single numbers.
+        if EDGE:
+            degrees, own, FORWARD = edges
+            degree = tl.load(degrees + k, mask=k < b_size, other=0)
+            if FORWARD:
+                there = there & (degree[:, None] <= own[None, :])
+            else:
+                there = there & (own[None, :] <= degree[:, None])
+        if EDGE or PRODUCT.TURNED:
+            right = tl.where(there, right, 0.0)
+        if PRODUCT.TURNED:
+            left, right = tl.trans(right), tl.trans(left)
+        acc = tl.dot(left, right, acc, input_precision=PRODUCT.P, out_dtype=acc.dtype)
+    return acc
 
 
 @triton.jit(do_not_specialize=["batch"])
 def masked_linear_fwd_kernel(
     x,
-    weight,
-    bias,
-    in_degrees,
-    out_degrees,
-    bounds,
+    layer,
     y,
     preactivation,
     batch: tl.int64,
     inputs: tl.int32,
     outputs: tl.int32,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
+    PRODUCT: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
 ):
-    COMPUTE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    weight, bias, in_degrees, out_degrees, bounds = layer
+    BK: tl.constexpr = PRODUCT.BK
     # The last outputs have most edges: their tiles start first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    outs = tile * BN + tl.arange(0, BN)
-    own = tl.load(out_degrees + outs, mask=outs < outputs, other=0)
+    rows = tl.program_id(0).to(tl.int64) * PRODUCT.BM + tl.arange(0, PRODUCT.BM)
+    outs = tile * PRODUCT.BN + tl.arange(0, PRODUCT.BN)
+    a = x + rows * inputs, rows < batch, 1, inputs
+    b = weight + outs.to(tl.int64) * inputs, outs < outputs, 1, inputs
+    edges = in_degrees, tl.load(out_degrees + outs, mask=outs < outputs, other=0), True
     end, full = tl.load(bounds + 2 * tile), tl.load(bounds + 2 * tile + 1) // BK * BK
-    acc = tl.zeros((BM, BN), COMPUTE)
-    for first in range(0, full, BK):
-        acc = _add_product(
-            acc, x, weight, rows, outs, first, in_degrees, own, batch, inputs, outputs, BK, False, P
-        )
-    for first in range(full, end, BK):
-        acc = _add_product(
-            acc, x, weight, rows, outs, first, in_degrees, own, batch, inputs, outputs, BK, True, P
-        )
-    acc += tl.load(bias + outs, mask=outs < outputs, other=0.0).to(COMPUTE)[None, :]
+    acc = _zeros(x.dtype.element_ty, PRODUCT)
+    acc = _add(acc, a, b, 0, full, edges, PRODUCT, False)
+    acc = _add(acc, a, b, full, end, edges, PRODUCT, True)
+    acc += tl.load(bias + outs, mask=outs < outputs, other=0.0).to(acc.dtype)[None, :]
     inside = (rows[:, None] < batch) & (outs[None, :] < outputs)
     place = rows[:, None] * outputs + outs[None, :]
     if ACTIVATION != "identity":
@@ -134,92 +139,66 @@ def masked_linear_fwd_kernel(
 @triton.jit(do_not_specialize=["batch"])
 def masked_linear_bwd_x_kernel(
     grad,
-    weight,
-    in_degrees,
-    out_degrees,
-    bounds,
+    layer,
     grad_x,
     batch: tl.int64,
     inputs: tl.int32,
     outputs: tl.int32,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    P: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):
-    COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+    weight, in_degrees, out_degrees, bounds = layer
+    BK: tl.constexpr = PRODUCT.BK
     tile = tl.program_id(1)
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    ins = tile * BN + tl.arange(0, BN)
-    own = tl.load(in_degrees + ins, mask=ins < inputs, other=0)
-    start, full = tl.load(bounds + 2 * tile), tl.load(bounds + 2 * tile + 1)
-    middle = tl.minimum(start + tl.cdiv(tl.maximum(full - start, 0), BK) * BK, outputs)
-    acc = tl.zeros((BM, BN), COMPUTE)
-    for first in range(start, middle, BK):
-        o = first + tl.arange(0, BK)
-        g = tl.load(
-            grad + rows[:, None] * outputs + o[None, :],
-            mask=(rows[:, None] < batch) & (o[None, :] < outputs),
-            other=0.0,
-        )
-        degree = tl.load(out_degrees + o, mask=o < outputs, other=0)
-        there = (o[:, None] < outputs) & (ins[None, :] < inputs) & (own[None, :] <= degree[:, None])
-        w = tl.load(weight + o[:, None].to(tl.int64) * inputs + ins[None, :], mask=there, other=0.0)
-        acc = tl.dot(g, w, acc, input_precision=P, out_dtype=COMPUTE)
-    for first in range(middle, outputs, BK):
-        o = first + tl.arange(0, BK)
-        g = tl.load(
-            grad + rows[:, None] * outputs + o[None, :],
-            mask=(rows[:, None] < batch) & (o[None, :] < outputs),
-            other=0.0,
-        )
-        there = (o[:, None] < outputs) & (ins[None, :] < inputs)
-        w = tl.load(weight + o[:, None].to(tl.int64) * inputs + ins[None, :], mask=there, other=0.0)
-        acc = tl.dot(g, w, acc, input_precision=P, out_dtype=COMPUTE)
+    rows = tl.program_id(0).to(tl.int64) * PRODUCT.BM + tl.arange(0, PRODUCT.BM)
+    ins = tile * PRODUCT.BN + tl.arange(0, PRODUCT.BN)
+    a = grad + rows * outputs, rows < batch, 1, outputs
+    b = weight + ins, ins < inputs, inputs, outputs
+    edges = out_degrees, tl.load(in_degrees + ins, mask=ins < inputs, other=0), False
+    start, full = tl.load(bounds + 2 * tile) // BK * BK, tl.load(bounds + 2 * tile + 1)
+    middle = tl.cdiv(tl.maximum(start, full), BK) * BK
+    acc = _zeros(grad.dtype.element_ty, PRODUCT)
+    acc = _add(acc, a, b, start, middle, edges, PRODUCT, True)
+    acc = _add(acc, a, b, middle, outputs, edges, PRODUCT, False)
+    if PRODUCT.TURNED:
+        acc = tl.trans(acc)
     inside = (rows[:, None] < batch) & (ins[None, :] < inputs)
     tl.store(grad_x + rows[:, None] * inputs + ins[None, :], acc.to(grad_x.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["batch", "slice_rows"])
+@triton.jit(do_not_specialize=["batch", "slice_steps"])
 def masked_linear_bwd_weight_kernel(
     grad,
     x,
-    in_degrees,
-    out_degrees,
+    degrees,
     grad_weight,
     batch: tl.int64,
-    slice_rows: tl.int64,
+    slice_steps: tl.int32,
     inputs: tl.int32,
     outputs: tl.int32,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    P: tl.constexpr,
+    stride: tl.int64,
+    PRODUCT: tl.constexpr,
 ):
-    """The gradient of one tile of the weight over one slice of the batch; zero where there is no edge."""
-    COMPUTE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    outs = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM + tl.arange(0, BM)
-    ins = tl.program_id(1) * BN + tl.arange(0, BN)
-    out_degree = tl.load(out_degrees + outs, mask=outs < outputs, other=-(2**63) + 1)
+    """The gradient of one tile of the weight over one slice of the batch; zero where there is no edge.
+
+    x is (batch, stride), or with TURNED (inputs, stride), filled up with zeros to a multiple of 16.
+    """
+    in_degrees, out_degrees = degrees
+    ins = tl.program_id(1) * PRODUCT.BM + tl.arange(0, PRODUCT.BM)
+    outs = (tl.num_programs(0) - 1 - tl.program_id(0)) * PRODUCT.BN + tl.arange(0, PRODUCT.BN)
     in_degree = tl.load(in_degrees + ins, mask=ins < inputs, other=2**63 - 1)
-    begin = tl.program_id(2) * slice_rows
-    end = tl.minimum(begin + slice_rows, batch)
+    out_degree = tl.load(out_degrees + outs, mask=outs < outputs, other=-(2**63) + 1)
+    begin = tl.program_id(2).to(tl.int64) * slice_steps * PRODUCT.BK
+    rows = tl.minimum(batch - begin, slice_steps * PRODUCT.BK).to(tl.int32)
     if tl.min(in_degree, 0) > tl.max(out_degree, 0):
-        end = begin
-    acc = tl.zeros((BM, BN), COMPUTE)
-    for first in range(begin, end, BK):
-        b = first + tl.arange(0, BK).to(tl.int64)
-        g = tl.load(
-            grad + b[None, :] * outputs + outs[:, None],
-            mask=(b[None, :] < end) & (outs[:, None] < outputs),
-            other=0.0,
-        )
-        xs = tl.load(
-            x + b[:, None] * inputs + ins[None, :],
-            mask=(b[:, None] < end) & (ins[None, :] < inputs),
-            other=0.0,
-        )
-        acc = tl.dot(g, xs, acc, input_precision=P, out_dtype=COMPUTE)
+        rows = 0
+    if PRODUCT.TURNED:
+        a = x + begin + ins * stride, ins < inputs, 1, tl.cdiv(rows, 16) * 16
+    else:
+        a = x + begin * stride + ins, ins < inputs, stride, rows
+    b = grad + begin * outputs + outs, outs < outputs, outputs, rows
+    acc = _add(_zeros(x.dtype.element_ty, PRODUCT), a, b, 0, rows, (), PRODUCT, False)
+    if not PRODUCT.TURNED:
+        acc = tl.trans(acc)
     acc = tl.where(in_degree[None, :] <= out_degree[:, None], acc, 0.0)
     place = outs[:, None].to(tl.int64) * inputs + ins[None, :]
     slice_start = tl.program_id(2).to(tl.int64) * outputs * inputs
@@ -236,12 +215,12 @@ def masked_linear_bwd_activation_kernel(
     batch: tl.int64,
     slice_rows: tl.int64,
     outputs: tl.int32,
-    BM: tl.constexpr,
     BN: tl.constexpr,
     ACTIVATION: tl.constexpr,
     NEED_BIAS: tl.constexpr,
 ):
     """grad = grad_y f'(a) of one slice of the batch, and its sum over the slice."""
+    BM: tl.constexpr = 32
     COMPUTE: tl.constexpr = sums.dtype.element_ty
     outs = tl.program_id(0) * BN + tl.arange(0, BN)
     begin = tl.program_id(1) * slice_rows
@@ -272,18 +251,17 @@ def masked_linear(
     preactivation = x.new_empty(0) if activation == "identity" else torch.empty_like(y)
     if y.numel() == 0:
         return y, preactivation
-    config = linear_config(x.dtype, inputs, outputs)
+    x, weight, bias, in_degrees, out_degrees = map(_aligned, (x, weight, bias, in_degrees, out_degrees))
+    config = linear_config("masked_linear_fwd", x.dtype, len(x), outputs)
     tiles = triton.cdiv(outputs, config.bn)
     bounds = _reach(in_degrees, out_degrees, tiles, config.bn, True)
     launch(
         masked_linear_fwd_kernel,
         (triton.cdiv(len(x), config.bm), tiles, 1),
-        (x, weight, bias, in_degrees, out_degrees, bounds, y, preactivation, len(x), inputs, outputs),
-        config.warps,
-        config.stages,
-        **config.tile(),
+        (x, (weight, bias, in_degrees, out_degrees, bounds), y, preactivation, len(x), inputs, outputs),
+        *config[3:],
+        PRODUCT=Product(*config[:3], linear_precision(x.dtype)),
         ACTIVATION=activation,
-        P=precision_of(x.dtype),
     )
     return y, preactivation
 
@@ -334,32 +312,37 @@ def masked_linear_backward_into(
         for empty in (grad_x, grad_weight, grad_bias):
             empty.zero_()
         return grad_x
+    given = grad_y, x, weight, in_degrees, out_degrees
+    grad_y, x, weight, in_degrees, out_degrees = map(_aligned, given)
     grad = _grad_of_preactivation(grad_y, preactivation, activation, grad_bias)
-    config = linear_config(x.dtype, inputs, outputs)
-    constants: dict[str, Any] = {**config.tile(), "P": precision_of(x.dtype)}
-    compiled = config.warps, config.stages
+    precision = linear_precision(x.dtype)
+    turned = reads_along_the_sum() and precision != "ieee"
     if need_x and inputs > 0:
+        config = linear_config("masked_linear_bwd_x", x.dtype, len(x), inputs)
         tiles = triton.cdiv(inputs, config.bn)
         bounds = _reach(in_degrees, out_degrees, tiles, config.bn, False)
         launch(
             masked_linear_bwd_x_kernel,
             (triton.cdiv(len(x), config.bm), tiles),
-            (grad, weight, in_degrees, out_degrees, bounds, grad_x, len(x), inputs, outputs),
-            *compiled,
-            **constants,
+            (grad, (weight, in_degrees, out_degrees, bounds), grad_x, len(x), inputs, outputs),
+            *config[3:],
+            PRODUCT=Product(*config[:3], precision, turned),
         )
     if grad_weight.numel() > 0:
-        tiles = triton.cdiv(outputs, config.bm), triton.cdiv(inputs, config.bn)
-        slices = _slices(x, tiles[0] * tiles[1])
+        config = linear_config("masked_linear_bwd_weight", x.dtype, inputs, outputs)
+        grid = triton.cdiv(outputs, config.bn), triton.cdiv(inputs, config.bm)
+        slices = _slices(x, grid[0] * grid[1])
         target = grad_weight
         if slices > 1:
             target = x.new_empty(slices, *weight.shape, dtype=_compute(x))
+        rows = _transposed(x) if turned else x
+        sizes = len(x), triton.cdiv(len(x), slices * config.bk), inputs, outputs, rows.shape[1]
         launch(
             masked_linear_bwd_weight_kernel,
-            (*tiles, slices),
-            (grad, x, in_degrees, out_degrees, target, len(x), triton.cdiv(len(x), slices), inputs, outputs),
-            *compiled,
-            **constants,
+            (*grid, slices),
+            (grad, rows, (in_degrees, out_degrees), target, *sizes),
+            *config[3:],
+            PRODUCT=Product(*config[:3], precision, turned),
         )
         if slices > 1:
             reduce_partials(target, slices, [grad_weight])
@@ -383,7 +366,6 @@ def _grad_of_preactivation(
         (tiles, slices),
         (grad_y, preactivation, grad, sums, batch, triton.cdiv(batch, slices), outputs),
         4,
-        BM=32,
         BN=64,
         ACTIVATION=activation,
         NEED_BIAS=need_bias,
@@ -393,10 +375,23 @@ def _grad_of_preactivation(
     return grad
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """A copy of what is not aligned to 16 bytes, which would be read by the element, by code of its own."""
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """x^T, whose rows are filled up with zeros to a multiple of 16."""
+    rows = x.new_zeros(x.shape[1], triton.cdiv(len(x), 16) * 16)
+    rows[:, : len(x)] = x.t()
+    return rows
+
+
 def _compute(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _slices(x: Tensor, tiles: int) -> int:
-    """Parts of the batch, so that tiles and parts fill the device; parts hold at least 256 rows."""
-    return min(triton.cdiv(programs(x.device, 1 << 30), tiles), triton.cdiv(len(x), 256))
+    """Parts of the batch, so that tiles and parts fill the device; they hold from 256 to 2^30 rows."""
+    most, least = triton.cdiv(len(x), 256), triton.cdiv(len(x), 1 << 30)
+    return max(min(triton.cdiv(programs(x.device, 1 << 30), tiles), most), least)

@@ -148,13 +148,13 @@ def test_tuning_takes_the_fastest_of_each_choice(choices):
         call()
         with launch.recorded() as launches:
             call()
-        ran.append([(entry.constants.get("BM"), entry.options["num_warps"]) for entry in launches])
+        ran.append([(entry.constants.get("PRODUCT"), entry.options["num_warps"]) for entry in launches])
         return [3.0, 1.0, 2.0][(len(ran) - 1) % 3]
 
     found = tuning.tune(call, timer=timer)
-    linear, narrow = configurations.LINEAR[4, True], configurations.HEAD["score_head"]["narrow", 4]
+    linear, narrow = configurations.LINEAR[4, "tf32x3"], configurations.HEAD["score_head"]["narrow", 4]
     assert list(found.values()) == [linear[1], narrow[1]]
-    assert [entry[1] for entry in ran[:3]] == [(one.bm, one.warps) for one in linear]
+    assert [(entry[1][0][:3], entry[1][1]) for entry in ran[:3]] == [(one[:3], one.warps) for one in linear]
     assert [entry[2][1] for entry in ran[3:]] == [one.warps for one in narrow]
     assert choices.best == found
     torch.testing.assert_close(call(), before)
@@ -168,14 +168,14 @@ def test_tuning_keeps_what_it_had_when_a_call_fails(choices):
 
     with pytest.raises(KeyError, match="timer"):
         tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=failing)
-    assert list(choices.best.values()) == [configurations.LINEAR[4, True][0]]
+    assert list(choices.best.values()) == [configurations.LINEAR[4, "tf32x3"][0]]
     assert choices.asked is None
 
     def too_large(call):
         raise OutOfResources(1, 0, "shared memory")
 
     found = tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=too_large)
-    assert list(found.values()) == [configurations.LINEAR[4, True][0]]
+    assert list(found.values()) == [configurations.LINEAR[4, "tf32x3"][0]]
 
 
 def test_no_tuning_during_a_capture(monkeypatch):

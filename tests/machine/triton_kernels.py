@@ -18,6 +18,7 @@ import torch
 import triton
 from comparisons import DTYPES, chain, density, log_density_gradients, truncate_tf32
 from densities import Restoring
+from fastcsm.kernels import configurations
 from machine import host, triton_jit
 from support import SEEDS, assert_as_accurate, triton_cases
 from test_langevin_draw import FORMS, Draw
@@ -106,18 +107,22 @@ LAYERS = [
     (300, 17, 9, "contexts", "softplus"),
     (0, 9, 4, "sorted", "tanh"),
     (4, 0, 3, "sorted", "sigmoid"),
+    (9, 4096, 70, "sorted", None),
 ]
 
 
 @chosen(
     {
-        80: [("float32", LAYERS[0]), ("bfloat16", LAYERS[1])],
-        90: [("tf32", LAYERS[0]), ("float16", LAYERS[3])],
+        80: [("float32", LAYERS[-1]), ("bfloat16", LAYERS[1])],
+        90: [("float32", LAYERS[1]), ("tf32", LAYERS[0]), ("float16", LAYERS[3])],
     },
     LAYERS,
 )
-def test_masked_linear(precision, value):
+def test_masked_linear(monkeypatch, precision, value):
+    """Layers of more than 128 rows in the tiles of large layers."""
     *shape, degrees, activation = value
+    if shape[0] > 128:
+        monkeypatch.setattr(configurations, "FEW", 0)
     layer = Layer(*shape, degrees)
     low = layer.to(DTYPES[precision])
     with plain_precision(precision):

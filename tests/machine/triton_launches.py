@@ -149,6 +149,16 @@ def layer(x, weight, bias):
     return dict(enumerate((y, *rest)))
 
 
+def test_a_layer_compiles_once():
+    """Other numbers of rows, and tensors that begin elsewhere, take the code that is there."""
+    tensors = [torch.randn(shape).bfloat16() for shape in ((40, 20), (30, 20), (30,))]
+    expected = layer(*tensors)
+    with compiled() as names:
+        assert bitwise_equal(layer(*map(shifted, tensors)), expected)
+        layer(tensors[0][:17], *tensors[1:])
+    assert names == []
+
+
 def flow(case):
     head = case.context[:, 1:].contiguous(), case.x, case.weights, case.biases, case.frequencies
     return dict(enumerate(probability_flow.probability_flow(*head, "silu", 0.5, 0.6, 1e-2, True)))
