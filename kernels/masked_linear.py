@@ -97,8 +97,11 @@ def _add(acc, a, b, begin, end, edges, PRODUCT: tl.constexpr, EDGE: tl.constexpr
         if EDGE or PRODUCT.TURNED:
             right = tl.where(there, right, 0.0)
         if PRODUCT.TURNED:
+            # A sum of its own, which is waited for: else the next step would overwrite registers being read.
             left, right = tl.trans(right), tl.trans(left)
-        acc = tl.dot(left, right, acc, input_precision=PRODUCT.P, out_dtype=acc.dtype)
+            acc += tl.dot(left, right, input_precision=PRODUCT.P, max_num_imprecise_acc=PRODUCT.BK)
+        else:
+            acc = tl.dot(left, right, acc, input_precision=PRODUCT.P, out_dtype=acc.dtype)
     return acc
 
 
