@@ -33,7 +33,7 @@ from fastcsm.kernels import (
     probability_flow,
     score_head,
 )
-from machine import host
+from machine import host, triton_jit
 from torch import Tensor
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
@@ -149,21 +149,22 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
     """(name, launch, architecture) of every line of the table."""
     for name, dtype in DTYPES.items():
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        launches = [("", entry) for entry in layer_launches(dtype)]
-        for frequencies in (0, 16):
-            of_heads = head_launches(dtype, frequencies) + draw_launches(dtype, frequencies)
-            launches += [(f" E={frequencies}", entry) for entry in of_heads]
-        seen = set()
-        for suffix, entry in launches:
-            label = f"{entry.kernel.__name__}{suffix} {name}"
-            # Exact products take the compiler longest; the loss is what they are used for most.
-            if name == "float32" and not label.startswith("csm_loss_kernel E=0"):
-                continue
-            if entry.kernel.__name__ in ("reach_kernel", "reduce_partials_kernel") or label in seen:
-                continue
-            seen.add(label)
-            for architecture in ARCHITECTURES:
-                yield f"{label} sm_{architecture}", entry, architecture
+        for architecture in ARCHITECTURES:
+            with triton_jit.on_the_machine(architecture):  # as what is launched depends on the device
+                launches = [("", entry) for entry in layer_launches(dtype)]
+                for frequencies in (0, 16):
+                    of_heads = head_launches(dtype, frequencies) + draw_launches(dtype, frequencies)
+                    launches += [(f" E={frequencies}", entry) for entry in of_heads]
+            seen = set()
+            for suffix, entry in launches:
+                label = f"{entry.kernel.__name__}{suffix} {name} sm_{architecture}"
+                # Exact products take the compiler longest; the loss is what they are used for most.
+                if name == "float32" and not label.startswith("csm_loss_kernel E=0"):
+                    continue
+                if entry.kernel.__name__ in ("reach_kernel", "reduce_partials_kernel") or label in seen:
+                    continue
+                seen.add(label)
+                yield label, entry, architecture
 
 
 #: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
