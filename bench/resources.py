@@ -204,12 +204,13 @@ def source(entry: launch.Launch) -> ASTSource:
 
     def kind(value: Any, path: tuple[int, ...]) -> Any:
         if isinstance(value, tuple):
-            return tuple(kind(item, (*path, n)) for n, item in enumerate(value))
+            kinds = [kind(item, (*path, n)) for n, item in enumerate(value)]
+            return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
         parameter = entry.kernel.params[path[0]]
         tensor = isinstance(value, Tensor)
         if tensor or (value % 16 == 0 and not parameter.do_not_specialize):
             aligned[path] = [["tt.divisibility", 16]]
-        return TYPES[value.dtype] if tensor else parameter.annotation_type
+        return TYPES[value.dtype] if tensor else parameter.annotation_type or "i32"
 
     names = entry.kernel.arg_names
     signature = {name: kind(value, (n,)) for n, (name, value) in enumerate(zip(names, entry.args))}

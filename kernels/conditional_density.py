@@ -5,7 +5,7 @@ context's share of the first layer is computed once a row. Grids of scores exist
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
-from .head import times
+from .points import times
 from .launch import HeadLaunch, numbers
 from .points import add_feature, evaluate, share_of_row
 from .quadrature import (
@@ -48,40 +48,45 @@ CANCELLED = tl.constexpr(reference.CANCELLED)
 MOST_PROGRAMS = 1 << 16
 
 
+class Rule(NamedTuple):
+    """The tables of the quadrature, and a launch's settings: scale of the score, stage feature, range, ..."""
+
+    tables: Any
+    settings: Any
+
+
+class Density(NamedTuple):
+    """What is known of each point: (N,) each, and of both tails (N, 2)."""
+
+    x: Any
+    log_density: Any
+    log_normalizer: Any
+    cdf: Any
+    error: Any
+    ends: Any
+
+
+class Nodes(NamedTuple):
+    """The nodes of each row and their weights, how many there are, and the score at the point."""
+
+    nodes: Any
+    node_weights: Any
+    count: Any
+    score: Any
+
+
 @triton.jit
-def solve(
-    context,
-    row,
-    point,
-    weights,
-    biases,
-    frequencies,
-    tables,
-    settings,
-    first,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-    INVERSE: tl.constexpr,
-):
+def solve(context, row, point, head, rule, first, INVERSE: tl.constexpr, S: tl.constexpr):
     """The panels of one row, of which it begins with ``first``, and what they are together."""
-    M: tl.constexpr = TILE[0]
-    Q: tl.constexpr = M // NODES
-    STORE: tl.constexpr = weights[0].dtype.element_ty
+    Q: tl.constexpr = S.M // NODES
+    STORE: tl.constexpr = head.weights[0].dtype.element_ty
     COMPUTE: tl.constexpr = tl.float64 if STORE == tl.float64 else tl.float32
-    GIVEN: tl.constexpr = C - 1 if STAGE_FEATURE else C
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    like = tl.zeros((M,), COMPUTE)
-    scale, low, high = tl.load(settings), tl.load(settings + 2), tl.load(settings + 3)
-    tolerance, unit = tl.load(settings + 4), tl.load(settings + 5)
-    share = share_of_row(context + row * GIVEN, like, weights[0], biases[0], GIVEN, STRIDE, WIDTHS[0], TILE)
-    if STAGE_FEATURE:
-        feature = tl.load(settings + 1).to(COMPUTE)
-        share = add_feature(share, feature, weights[0], like, GIVEN, STRIDE, WIDTHS[0], TILE)
+    like = tl.zeros((S.M,), COMPUTE)
+    scale, low, high = tl.load(rule.settings), tl.load(rule.settings + 2), tl.load(rule.settings + 3)
+    tolerance, unit = tl.load(rule.settings + 4), tl.load(rule.settings + 5)
+    share = share_of_row(context + row * S.GIVEN, like, head, S)
+    if S.GIVEN < S.C:
+        share = add_feature(share, tl.load(rule.settings + 1).to(COMPUTE), head, like, S)
     panels = first_panels(low, high, first, COMPUTE)
     zeros, both = tl.zeros((MAX_PANELS,), tl.float64), tl.zeros((2,), tl.float64)
     found = (zeros, zeros, zeros, low * 0.0, both, both, both)
@@ -91,10 +96,10 @@ def solve(
     while waiting > 0:
         for b in range(0, waiting, Q):
             tl.debug_barrier()  # keeps loads of weights and tables in the loop: registers hold what changes
-            t = tl.reshape(nodes_of(panels, rank, b, tables, Q).to(COMPUTE), (M,))
-            s, _ = evaluate(share, t, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, False, P)
-            panels = put_panels(panels, rank, b, tl.reshape(s, (Q, NODES)), scale, unit, tables)
-        found = combine(panels, scale, tables)
+            t = tl.reshape(nodes_of(panels, rank, b, rule.tables, Q).to(COMPUTE), (S.M,))
+            s, _ = evaluate(share, t, head, False, S)
+            panels = put_panels(panels, rank, b, tl.reshape(s, (Q, NODES)), scale, unit, rule.tables)
+        found = combine(panels, scale, rule.tables)
         panels, rank, waiting, moves = refine(
             panels, found, moves, valid, point, tolerance, (high - low) / 4, INVERSE
         )
@@ -125,52 +130,12 @@ def exists(row, valid):
 
 @triton.jit(do_not_specialize=["rows", "first"])
 def conditional_density_kernel(
-    context,
-    point,
-    weights,
-    biases,
-    frequencies,
-    tables,
-    settings,
-    x,
-    log_density,
-    log_normalizer,
-    cdf,
-    error,
-    ends,
-    rows: tl.int64,
-    first: tl.int32,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-    INVERSE: tl.constexpr,
+    context, point, head, rule, out, rows: tl.int64, first: tl.int32, INVERSE: tl.constexpr, S: tl.constexpr
 ):
-    scale, low = tl.load(settings), tl.load(settings + 2)
+    scale, low = tl.load(rule.settings), tl.load(rule.settings + 2)
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         u = tl.load(point + r).to(tl.float64)
-        panels, row = solve(
-            context,
-            r,
-            u,
-            weights,
-            biases,
-            frequencies,
-            tables,
-            settings,
-            first,
-            C,
-            E,
-            WIDTHS,
-            TILE,
-            ACTIVATION,
-            P,
-            STAGE_FEATURE,
-            INVERSE,
-        )
+        panels, row = solve(context, r, u, head, rule, first, INVERSE, S)
         a, h, s, integral, _, panel_error, rounding, mass_error = panels
         start, before, mass, log_z, tails, tail_errors, end_scores = row
         off = influence(a, h, before, mass, u, INVERSE) * (panel_error + rounding) + mass_error * mass
@@ -182,9 +147,9 @@ def conditional_density_kernel(
         at = tl.sum(tl.where(own, start, 0.0), 0) - log_z
         below = tl.sum(tl.where(own, before, 0.0), 0)
         scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
-        density, most = fine_density(tl.zeros((1,), tl.float64) + half, scores, tables)
-        c = product(scores, tables[COEFFICIENTS], NODES)
-        d = product(density, tables[FINE_COEFFICIENTS], FINE)
+        density, most = fine_density(tl.zeros((1,), tl.float64) + half, scores, rule.tables)
+        c = product(scores, rule.tables[COEFFICIENTS], NODES)
+        d = product(density, rule.tables[FINE_COEFFICIENTS], FINE)
         unit_mass = half * tl.exp(at + tl.max(most, 0))
         if INVERSE:
             t = invert(d, (u - below) / unit_mass)
@@ -213,62 +178,26 @@ def conditional_density_kernel(
         valid = (u >= 0) & (u <= 1) if INVERSE else tl.abs(u) < float("inf")
         sound = exists(row, valid) & (off < float("inf"))
         log_z -= tl.sum(tl.where(a < low, integral, 0.0), 0)
-        tl.store(x + r, tl.where(sound, place, float("nan")).to(x.dtype.element_ty))
-        tl.store(log_density + r, tl.where(sound, log_q, float("nan")).to(x.dtype.element_ty))
-        tl.store(log_normalizer + r, tl.where(sound, log_z, float("nan")).to(x.dtype.element_ty))
-        tl.store(cdf + r, tl.where(sound, probability, float("nan")).to(x.dtype.element_ty))
-        tl.store(error + r, tl.where(sound, off, float("inf")).to(x.dtype.element_ty))
-        tl.store(ends + 2 * r + sides(), tl.where(sound, tails, float("nan")).to(x.dtype.element_ty))
+        tl.store(out.x + r, tl.where(sound, place, float("nan")).to(out.x.dtype.element_ty))
+        tl.store(out.log_density + r, tl.where(sound, log_q, float("nan")).to(out.x.dtype.element_ty))
+        tl.store(out.log_normalizer + r, tl.where(sound, log_z, float("nan")).to(out.x.dtype.element_ty))
+        tl.store(out.cdf + r, tl.where(sound, probability, float("nan")).to(out.x.dtype.element_ty))
+        tl.store(out.error + r, tl.where(sound, off, float("inf")).to(out.x.dtype.element_ty))
+        tl.store(out.ends + 2 * r + sides(), tl.where(sound, tails, float("nan")).to(out.x.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows", "first"])
 def conditional_density_nodes_kernel(
-    context,
-    point,
-    weights,
-    biases,
-    frequencies,
-    tables,
-    settings,
-    nodes,
-    node_weights,
-    count,
-    score,
-    rows: tl.int64,
-    first: tl.int32,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
+    context, point, head, rule, out, rows: tl.int64, first: tl.int32, S: tl.constexpr
 ):
-    Q: tl.constexpr = TILE[0] // NODES
-    scale = tl.load(settings)
+    Q: tl.constexpr = S.M // NODES
+    tables = rule.tables
+    scale = tl.load(rule.settings)
     node = tl.arange(0, NODES)
     rule_weights = tl.load(tables[WEIGHTS] + node)[None, :]
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         x = tl.load(point + r).to(tl.float64)
-        panels, row = solve(
-            context,
-            r,
-            x,
-            weights,
-            biases,
-            frequencies,
-            tables,
-            settings,
-            first,
-            C,
-            E,
-            WIDTHS,
-            TILE,
-            ACTIVATION,
-            P,
-            STAGE_FEATURE,
-            False,
-        )
+        panels, row = solve(context, r, x, head, rule, first, False, S)
         a, h, s = panels[0], panels[1], panels[2]
         own = holder(panels, row, x, False)
         half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
@@ -277,11 +206,12 @@ def conditional_density_nodes_kernel(
         c = product(scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
         sound = exists(row, tl.abs(x) < float("inf"))
-        tl.store(score + r, tl.where(sound, total(times(c, values)), float("nan")).to(score.dtype.element_ty))
+        answer = tl.where(sound, total(times(c, values)), float("nan"))
+        tl.store(out.score + r, answer.to(out.score.dtype.element_ty))
 
         there = h > 0
         panels_of_row = tl.sum(there.to(tl.int32), 0)
-        tl.store(count + r, (panels_of_row * NODES).to(tl.int64))
+        tl.store(out.count + r, (panels_of_row * NODES).to(tl.int64))
         order = tl.sum((a[None, :] < a[:, None]).to(tl.int32), 1)
         rank = tl.where(there, order, -1)
         for b in range(0, panels_of_row, Q):
@@ -299,8 +229,8 @@ def conditional_density_nodes_kernel(
             inside = (b + tl.arange(0, Q)[:, None] < panels_of_row) & (node[None, :] >= 0)
             moved = tl.where(sound, halves[:, None] * moved, float("nan"))
             at = nodes_of(panels, rank, b, tables, Q)
-            tl.store(nodes + place, at.to(nodes.dtype.element_ty), mask=inside)
-            tl.store(node_weights + place, moved.to(node_weights.dtype.element_ty), mask=inside)
+            tl.store(out.nodes + place, at.to(out.nodes.dtype.element_ty), mask=inside)
+            tl.store(out.node_weights + place, moved.to(out.node_weights.dtype.element_ty), mask=inside)
 
 
 class _Quadrature:
@@ -324,19 +254,18 @@ class _Quadrature:
         self.head = HeadLaunch(
             "conditional_density", context, point, weights, biases, frequencies, activation
         )
-        self.head.programs = max(min(len(point), MOST_PROGRAMS), 1)
         # A unit of rounding of what enters a product.
-        tf32 = self.head.constants["P"] == "tf32"
+        tf32 = self.head.precision == "tf32"
         unit = 2.0**-10 if tf32 else torch.finfo(point.dtype).eps
         feature = stage_features[0] if len(stage_features) > 0 else 0.0
         settings = numbers(point.device, score_scale, feature, low, high, tolerance, unit)
-        self._before = *self.head.tensors, rule(point.device), settings
+        self._before = *self.head.tensors, Rule(rule(point.device), settings)
         self._after = len(point), panels
-        self._feature = len(stage_features) > 0
 
     def run(self, kernel: Any, outputs: tuple[Tensor, ...], **constants: Any) -> None:
-        args = *self._before, *outputs, *self._after
-        self.head.run(kernel, args, STAGE_FEATURE=self._feature, **constants)
+        rows = self._after[0]
+        args = *self._before, outputs, *self._after
+        self.head.run(kernel, args, lambda: max(min(rows, MOST_PROGRAMS), 1), **constants)
 
 
 def conditional_density(
@@ -346,10 +275,9 @@ def conditional_density(
     *head, inverse = args
     launch = _Quadrature(context, point, *head)
     x, log_density, log_z, cdf, error = (torch.empty_like(point, dtype=launch.head.dtype) for _ in range(5))
-    ends = x.new_empty(len(point), 2)
-    outputs = x, log_density, log_z, cdf, error, ends
+    outputs = Density(x, log_density, log_z, cdf, error, x.new_empty(len(point), 2))
     launch.run(conditional_density_kernel, outputs, INVERSE=inverse)
-    return outputs
+    return tuple(outputs)
 
 
 def conditional_density_nodes(
@@ -360,6 +288,6 @@ def conditional_density_nodes(
     shape = len(point), reference.MAX_PANELS * reference.NODES
     t, weight = point.new_zeros(shape), point.new_zeros(shape, dtype=launch.head.dtype)
     count = torch.empty_like(point, dtype=torch.int64)
-    outputs = t, weight, count, torch.empty_like(point, dtype=launch.head.dtype)
+    outputs = Nodes(t, weight, count, torch.empty_like(point, dtype=launch.head.dtype))
     launch.run(conditional_density_nodes_kernel, outputs)
-    return outputs
+    return tuple(outputs)

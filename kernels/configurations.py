@@ -5,27 +5,33 @@ else ever changes which one is used, so that equal calls give equal bits.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.language.target_info import current_target
 
-#: Most sums of gradients a program holds in registers, in elements of float32.
-RESIDENT_ELEMENTS = 4 * 1024
+from .head import Spec
+
 #: Most columns of the context in one product.
 CONTEXT_CHUNK = 64
 #: Widths up to which a head counts as narrow.
 NARROW = 128
 
 
-class Head(NamedTuple):
-    """A candidate for a kernel of the head: rows of a tile, most hidden units in a chunk, and warps."""
+class Tiles(NamedTuple):
+    """A candidate for a kernel of the head: rows of a tile, most hidden units in a chunk, and warps.
+
+    ``first`` is the most units in a chunk of the first of several layers where it is not kept, and ``held``
+    whether weights stay in shared memory for all steps of a chain.
+    """
 
     rows: int
     chunk: int
     warps: int
+    first: int = 64
+    held: bool = True
 
 
 class Linear(NamedTuple):
@@ -38,54 +44,49 @@ class Linear(NamedTuple):
     stages: int
 
 
-class Config(NamedTuple):
-    """How one kernel of the head is compiled.
-
-    Attributes:
-        tile: rows, chunk of hidden units, chunk of the context, and frequencies padded.
-        warps: warps of a program.
-        resident: whether the sums of the parameters' gradients stay in registers.
-    """
-
-    tile: tuple[int, int, int, int]
-    warps: int
-    resident: bool
-
-
-_ROWS = {
-    ("narrow", 2): (Head(64, 128, 4), Head(64, 64, 4), Head(64, 128, 8)),
-    ("narrow", 4): (Head(64, 64, 4), Head(64, 64, 8), Head(64, 128, 8)),
-    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
-    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
-}
+#: Candidates of the kernels of a head by its size and the precision of products. Eight warps share the units
+#: of 64 rows where one chunk holds a layer; products of three parts take twice the registers.
 _PASS = {
-    ("narrow", 2): (Head(64, 64, 4), Head(64, 64, 8), Head(32, 64, 4)),
-    ("narrow", 4): (Head(64, 64, 4), Head(64, 64, 8), Head(32, 64, 4)),
-    ("wide", 2): (Head(64, 64, 4), Head(64, 64, 8)),
-    ("wide", 4): (Head(64, 64, 4), Head(64, 64, 8)),
+    ("small", "ieee"): (Tiles(64, 64, 4), Tiles(128, 64, 4), Tiles(32, 64, 4)),
+    ("small", "tf32"): (Tiles(64, 64, 4), Tiles(32, 64, 4), Tiles(16, 64, 4)),
+    ("small", "tf32x3"): (Tiles(32, 64, 4), Tiles(16, 64, 4), Tiles(16, 64, 8)),
+    ("narrow", "ieee"): (Tiles(64, 128, 8, 128), Tiles(32, 128, 8, 128), Tiles(64, 64, 4)),
+    ("narrow", "tf32"): (Tiles(64, 128, 8, 128), Tiles(32, 128, 8, 128), Tiles(16, 64, 4)),
+    ("narrow", "tf32x3"): (Tiles(16, 64, 4), Tiles(16, 128, 8, 128), Tiles(32, 128, 8, 128)),
+    ("wide", "ieee"): (Tiles(32, 128, 8), Tiles(16, 64, 4)),
+    ("wide", "tf32"): (Tiles(32, 128, 8), Tiles(16, 64, 4)),
+    ("wide", "tf32x3"): (Tiles(16, 64, 4), Tiles(16, 64, 8)),
 }
-#: A chain's time is the latency of its steps: few rows, and their columns spread over warps.
+_ROWS = {
+    **_PASS,
+    ("narrow", "ieee"): (Tiles(128, 128, 8, 128), Tiles(64, 128, 8, 128), Tiles(64, 64, 4)),
+    ("narrow", "tf32"): (Tiles(64, 128, 8, 128), Tiles(64, 64, 4), Tiles(16, 64, 4)),
+    ("narrow", "tf32x3"): (Tiles(32, 128, 8, 128), Tiles(16, 64, 4)),
+}
+#: A chain's time is the latency of its steps: few rows, and their columns spread over warps. Weights stay in
+#: shared memory for all steps where they fit.
 _CHAIN = {
-    ("narrow", 2): (Head(16, 64, 4), Head(16, 128, 8), Head(32, 128, 8), Head(16, 32, 1)),
-    ("narrow", 4): (Head(16, 64, 4), Head(16, 128, 8), Head(32, 128, 8), Head(16, 32, 1)),
-    ("wide", 2): (Head(16, 64, 4), Head(16, 64, 8)),
-    ("wide", 4): (Head(16, 64, 4), Head(16, 64, 8)),
+    ("narrow", "ieee"): (Tiles(16, 64, 4), Tiles(16, 128, 8), Tiles(32, 128, 8), Tiles(16, 32, 1)),
+    ("narrow", "tf32"): (Tiles(16, 64, 4), Tiles(16, 64, 4, held=False), Tiles(16, 128, 8)),
+    ("narrow", "tf32x3"): (Tiles(16, 64, 4), Tiles(16, 64, 4, held=False), Tiles(16, 128, 8)),
+    ("wide", "ieee"): (Tiles(16, 64, 4), Tiles(16, 64, 4, held=False), Tiles(16, 64, 8, held=False)),
+    ("wide", "tf32"): (Tiles(16, 64, 4, held=False), Tiles(16, 64, 8, held=False)),
+    ("wide", "tf32x3"): (Tiles(16, 64, 4, held=False), Tiles(16, 32, 4, held=False)),
 }
 #: 16 nodes a panel; small chunks, as the panels of a row take registers.
 _PANELS = {
-    ("narrow", 2): (Head(64, 32, 4), Head(64, 64, 4), Head(64, 64, 8), Head(16, 32, 1)),
-    ("narrow", 4): (Head(64, 32, 4), Head(64, 64, 4), Head(64, 64, 8), Head(16, 32, 1)),
-    ("wide", 2): (Head(64, 64, 8), Head(64, 64, 4)),
-    ("wide", 4): (Head(64, 64, 8), Head(64, 64, 4)),
+    ("narrow", "ieee"): (Tiles(64, 32, 4), Tiles(64, 64, 4), Tiles(64, 64, 8), Tiles(16, 32, 1)),
+    ("narrow", "tf32"): (Tiles(64, 32, 4), Tiles(64, 64, 4), Tiles(64, 64, 8), Tiles(16, 32, 1)),
+    ("wide", "ieee"): (Tiles(64, 64, 8), Tiles(64, 64, 4)),
+    ("wide", "tf32"): (Tiles(64, 64, 8), Tiles(64, 64, 4)),
 }
 #: Primal and tangent of a chain.
 _FLOW = {
-    ("narrow", 2): (Head(32, 128, 8), Head(64, 64, 4), Head(32, 64, 4), Head(16, 64, 4)),
-    ("narrow", 4): (Head(32, 128, 8), Head(64, 64, 4), Head(32, 64, 4), Head(16, 64, 4)),
-    ("wide", 2): (Head(16, 64, 4), Head(32, 64, 8)),
-    ("wide", 4): (Head(16, 64, 4), Head(32, 64, 8)),
+    ("narrow", "ieee"): (Tiles(32, 128, 8), Tiles(64, 64, 4), Tiles(32, 64, 4), Tiles(16, 64, 4)),
+    ("narrow", "tf32"): (Tiles(32, 128, 8), Tiles(64, 64, 4), Tiles(32, 64, 4), Tiles(16, 64, 4)),
+    ("wide", "ieee"): (Tiles(16, 64, 4), Tiles(32, 64, 8)),
+    ("wide", "tf32"): (Tiles(16, 64, 4), Tiles(32, 64, 8)),
 }
-#: For each op, by size class of the head and bytes of an element.
 HEAD = {
     "score_head": _ROWS,
     "csm_loss": _PASS,
@@ -93,13 +94,6 @@ HEAD = {
     "langevin_draw": _CHAIN,
     "conditional_density": _PANELS,
     "probability_flow": _FLOW,
-}
-#: In the place of others where float32 is exact: products of three parts take twice the shared memory.
-EXACT = {
-    ("csm_loss", "narrow"): (Head(32, 32, 4), Head(16, 32, 4)),
-    ("csm_loss", "wide"): (Head(16, 64, 4), Head(16, 32, 4)),
-    ("langevin", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
-    ("langevin_draw", "wide"): (Head(16, 32, 4), Head(16, 32, 8)),
 }
 #: By bytes of an element and precision of the products.
 LINEAR = {
@@ -134,11 +128,11 @@ class Choices:
         self.best: dict[Key, Any] = {}
         self.asked: dict[Key, tuple[Any, ...]] | None = None
 
-    def pick(self, key: Key, candidates: tuple[Any, ...]) -> Any:
-        """The candidate in force for one choice."""
+    def pick(self, key: Key, candidates: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The candidates that remain for one choice: the one in force alone, if tuning has settled on it."""
         if self.asked is not None:
             self.asked.setdefault(key, candidates)
-        return self.best.get(key, candidates[0])
+        return (self.best[key],) if key in self.best else candidates
 
 
 choices = Choices()
@@ -163,23 +157,30 @@ def chunk(widths: Sequence[int]) -> int:
     return min((128, 64), key=lambda block: sum(-(-width // block) * block for width in widths))
 
 
-def head_config(
-    op: str, dtype: torch.dtype, context: int, frequencies: int, widths: tuple[int, ...]
-) -> Config:
-    """The configuration of ``op`` for one head; ops that HEAD does not name are compiled like csm_loss."""
-    size = "narrow" if max(widths) <= NARROW else "wide"
-    like = op if op in HEAD else "csm_loss"
-    candidates = HEAD[like][size, 2 if dtype.itemsize == 2 else 4]
-    if dtype is torch.float32 and precision_of(dtype) == "ieee":
-        candidates = EXACT.get((like, size), candidates)
-    key = op, dtype, precision_of(dtype), context, frequencies, widths
-    found = choices.pick(key, candidates)
-    block = min(chunk(widths), found.chunk)
-    full = [-(-width // block) * block for width in widths]
+def head_candidates(op: str, precision: str, widths: tuple[int, ...]) -> tuple[Tiles, ...]:
+    """How a kernel of ``op`` may be compiled; ops that HEAD does not name are compiled like csm_loss."""
+    table = HEAD.get(op, _PASS)
+    sizes = {64: ("small", "narrow"), NARROW: ("narrow",)}
+    of_size = sizes.get(min(size for size in (64, NARROW, 1 << 30) if max(widths) <= size), ("wide",))
+    of_precision = (precision, "tf32") if precision == "tf32x3" else (precision,)
+    return next(table[key] for key in product(of_size, of_precision) if key in table)
+
+
+def head_spec(
+    tiles: Tiles,
+    context: int,
+    given: int,
+    frequencies: int,
+    widths: tuple[int, ...],
+    activation: str,
+    precision: str,
+) -> Spec:
+    """The constants of a kernel that is compiled as ``tiles`` has it."""
+    chunks = min(chunk(widths), tiles.chunk), min(chunk(widths), tiles.first)
     features = min(padded(context), CONTEXT_CHUNK), padded(frequencies)
-    sums = full[0] * (context + 2 * features[1] * (frequencies > 0))
-    sums += sum(i * o for i, o in pairwise(full))
-    return Config((found.rows, block, *features), found.warps, sums <= RESIDENT_ELEMENTS)
+    depth, stride = len(widths), context + 1 + 2 * frequencies
+    sizes = tiles.rows, *chunks, *features, depth, stride
+    return Spec(context, given, frequencies, widths, activation, precision, *sizes, tiles.held)
 
 
 def reads_along_the_sum() -> bool:
@@ -198,4 +199,4 @@ def linear_config(kernel: str, dtype: torch.dtype, rows: int, columns: int) -> L
     kind = dtype.itemsize, linear_precision(dtype)
     few = triton.cdiv(rows, 128) * triton.cdiv(columns, 128) <= FEW
     other = LINEAR_FEW if few else LINEAR_WIDE if reads_along_the_sum() else {}
-    return choices.pick((kernel, dtype, kind, columns, few), other.get(kind, LINEAR[kind]))
+    return choices.pick((kernel, dtype, kind, columns, few), other.get(kind, LINEAR[kind]))[0]

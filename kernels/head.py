@@ -1,17 +1,79 @@
-"""A score head on one tile of M rows, forward and backward: what every kernel of the head shares.
+"""A score head on one tile of M rows, forward: what every kernel of the head shares.
 
-Hidden units are tuples of column chunks (M, B), so that any width fits; units past a layer's width are zero
-columns of its weights. Primal and tangent rows meet the same weight tile.
-
-TILE is (M, B, BC, BE): rows, chunk of hidden units, chunk of the context, and frequencies padded for a
-product. Sums are in the dtype of x, float32 or float64, and operands of products in that of the weights; P is
-the products' precision. The equations are those of ``fastcsm.reference.score_head``.
+Hidden units are tuples of chunks (B, M), a unit a row, so that any width fits and warps share the units of
+few rows; units past a layer's width are zero rows of its weights. Primal and tangent meet the same weight
+tile. Sums are in the dtype of x, float32 or float64, and operands of products in that of the weights. The
+equations are those of ``fastcsm.reference.score_head``.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from .activations import activate
+from .circle import sin_cos
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+@triton.constexpr_function
+def pieces(n, size):
+    """How many pieces of ``size`` cover n."""
+    return -(-n // size)
+
+
+@triton.constexpr_function
+def whole(n, size):
+    """Whether pieces of ``size`` cover n without anything left over."""
+    return n % size == 0
+
+
+class Head(NamedTuple):
+    """The parameters of a head: tuples of weights and biases, and the frequencies (E,)."""
+
+    weights: Any
+    biases: Any
+    frequencies: Any
+
+
+class Constants:
+    """A NamedTuple of constants, whose fields Triton 3.6 would take for plain numbers that it cannot add."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return tl.constexpr(value) if name.isupper() and not INTERPRETED else value
+
+
+class _Spec(NamedTuple):
+    C: int
+    GIVEN: int
+    E: int
+    WIDTHS: tuple[int, ...]
+    ACTIVATION: str
+    P: str
+    M: int
+    B: int
+    BI: int
+    BC: int
+    BE: int
+    K: int
+    STRIDE: int
+    HELD: bool
+
+
+class Spec(Constants, _Spec):
+    """What is known of a head when its kernel is compiled.
+
+    C and E are its context features, of which the first GIVEN are in memory, and its frequencies; WIDTHS its
+    K hidden layers, STRIDE the columns of its first weight; P is the precision of products. A tile has M
+    rows, chunks of B hidden units, of BI first units where they are not kept, and of BC context features; BE
+    are the frequencies padded. HELD: weights stay in shared memory for all steps of a chain.
+    """
+
+    __slots__ = ()
 
 
 @triton.jit
@@ -31,7 +93,7 @@ def matrix(
     """
     r = row + tl.arange(0, R)[:, None]
     c = column + tl.arange(0, C)[None, :]
-    if ROWS % R == 0 and END % C == 0:
+    if whole(ROWS, R) and whole(END, C):
         value = tl.load(pointer + r * STRIDE + c)
     else:
         value = tl.load(pointer + r * STRIDE + c, mask=(r < ROWS) & (c < END), other=0.0)
@@ -40,256 +102,128 @@ def matrix(
 
 @triton.jit
 def vector(pointer, first, END: tl.constexpr, STRIDE: tl.constexpr, B: tl.constexpr, like):
-    """Entries first, first + 1, ... as (1, B) in the dtype of ``like``, zero from END on; B divides first."""
+    """Entries first, first + 1, ... as (B,) in the dtype of ``like``, zero from END on; B divides first."""
     i = first + tl.arange(0, B)
-    if END % B == 0:
+    if whole(END, B):
         value = tl.load(pointer + i * STRIDE)
     else:
         value = tl.load(pointer + i * STRIDE, mask=i < END, other=0.0)
-    return value.to(like.dtype)[None, :]
+    return value.to(like.dtype)
 
 
 @triton.jit
-def read_context(context, rows, inside, C: tl.constexpr, TILE: tl.constexpr):
+def read_context(context, rows, inside, S: tl.constexpr):
     """Contexts of int64 rows as chunks (M, BC), zero outside."""
     chunks = ()
-    for i in tl.static_range((C + TILE[2] - 1) // TILE[2]):
-        c = i * TILE[2] + tl.arange(0, TILE[2])[None, :]
+    for i in tl.static_range(pieces(S.GIVEN, S.BC)):
+        c = i * S.BC + tl.arange(0, S.BC)[None, :]
         chunks = chunks + (
-            tl.load(context + rows[:, None] * C + c, mask=inside[:, None] & (c < C), other=0.0),
+            tl.load(context + rows[:, None] * S.GIVEN + c, mask=inside[:, None] & (c < S.GIVEN), other=0.0),
         )
     return chunks
 
 
 @triton.jit
-def waves(x, frequencies, E: tl.constexpr, TILE: tl.constexpr):
+def waves(x, head, S: tl.constexpr):
     """(w, sin(w x), cos(w x)): (1, BE) and twice (M, BE); () without frequencies."""
-    if E > 0:
-        w = vector(frequencies, 0, E, 1, TILE[3], x)
-        phase = x[:, None] * w
-        result = (w, tl.sin(phase), tl.cos(phase))
+    if S.E > 0:
+        w = vector(head.frequencies, 0, S.E, 1, S.BE, x)[None, :]
+        sin, cos = sin_cos(x[:, None] * w)
+        result = (w, sin, cos)
     else:
         result = ()
     return result
 
 
 @triton.jit
-def context_chunk(
-    c,
-    like,
-    weight,
-    bias,
-    zero,
-    J,
-    C: tl.constexpr,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    P: tl.constexpr,
-):
-    """Chunk J of W_c c + b for the first C columns of the first layer's weight, STRIDE in all; (M, B)."""
-    B: tl.constexpr = TILE[1]
-    M: tl.constexpr = TILE[0]
-    a = tl.zeros((M, B), like.dtype) + (vector(bias, J * B, WIDTH, 1, B, like) + zero)
+def add_dot(a, b, acc, S: tl.constexpr):
+    """acc + a b."""
+    return tl.dot(a, b, acc, input_precision=S.P, out_dtype=acc.dtype)
+
+
+@triton.jit
+def wave_weights(head, J, B: tl.constexpr, S: tl.constexpr):
+    """What chunk J of the first layer reads sines and cosines by, (B, BE) each."""
+    first = head.weights[0] + S.C + 1
+    ws = matrix(first, J * B, 0, S.WIDTHS[0], S.E, S.STRIDE, B, S.BE)
+    wc = matrix(first + S.E, J * B, 0, S.WIDTHS[0], S.E, S.STRIDE, B, S.BE)
+    return ws, wc
+
+
+@triton.jit
+def first_units(c, x, wave, head, zero, J, B: tl.constexpr, S: tl.constexpr):
+    """Chunk J of the first layer, (a, t); t is (B, 1) without frequencies."""
+    STORE: tl.constexpr = head.weights[0].dtype.element_ty
+    a = tl.zeros((B, S.M), x.dtype) + (vector(head.biases[0], J * B, S.WIDTHS[0], 1, B, x) + zero)[:, None]
     for i in tl.static_range(len(c)):
-        w = matrix(weight, J * B, i * TILE[2], WIDTH, C, STRIDE, B, TILE[2])
-        a = tl.dot(c[i], tl.trans(w), a, input_precision=P, out_dtype=a.dtype)
-    return a
-
-
-@triton.jit
-def add_x(
-    a,
-    x,
-    wave,
-    weight,
-    zero,
-    J,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    TANGENT: tl.constexpr,
-    P: tl.constexpr,
-):
-    """Chunk J of (a, t), (M, B), from that of W_c c + b; t is w_x, (1, B), without frequencies or TANGENT."""
-    M: tl.constexpr = TILE[0]
-    B: tl.constexpr = TILE[1]
-    BE: tl.constexpr = TILE[3]
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    wx = vector(weight + C, J * B, WIDTH, STRIDE, B, x) + zero
-    a += x[:, None] * wx
-    t = wx
-    if E > 0:
+        w = matrix(head.weights[0], J * B, i * S.BC, S.WIDTHS[0], S.C, S.STRIDE, B, S.BC)
+        a = add_dot(w, tl.trans(c[i]), a, S)
+    t = vector(head.weights[0] + S.C, J * B, S.WIDTHS[0], S.STRIDE, B, x)[:, None]
+    a += x[None, :] * t
+    if S.E > 0:
         w, sin, cos = wave
-        ws = tl.trans(matrix(weight + C + 1, J * B, 0, WIDTH, E, STRIDE, B, BE))
-        wc = tl.trans(matrix(weight + C + 1 + E, J * B, 0, WIDTH, E, STRIDE, B, BE))
-        a = tl.dot(sin.to(ws.dtype), ws, a, input_precision=P, out_dtype=a.dtype)
-        a = tl.dot(cos.to(ws.dtype), wc, a, input_precision=P, out_dtype=a.dtype)
-        if TANGENT:
-            t = tl.zeros((M, B), x.dtype) + wx
-            t = tl.dot((w * cos).to(ws.dtype), ws, t, input_precision=P, out_dtype=t.dtype)
-            t = tl.dot((-w * sin).to(ws.dtype), wc, t, input_precision=P, out_dtype=t.dtype)
+        ws, wc = wave_weights(head, J, B, S)
+        a = add_dot(ws, tl.trans(sin.to(STORE)), a, S)
+        a = add_dot(wc, tl.trans(cos.to(STORE)), a, S)
+        t = tl.zeros((B, S.M), x.dtype) + t
+        t = add_dot(ws, tl.trans((w * cos).to(STORE)), t, S)
+        t = add_dot(wc, tl.trans((-w * sin).to(STORE)), t, S)
     return a, t
 
 
 @triton.jit
-def units(
-    pair,
-    c,
-    x,
-    wave,
-    weight,
-    bias,
-    zero,
-    J,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    P: tl.constexpr,
-):
-    """Chunk J of a hidden layer (a, t): that of ``pair``, or if that is () the first layer, computed here."""
-    if len(pair) > 0:
-        a, t = pair[0][J], pair[1][J]
-    else:
-        a = context_chunk(c, x, weight, bias, zero, J, C, C + 1 + 2 * E, WIDTH, TILE, P)
-        a, t = add_x(a, x, wave, weight, zero, J, C, E, WIDTH, TILE, True, P)
-    return a, t
-
-
-@triton.jit
-def add_units(
-    primal,
-    tangent,
-    a,
-    t,
-    weight,
-    I,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    B: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-):
-    """(primal, tangent) of a layer plus what chunk I of the one below, (a, t), adds to them."""
-    f, d, _ = activate(a, ACTIVATION)
-    z, u = f.to(weight.dtype.element_ty), (d * t).to(weight.dtype.element_ty)
-    primal = add_product(primal, z, weight, I, IN, OUT, B, P)
-    return primal, add_product(tangent, u, weight, I, IN, OUT, B, P)
-
-
-@triton.jit
-def bias_chunks(bias, like, WIDTH: tl.constexpr, M: tl.constexpr, B: tl.constexpr):
-    """The biases of a layer under every row: chunks (M, B)."""
-    chunks = ()
-    for j in tl.static_range((WIDTH + B - 1) // B):
-        chunks = chunks + (tl.zeros((M, B), like.dtype) + vector(bias, j * B, WIDTH, 1, B, like),)
-    return chunks
-
-
-@triton.jit
-def zero_chunks(like, WIDTH: tl.constexpr, M: tl.constexpr, B: tl.constexpr):
-    chunks = ()
-    for _ in tl.static_range((WIDTH + B - 1) // B):
-        chunks = chunks + (tl.zeros((M, B), like.dtype),)
-    return chunks
-
-
-@triton.jit
-def add_product(chunks, z, weight, I, IN: tl.constexpr, OUT: tl.constexpr, B: tl.constexpr, P: tl.constexpr):
-    """Chunks (M, B) of the outputs plus W z for chunk I of the inputs."""
-    sums = ()
-    for j in tl.static_range(len(chunks)):
-        w = tl.trans(matrix(weight, j * B, I * B, OUT, IN, IN, B, B))
-        sums = sums + (tl.dot(z, w, chunks[j], input_precision=P, out_dtype=chunks[j].dtype),)
-    return sums
-
-
-@triton.jit
-def times(a, b):
-    """a b, rounded before it is summed.
-
-    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
-    """
-    return tl.fma(a, b, tl.zeros_like(a))
-
-
-@triton.jit
-def output(
-    primal,
-    tangent,
-    weight,
-    bias,
-    like,
-    WIDTH: tl.constexpr,
-    B: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    ALIKE: tl.constexpr = False,
-):
-    """s and s' from the last hidden layer, (M,); s' is zero if there is no t. ALIKE: equal on all lanes."""
-    s, ds = tl.zeros_like(like), tl.zeros_like(like)
+def add_units(primal, tangent, a, t, I, head, k: tl.constexpr, S: tl.constexpr):
+    """Chunks (primal, tangent) of layer k plus what chunk I of the one below, (a, t), adds to them."""
+    STORE: tl.constexpr = head.weights[0].dtype.element_ty
+    B: tl.constexpr = a.shape[0]
+    f, d, _ = activate(a, S.ACTIVATION)
+    z, u = f.to(STORE), (d * t).to(STORE)
+    zs, us = (), ()
     for j in tl.static_range(len(primal)):
-        w = vector(weight, j * B, WIDTH, 1, B, like)
-        f, d, _ = activate(primal[j], ACTIVATION)
-        s += tl.sum(times(f, w) if ALIKE else f * w, 1)
-        if len(tangent) > 0:
-            u = d * tangent[j]
-            ds += tl.sum(times(u, w) if ALIKE else u * w, 1)
-    return s + tl.load(bias).to(like.dtype), ds
+        w = matrix(head.weights[k], j * S.B, I * B, S.WIDTHS[k], S.WIDTHS[k - 1], S.WIDTHS[k - 1], S.B, B)
+        zs, us = zs + (add_dot(w, z, primal[j], S),), us + (add_dot(w, u, tangent[j], S),)
+    return zs, us
 
 
 @triton.jit
-def forward(
-    c,
-    x,
-    wave,
-    weights,
-    biases,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-):
-    """(s, s', hidden): (M,), (M,), and chunks (a, t) of every hidden layer, () for the first of several."""
-    K: tl.constexpr = len(WIDTHS)
-    M: tl.constexpr = TILE[0]
-    B: tl.constexpr = TILE[1]
-    pair, hidden = (), ()
-    if K == 1:
-        primal, tangent = (), ()
-        for j in tl.static_range((WIDTHS[0] + B - 1) // B):
-            a, t = units((), c, x, wave, weights[0], biases[0], 0.0, j, C, E, WIDTHS[0], TILE, P)
+def layers(c, x, wave, head, S: tl.constexpr):
+    """Chunks (a, t) of every hidden layer, () for the first of several."""
+    primal, tangent = (), ()
+    if S.K == 1:
+        for j in tl.static_range(pieces(S.WIDTHS[0], S.B)):
+            a, t = first_units(c, x, wave, head, 0.0, j, S.B, S)
             primal, tangent = primal + (a,), tangent + (t,)
-        pair = (primal, tangent)
-    for k in tl.static_range(1, K):
-        hidden = hidden + (pair,)
-        primal = bias_chunks(biases[k], x, WIDTHS[k], M, B)
-        tangent = zero_chunks(x, WIDTHS[k], M, B)
+    hidden = ((primal, tangent),)
+    for k in tl.static_range(1, S.K):
+        primal, tangent = (), ()
+        for j in tl.static_range(pieces(S.WIDTHS[k], S.B)):
+            zero = tl.zeros((S.B, S.M), x.dtype)
+            bias = vector(head.biases[k], j * S.B, S.WIDTHS[k], 1, S.B, x)
+            primal, tangent = primal + (zero + bias[:, None],), tangent + (zero,)
         if k == 1:
-            for i in range((WIDTHS[0] + B - 1) // B):
-                a, t = units((), c, x, wave, weights[0], biases[0], 0.0, i, C, E, WIDTHS[0], TILE, P)
-                primal, tangent = add_units(
-                    primal, tangent, a, t, weights[1], i, WIDTHS[0], WIDTHS[1], B, ACTIVATION, P
-                )
+            for i in range(pieces(S.WIDTHS[0], S.BI)):
+                a, t = first_units(c, x, wave, head, 0.0, i, S.BI, S)
+                primal, tangent = add_units(primal, tangent, a, t, i, head, 1, S)
         else:
-            for i in tl.static_range(len(pair[0])):
-                primal, tangent = add_units(
-                    primal,
-                    tangent,
-                    pair[0][i],
-                    pair[1][i],
-                    weights[k],
-                    i,
-                    WIDTHS[k - 1],
-                    WIDTHS[k],
-                    B,
-                    ACTIVATION,
-                    P,
-                )
-        pair = (primal, tangent)
-    hidden = hidden + (pair,)
-    s, ds = output(pair[0], pair[1], weights[K], biases[K], x, WIDTHS[K - 1], B, ACTIVATION)
-    return s, ds, hidden
+            below = hidden[k - 1]
+            for i in tl.static_range(len(below[0])):
+                primal, tangent = add_units(primal, tangent, below[0][i], below[1][i], i, head, k, S)
+        hidden = hidden + ((primal, tangent),)
+    return hidden
+
+
+@triton.jit
+def output(last, x, p, head, S: tl.constexpr):
+    """(s, s', kept) of the last hidden layer, chunks (a, t).
+
+    s and s' are (M,); kept are of each chunk f, f' and f'' t, (B, M), and the sum of p f' t, (B,).
+    """
+    s, ds, kept = tl.zeros_like(x), tl.zeros_like(x), ()
+    for j in tl.static_range(len(last[0])):
+        w = vector(head.weights[S.K], j * S.B, S.WIDTHS[S.K - 1], 1, S.B, x)[:, None]
+        f, d, e = activate(last[0][j], S.ACTIVATION)
+        u = d * last[1][j]
+        s += tl.sum(f * w, 0)
+        ds += tl.sum(u * w, 0)
+        kept = kept + ((f, d, e * last[1][j], tl.sum(p[None, :] * u, 1)),)
+    return s + tl.load(head.biases[S.K]).to(x.dtype), ds, kept

@@ -1,35 +1,92 @@
 """The reverse pass of a tile of rows: gradients of its inputs stored, those of the parameters summed.
 
-``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has the first
-layer and the activations computed again, where keeping them would not fit in registers. The chunks of the
-first of several layers are a loop of the program: unrolled, the compiler interleaves them and spills.
+The first of several layers is computed again, chunk by chunk, where keeping it would not fit in registers;
+its chunks are a loop of the program, as a compiler that sees them unrolled interleaves them and spills.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from .activations import activate
-from .head import matrix, units, vector
-from .head_sums import first_chunk_sums, put_bias, put_first_chunk, put_layer_tile, put_output
+from .head import (
+    Constants,
+    add_dot,
+    first_units,
+    matrix,
+    pieces,
+    read_context,
+    vector,
+    wave_weights,
+    waves,
+)
+from .head_sums import add_bias, add_first, add_layer, add_output
+
+
+class Tile(NamedTuple):
+    """M rows: their numbers, which of them exist, contexts (M, BC), x (M,), and sines and cosines.
+
+    ``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has it
+    computed again.
+    """
+
+    rows: Any
+    inside: Any
+    c: Any
+    x: Any
+    wave: Any
+    zero: Any
+
+
+class Gradients(NamedTuple):
+    """Where gradients of context and x go, and a program's slice of the partials, empty while begun is 0."""
+
+    context: Any
+    x: Any
+    partial: Any
+    begun: Any
+
+
+class _Need(NamedTuple):
+    CONTEXT: bool
+    X: bool
+    PARAMS: bool
+    OFFSETS: tuple[int, ...]
+
+
+class Need(Constants, _Need):
+    """Which gradients are needed, and where those of each parameter begin in a slice; then where they end."""
+
+    __slots__ = ()
 
 
 @triton.jit
-def output_backward(
-    primal, tangent, g, p, weight, zero, acc, WIDTH: tl.constexpr, B: tl.constexpr, ACTIVATION: tl.constexpr
-):
-    """(ga, gt) of the last hidden layer, chunks (M, B); and acc plus the gradients of w_o, (B,), and b_o."""
-    gas, gts, sums = (), (), ()
-    for j in tl.static_range(len(primal)):
-        w = vector(weight, j * B, WIDTH, 1, B, g)
-        f, d, e = activate(primal[j] + zero, ACTIVATION)
-        gu = p[:, None] * w
-        gas = gas + (d * (g[:, None] * w) + e * tangent[j] * gu,)
+def read_tile(t, context, x, rows, head, COMPUTE: tl.constexpr, S: tl.constexpr):
+    """Tile t of the rows."""
+    r = t * S.M + tl.arange(0, S.M).to(tl.int64)
+    inside = r < rows
+    v = tl.load(x + r, mask=inside, other=0.0).to(COMPUTE)
+    zero = (rows.to(tl.int64) >> 63).to(COMPUTE)
+    return Tile(r, inside, read_context(context, r, inside, S), v, waves(v, head, S), zero)
+
+
+@triton.jit
+def output_backward(kept, g, p, head, out, NEED: tl.constexpr, S: tl.constexpr):
+    """(ga, gt) of the last hidden layer, chunks (B, M), from what :func:`output` kept of it."""
+    gas, gts = (), ()
+    for j in tl.static_range(len(kept)):
+        f, d, e, pu = kept[j]
+        w = vector(head.weights[S.K], j * S.B, S.WIDTHS[S.K - 1], 1, S.B, g)[:, None]
+        gu = p[None, :] * w
+        gas = gas + (d * (g[None, :] * w) + e * gu,)
         gts = gts + (d * gu,)
-        if len(acc) > 0:
-            sums = sums + (acc[j] + tl.sum(g[:, None] * f + p[:, None] * (d * tangent[j]), 0),)
-    if len(acc) > 0:
-        sums = sums + (acc[len(primal)] + tl.sum(g, 0),)
-    return gas, gts, sums
+        if NEED.PARAMS:
+            add_output(out, tl.sum(g[None, :] * f, 1) + pu, j, NEED.OFFSETS, S)
+    if NEED.PARAMS:
+        place = out.partial + NEED.OFFSETS[2 * S.K + 1]
+        tl.store(place, tl.sum(g, 0) + tl.load(place, mask=out.begun > 0, other=0.0))
+    return gas, gts
 
 
 @triton.jit
@@ -41,372 +98,101 @@ def cast_chunks(chunks, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def product_backward(
-    chunks,
-    weight,
-    like,
-    I,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    B: tl.constexpr,
-    P: tl.constexpr,
-):
-    """Chunk I of W^T g for chunks g (M, B) in the dtype of the weight."""
-    gz = tl.zeros((chunks[0].shape[0], B), like.dtype)
-    for j in tl.static_range(len(chunks)):
-        w = matrix(weight, j * B, I * B, OUT, IN, IN, B, B)
-        gz = tl.dot(chunks[j], w, gz, input_precision=P, out_dtype=gz.dtype)
-    return gz
+def chunk_backward(tile, a, t, gas, gts, I, head, k: tl.constexpr, S: tl.constexpr):
+    """(ga, gt) of chunk I, (a, t), of the hidden layer below layer k, and (z, u) for the weights."""
+    STORE: tl.constexpr = head.weights[0].dtype.element_ty
+    B: tl.constexpr = a.shape[0]
+    f, d, e = activate(a + tile.zero, S.ACTIVATION)
+    gz, gu = tl.zeros_like(f), tl.zeros_like(f)
+    for j in tl.static_range(len(gas)):
+        w = matrix(head.weights[k], j * S.B, I * B, S.WIDTHS[k], S.WIDTHS[k - 1], S.WIDTHS[k - 1], S.B, B)
+        gz, gu = add_dot(tl.trans(w), gas[j], gz, S), add_dot(tl.trans(w), gts[j], gu, S)
+    return d * gz + e * t * gu, d * gu, f.to(STORE), (d * t).to(STORE)
 
 
 @triton.jit
-def inputs_backward(
-    ga,
-    gt,
-    x,
-    wave,
-    weight,
-    gcs,
-    gx,
-    J,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    P: tl.constexpr,
-    NEED_CONTEXT: tl.constexpr,
-    NEED_X: tl.constexpr,
-):
-    """Gradients of the inputs plus those by chunk J of the first layer.
+def weights_backward(gas, gts, z, u, I, out, k: tl.constexpr, NEED: tl.constexpr, S: tl.constexpr):
+    """Adds the gradients of the weights from chunk I below to layer k: ga z^T + gt u^T."""
+    COMPUTE: tl.constexpr = out.partial.dtype.element_ty
+    B: tl.constexpr = z.shape[0]
+    for j in tl.static_range(len(gas)):
+        gw = add_dot(gas[j], tl.trans(z), tl.zeros((S.B, B), COMPUTE), S)
+        gw = add_dot(gts[j], tl.trans(u), gw, S)
+        add_layer(out, gw, j, I, k, NEED.OFFSETS, S)
+
+
+@triton.jit
+def first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED: tl.constexpr, S: tl.constexpr):
+    """What follows from chunk J of the first layer's (ga, gt): gcs and gx plus its part of them.
 
     gc = W_c^T ga, chunks (M, BC), and gx = sum over the inputs h that depend on x of
     (W^T ga) dh/dx + (W^T gt) d2h/dx2, (M,).
     """
-    M: tl.constexpr = TILE[0]
-    B: tl.constexpr = TILE[1]
-    BE: tl.constexpr = TILE[3]
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    sums = ()
-    if NEED_CONTEXT:
+    B: tl.constexpr = ga.shape[0]
+    if NEED.PARAMS:
+        add_first(out, ga, gt, tile, J, head, NEED.OFFSETS, S)
+    if NEED.CONTEXT:
+        sums = ()
         for i in tl.static_range(len(gcs)):
-            w = matrix(weight, J * B, i * TILE[2], WIDTH, C, STRIDE, B, TILE[2])
-            sums = sums + (tl.dot(ga.to(w.dtype), w, gcs[i], input_precision=P, out_dtype=gx.dtype),)
-    if NEED_X:
-        gx += tl.sum(ga * vector(weight + C, J * B, WIDTH, STRIDE, B, x), 1)
-        if E > 0:
-            w, sin, cos = wave
-            ws = matrix(weight + C + 1, J * B, 0, WIDTH, E, STRIDE, B, BE)
-            wc = matrix(weight + C + 1 + E, J * B, 0, WIDTH, E, STRIDE, B, BE)
-            la, lt = ga.to(ws.dtype), gt.to(ws.dtype)
-            none = tl.zeros((M, BE), x.dtype)
-            sa = tl.dot(la, ws, none, input_precision=P, out_dtype=x.dtype)
-            ca = tl.dot(la, wc, none, input_precision=P, out_dtype=x.dtype)
-            st = tl.dot(lt, ws, none, input_precision=P, out_dtype=x.dtype)
-            ct = tl.dot(lt, wc, none, input_precision=P, out_dtype=x.dtype)
+            w = matrix(head.weights[0], J * B, i * S.BC, S.WIDTHS[0], S.C, S.STRIDE, B, S.BC)
+            sums = sums + (add_dot(tl.trans(ga.to(w.dtype)), w, gcs[i], S),)
+        gcs = sums
+    if NEED.X:
+        gx += tl.sum(ga * vector(head.weights[0] + S.C, J * B, S.WIDTHS[0], S.STRIDE, B, gx)[:, None], 0)
+        if S.E > 0:
+            w, sin, cos = tile.wave
+            ws, wc = wave_weights(head, J, B, S)
+            la, lt = tl.trans(ga.to(ws.dtype)), tl.trans(gt.to(ws.dtype))
+            none = tl.zeros((S.M, S.BE), gx.dtype)
+            sa, ca = add_dot(la, ws, none, S), add_dot(la, wc, none, S)
+            st, ct = add_dot(lt, ws, none, S), add_dot(lt, wc, none, S)
             gx += tl.sum(w * (sa * cos - ca * sin - w * (st * sin + ct * cos)), 1)
-    return sums, gx
+    return gcs, gx
 
 
 @triton.jit
-def first_backward(
-    ga,
-    gt,
-    c,
-    x,
-    wave,
-    weight,
-    partial,
-    acc,
-    gcs,
-    gx,
-    J,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    OFFSETS: tl.constexpr,
-    P: tl.constexpr,
-    NEED_CONTEXT: tl.constexpr,
-    NEED_X: tl.constexpr,
-    NEED_PARAMS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-):
-    """All that follows from chunk J of the first layer's (ga, gt): (gcs, gx, its sums if RESIDENT)."""
-    sums = ()
-    if NEED_PARAMS:
-        sums = first_chunk_sums(ga, gt, c, x, wave, acc, weight.dtype.element_ty, C, E, TILE, P, RESIDENT)
-        if not RESIDENT:
-            put_first_chunk(partial, sums, J, C, E, WIDTHS, TILE, OFFSETS, True)
-            sums = ()
-    gcs, gx = inputs_backward(
-        ga, gt, x, wave, weight, gcs, gx, J, C, E, WIDTHS[0], TILE, P, NEED_CONTEXT, NEED_X
-    )
-    return gcs, gx, sums
-
-
-@triton.jit
-def chunk_backward(
-    pair,
-    c,
-    x,
-    wave,
-    zero,
-    gas,
-    gts,
-    weights,
-    biases,
-    partial,
-    acc,
-    I,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    OFFSETS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    NEED_PARAMS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-):
-    """(ga, gt) of chunk I of the units below layer K, (M, B); and acc plus the gradients of its weights."""
-    B: tl.constexpr = TILE[1]
-    STORE: tl.constexpr = weights[0].dtype.element_ty
-    a, t = units(pair, c, x, wave, weights[0], biases[0], zero, I, C, E, WIDTHS[0], TILE, P)
-    f, d, e = activate(a + zero, ACTIVATION)
-    after = ()
-    if NEED_PARAMS:
-        z, u = f.to(STORE), (d * t).to(STORE)
-        for j in tl.static_range(len(gas)):
-            gw = acc[j] if RESIDENT else tl.zeros((B, B), x.dtype)
-            gw = tl.dot(tl.trans(gas[j]), z, gw, input_precision=P, out_dtype=x.dtype)
-            gw = tl.dot(tl.trans(gts[j]), u, gw, input_precision=P, out_dtype=x.dtype)
-            if RESIDENT:
-                after = after + (gw,)
-            else:
-                put_layer_tile(partial, gw, K, j, I, WIDTHS, TILE, OFFSETS, True)
-    gz = product_backward(gas, weights[K], x, I, WIDTHS[K - 1], WIDTHS[K], B, P)
-    gu = product_backward(gts, weights[K], x, I, WIDTHS[K - 1], WIDTHS[K], B, P)
-    return d * gz + e * t * gu, d * gu, after
-
-
-@triton.jit
-def backward(
-    c,
-    x,
-    wave,
-    hidden,
-    g,
-    p,
-    zero,
-    weights,
-    biases,
-    sums,
-    partial,
-    grad_context,
-    grad_x,
-    rows,
-    inside,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    OFFSETS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    NEED_CONTEXT: tl.constexpr,
-    NEED_X: tl.constexpr,
-    NEED_PARAMS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-):
+def backward(tile, hidden, kept, g, p, head, out, NEED: tl.constexpr, S: tl.constexpr):
     """Gradients for upstream g = dL/ds and p = dL/ds', (M,).
 
     gz = W^T ga, gu = W^T gt below each layer, then ga = f' gz + f'' t gu, gt = f' gu; gW = ga z^T + gt u^T.
-
-    Returns the sums to carry to the next tile, () unless RESIDENT.
     """
-    K: tl.constexpr = len(WIDTHS)
-    M: tl.constexpr = TILE[0]
-    B: tl.constexpr = TILE[1]
-    BC: tl.constexpr = TILE[2]
-    # Sums of a chunk of the first layer.
-    PER: tl.constexpr = 2 + (C + BC - 1) // BC + (2 if E > 0 else 0)
-    STORE: tl.constexpr = weights[0].dtype.element_ty
+    STORE: tl.constexpr = head.weights[0].dtype.element_ty
     gcs = ()
-    for _ in tl.static_range((C + BC - 1) // BC):
-        gcs = gcs + (tl.zeros((M, BC), x.dtype),)
-    gx = tl.zeros_like(x)
-
-    before = ()
-    if RESIDENT:
-        before = sums[K]
-    elif NEED_PARAMS:
-        for _ in tl.static_range(len(hidden[K - 1][0])):
-            before = before + (tl.zeros((B,), x.dtype),)
-        before = before + (tl.sum(gx, 0),)
-    gas, gts, after = output_backward(
-        hidden[K - 1][0], hidden[K - 1][1], g, p, weights[K], zero, before, WIDTHS[K - 1], B, ACTIVATION
-    )
-    carried = ()
-    if RESIDENT:
-        carried = (after,)
-    elif NEED_PARAMS:
-        put_output(partial, after, WIDTHS, TILE, OFFSETS, True)
-
-    first = ()
-    if K == 1:
+    for _ in tl.static_range(pieces(S.C, S.BC)):
+        gcs = gcs + (tl.zeros((S.M, S.BC), g.dtype),)
+    gx = tl.zeros_like(g)
+    gas, gts = output_backward(kept, g, p, head, out, NEED, S)
+    if S.K == 1:
         for j in tl.static_range(len(gas)):
-            gcs, gx, more = first_backward(
-                gas[j],
-                gts[j],
-                c,
-                x,
-                wave,
-                weights[0],
-                partial,
-                sums[0][j * PER : (j + 1) * PER] if RESIDENT else (),
-                gcs,
-                gx,
-                j,
-                C,
-                E,
-                WIDTHS,
-                TILE,
-                OFFSETS,
-                P,
-                NEED_CONTEXT,
-                NEED_X,
-                NEED_PARAMS,
-                RESIDENT,
-            )
-            first = first + more
-    for k in tl.static_range(K - 1, 0, -1):
-        in_biases = ()
-        if NEED_PARAMS:
+            gcs, gx = first_backward(tile, gas[j], gts[j], gcs, gx, j, head, out, NEED, S)
+    for k in tl.static_range(S.K - 1, 0, -1):
+        if NEED.PARAMS:
             for j in tl.static_range(len(gas)):
-                total = tl.sum(gas[j], 0)
-                if RESIDENT:
-                    in_biases = in_biases + (sums[k][len(sums[k]) - len(gas) + j] + total,)
-                else:
-                    put_bias(partial, total, k, j, WIDTHS, TILE, OFFSETS, True)
+                add_bias(out, tl.sum(gas[j], 1), j, k, NEED.OFFSETS, S)
         gas, gts = cast_chunks(gas, STORE), cast_chunks(gts, STORE)
-        below_a, below_t, after = (), (), ()
-        if k == 1 and not RESIDENT:
-            for i in range((WIDTHS[0] + B - 1) // B):
-                ga, gt, _none = chunk_backward(
-                    (),
-                    c,
-                    x,
-                    wave,
-                    zero,
-                    gas,
-                    gts,
-                    weights,
-                    biases,
-                    partial,
-                    (),
-                    i,
-                    1,
-                    C,
-                    E,
-                    WIDTHS,
-                    TILE,
-                    OFFSETS,
-                    ACTIVATION,
-                    P,
-                    NEED_PARAMS,
-                    RESIDENT,
-                )
-                gcs, gx, _none = first_backward(
-                    ga,
-                    gt,
-                    c,
-                    x,
-                    wave,
-                    weights[0],
-                    partial,
-                    (),
-                    gcs,
-                    gx,
-                    i,
-                    C,
-                    E,
-                    WIDTHS,
-                    TILE,
-                    OFFSETS,
-                    P,
-                    NEED_CONTEXT,
-                    NEED_X,
-                    NEED_PARAMS,
-                    RESIDENT,
-                )
+        if k == 1:
+            for i in range(pieces(S.WIDTHS[0], S.BI)):
+                a, t = first_units(tile.c, tile.x, tile.wave, head, tile.zero, i, S.BI, S)
+                ga, gt, z, u = chunk_backward(tile, a, t, gas, gts, i, head, 1, S)
+                gcs, gx = first_backward(tile, ga, gt, gcs, gx, i, head, out, NEED, S)
+                if NEED.PARAMS:
+                    weights_backward(gas, gts, z, u, i, out, 1, NEED, S)
         else:
-            for i in tl.static_range((WIDTHS[k - 1] + B - 1) // B):
-                ga, gt, more = chunk_backward(
-                    hidden[k - 1],
-                    c,
-                    x,
-                    wave,
-                    zero,
-                    gas,
-                    gts,
-                    weights,
-                    biases,
-                    partial,
-                    sums[k][i * len(gas) : (i + 1) * len(gas)] if RESIDENT else (),
-                    i,
-                    k,
-                    C,
-                    E,
-                    WIDTHS,
-                    TILE,
-                    OFFSETS,
-                    ACTIVATION,
-                    P,
-                    NEED_PARAMS,
-                    RESIDENT,
-                )
-                after = after + more
-                if k == 1:
-                    gcs, gx, more = first_backward(
-                        ga,
-                        gt,
-                        c,
-                        x,
-                        wave,
-                        weights[0],
-                        partial,
-                        sums[0][i * PER : (i + 1) * PER] if RESIDENT else (),
-                        gcs,
-                        gx,
-                        i,
-                        C,
-                        E,
-                        WIDTHS,
-                        TILE,
-                        OFFSETS,
-                        P,
-                        NEED_CONTEXT,
-                        NEED_X,
-                        NEED_PARAMS,
-                        RESIDENT,
-                    )
-                    first = first + more
-                else:
-                    below_a, below_t = below_a + (ga,), below_t + (gt,)
-        if RESIDENT:
-            carried = (after + in_biases,) + carried
-        gas, gts = below_a, below_t
-    if RESIDENT:
-        carried = (first,) + carried
+            below_a, below_t = (), ()
+            for i in tl.static_range(len(hidden[k - 1][0])):
+                a, t = hidden[k - 1][0][i], hidden[k - 1][1][i]
+                ga, gt, z, u = chunk_backward(tile, a, t, gas, gts, i, head, k, S)
+                if NEED.PARAMS:
+                    weights_backward(gas, gts, z, u, i, out, k, NEED, S)
+                below_a, below_t = below_a + (ga,), below_t + (gt,)
+            gas, gts = below_a, below_t
 
-    if NEED_CONTEXT:
+    if NEED.CONTEXT:
         for i in tl.static_range(len(gcs)):
-            column = i * BC + tl.arange(0, BC)[None, :]
-            place = grad_context + rows[:, None] * C + column
-            tl.store(place, gcs[i].to(STORE), mask=inside[:, None] & (column < C))
-    if NEED_X:
-        tl.store(grad_x + rows, gx.to(STORE), mask=inside)
-    if NEED_PARAMS and not RESIDENT:
+            column = i * S.BC + tl.arange(0, S.BC)[None, :]
+            place = out.context + tile.rows[:, None] * S.C + column
+            tl.store(place, gcs[i].to(STORE), mask=tile.inside[:, None] & (column < S.C))
+    if NEED.X:
+        tl.store(out.x + tile.rows, gx.to(STORE), mask=tile.inside)
+    if NEED.PARAMS:
         tl.debug_barrier()
-    return carried

@@ -6,308 +6,161 @@ network that have come due, forms the contexts of the next variable, and runs th
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .head import read_context
-from .incremental import contexts, finish_units
+from fastcsm.host import constant
+
+from .head import Head, read_context
+from .incremental import Made, Network, contexts, finish_units, network_of, of_model
 from .launch import HeadLaunch
 from .philox import normal
 from .points import add_feature, evaluate, shares_of_rows
 
 
+class Rows(NamedTuple):
+    """Contexts, states before and after, and the samples and dimensions that noise is drawn by; N rows."""
+
+    context: Any
+    x: Any
+    states: Any
+    samples: Any
+    dimensions: Any
+
+
+class Drawn(NamedTuple):
+    """Samples as they are drawn and denoised, (B, D) each, and their numbers, (B,)."""
+
+    x: Any
+    clean: Any
+    samples: Any
+
+
 @triton.jit
-def at_stage(
-    base,
-    line,
-    like,
-    weight,
-    COLUMN: tl.constexpr,
-    STRIDE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-):
-    """``base`` with the stage's own context feature, the third number of its line in the schedule, added."""
+def at_stage(base, line, like, head, S: tl.constexpr):
+    """``base`` with the stage's own context feature, if there is one: the third number of its line."""
     stage = base
-    if STAGE_FEATURE:
-        stage = add_feature(base, tl.load(line + 2), weight, like, COLUMN, STRIDE, WIDTH, TILE)
+    if S.GIVEN < S.C:
+        stage = add_feature(base, tl.load(line + 2), head, like, S)
     return stage
 
 
 @triton.jit
-def score(
-    stage,
-    state,
-    weights,
-    biases,
-    frequencies,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-):
+def score(stage, state, head, S: tl.constexpr):
     """s(c, x), (M,), for x the state rounded to the weights' dtype."""
-    v = state.to(weights[0].dtype.element_ty).to(state.dtype)
-    s, _ = evaluate(stage, v, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, False, P)
+    v = state.to(head.weights[0].dtype.element_ty).to(state.dtype)
+    s, _ = evaluate(stage, v, head, False, S)
     return s
 
 
 @triton.jit
-def dynamics(
-    state,
-    base,
-    begin,
-    end,
-    steps,
-    seed,
-    sample,
-    dimension,
-    first_step,
-    weights,
-    biases,
-    frequencies,
-    schedule,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-):
-    """The state (M,) after ``steps`` steps at each stage from ``begin`` to ``end``."""
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    step = first_step
-    for i in range(begin, end):
+def dynamics(state, base, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
+    """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on."""
+    stages, steps = stages_and_steps(schedule)
+    for i in range(model * stages + 1, (model + 1) * stages + 1):
         line = schedule + 3 * i
         drift, scale = tl.load(line), tl.load(line + 1)
-        stage = at_stage(base, line, state, weights[0], C - 1, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
+        stage = at_stage(base, line, state, head, S)
         for _ in range(steps):
-            s = score(stage, state, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, P)
+            if not S.HELD:
+                tl.debug_barrier()  # keeps loads of weights in the loop
+            s = score(stage, state, head, S)
             state += drift * s + scale * normal(seed, sample, dimension, step, state.dtype)
             step += 1
     return state
 
 
-@triton.jit(do_not_specialize=["rows", "seed", "first_step", "stages", "steps"])
-def langevin_kernel(
-    context,
-    x,
-    weights,
-    biases,
-    frequencies,
-    schedule,
-    samples,
-    dimensions,
-    states,
-    rows: tl.int64,
-    seed: tl.int64,
-    first_step: tl.int64,
-    stages: tl.int32,
-    steps: tl.int32,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-):
-    M: tl.constexpr = TILE[0]
-    GIVEN: tl.constexpr = C - 1 if STAGE_FEATURE else C
-    r = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    inside = r < rows
-    sample = tl.load(samples + r, mask=inside, other=0)
-    dimension = tl.load(dimensions + r, mask=inside, other=0)
-    state = tl.load(x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
-    c = read_context(context, r, inside, GIVEN, TILE)
-    base = shares_of_rows(c, state, weights[0], biases[0], GIVEN, C + 1 + 2 * E, WIDTHS[0], TILE, P)
-    state = dynamics(
-        state,
-        base,
-        0,
-        stages,
-        steps,
-        seed.to(tl.int64),
-        sample,
-        dimension,
-        first_step.to(tl.int64),
-        weights,
-        biases,
-        frequencies,
-        schedule,
-        C,
-        E,
-        WIDTHS,
-        TILE,
-        ACTIVATION,
-        P,
-        STAGE_FEATURE,
-    )
-    tl.store(states + r, state.to(states.dtype.element_ty), mask=inside)
-
-
 @triton.jit
-def model(pointers, m, SIZES: tl.constexpr, PART: tl.constexpr):
-    """Where the tensors of model m begin, those of all models lying in a row; SIZES[PART] are theirs."""
-    moved = ()
-    for k in tl.static_range(len(pointers)):
-        moved = moved + (pointers[k] + m * tl.full([], SIZES[PART][k], tl.int64),)
-    return moved
+def stages_and_steps(schedule):
+    """Of each model, as the first line of the schedule has them."""
+    return tl.load(schedule).to(tl.int32), tl.load(schedule + 1).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["rows", "seed", "first", "last", "models", "stages", "steps"])
+@triton.jit(do_not_specialize=["rows", "seed", "first_step"])
+def langevin_kernel(
+    data, head, schedule, rows: tl.int64, seed: tl.int64, first_step: tl.int64, S: tl.constexpr
+):
+    r = tl.program_id(0).to(tl.int64) * S.M + tl.arange(0, S.M)
+    inside = r < rows
+    sample = tl.load(data.samples + r, mask=inside, other=0)
+    dimension = tl.load(data.dimensions + r, mask=inside, other=0)
+    state = tl.load(data.x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
+    base = shares_of_rows(read_context(data.context, r, inside, S), state, head, S)
+    seed, step = seed.to(tl.int64), first_step.to(tl.int64)
+    state = dynamics(state, base, schedule, 0, seed, sample, dimension, step, head, S)
+    tl.store(data.states + r, state.to(data.states.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "first", "last"])
 def langevin_draw_kernel(
-    x,
-    clean,
-    weights,
-    biases,
-    frequencies,
+    drawn,
+    head,
+    made,
     schedule,
-    samples,
-    made_weights,
-    made_biases,
-    order,
-    due,
-    values,
-    sums,
     rows: tl.int64,
     seed: tl.int64,
     first: tl.int32,
     last: tl.int32,
-    models: tl.int32,
-    stages: tl.int32,
-    steps: tl.int32,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    STAGE_FEATURE: tl.constexpr,
-    LAYERS: tl.constexpr,
-    UNITS: tl.constexpr,
-    SIZES: tl.constexpr,
-    BK: tl.constexpr,
-    MADE_ACTIVATION: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    DENOISE: tl.constexpr,
+    N: tl.constexpr,
+    S: tl.constexpr,
 ):
-    M: tl.constexpr = TILE[0]
-    L: tl.constexpr = len(LAYERS) - 1
-    VARIABLES: tl.constexpr = LAYERS[0]
-    STORE: tl.constexpr = x.dtype.element_ty
+    VARIABLES: tl.constexpr = N.LAYERS[0]
+    STORE: tl.constexpr = drawn.x.dtype.element_ty
     COMPUTE: tl.constexpr = schedule.dtype.element_ty
-    GIVEN: tl.constexpr = C - 1 if STAGE_FEATURE else C
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    r = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    stages, steps = stages_and_steps(schedule)
+    r = tl.program_id(0).to(tl.int64) * S.M + tl.arange(0, S.M)
     inside = r < rows
-    sample = tl.load(samples + r, mask=inside, other=0)
-    # The program's rows of values and sums: M for each model.
-    first_row = tl.program_id(0).to(tl.int64) * models * M + tl.arange(0, M)
-    zero = tl.zeros((M,), COMPUTE)
+    sample = tl.load(drawn.samples + r, mask=inside, other=0)
+    zero = tl.zeros((S.M,), COMPUTE)
     for k in range(0, last):
-        for m in range(models):
-            own = (first_row + m * M)[:, None]
-            finish_units(
-                k,
-                x + r[:, None] * VARIABLES,
-                inside,
-                values + own * UNITS,
-                sums + own * LAYERS[1],
-                model(made_weights, m, SIZES, 2),
-                model(made_biases, m, SIZES, 3),
-                order,
-                due,
-                zero,
-                LAYERS,
-                BK,
-                MADE_ACTIVATION,
-                RESIDUAL,
-                P,
-            )
+        for m in range(N.MODELS):
+            finish_units(k, drawn.x + r[:, None] * VARIABLES, inside, network_of(made, m, N, S), zero, N, S)
         if k >= first:
-            d = tl.load(order + k)
+            d = tl.load(made.order + k)
             place = r * VARIABLES + d
             state = normal(seed.to(tl.int64), sample, d, 0, COMPUTE)
-            for m in range(models):
-                own = (first_row + m * M)[:, None]
-                w, b = model(weights, m, SIZES, 0), model(biases, m, SIZES, 1)
-                c = contexts(
-                    d,
-                    tl.load(due + (L - 1) * (VARIABLES + 2) + k + 1),
-                    inside,
-                    values + own * UNITS + (UNITS - LAYERS[L]),
-                    model(made_weights, m, SIZES, 2)[L],
-                    model(made_biases, m, SIZES, 3)[L],
-                    order,
-                    zero,
-                    GIVEN,
-                    LAYERS[L],
-                    BK,
-                    TILE[2],
-                    P,
-                )
-                base = shares_of_rows(c, zero, w[0], b[0], GIVEN, STRIDE, WIDTHS[0], TILE, P)
+            for m in range(N.MODELS):
+                c = contexts(d, k, inside, network_of(made, m, N, S), zero, N, S)
+                w, b = of_model(head.weights, m, N.SIZES[0]), of_model(head.biases, m, N.SIZES[1])
+                own = Head(w, b, head.frequencies)
+                base = shares_of_rows(c, zero, own, S)
                 # A chain is rounded to the samples' dtype where one model hands it to the next.
-                state = dynamics(
-                    state.to(STORE).to(COMPUTE),
-                    base,
-                    m * stages,
-                    (m + 1) * stages,
-                    steps,
-                    seed.to(tl.int64),
-                    sample,
-                    d,
-                    1 + m * stages * steps,
-                    w,
-                    b,
-                    frequencies,
-                    schedule,
-                    C,
-                    E,
-                    WIDTHS,
-                    TILE,
-                    ACTIVATION,
-                    P,
-                    STAGE_FEATURE,
-                )
-                if DENOISE and m == models - 1:
-                    line = schedule + 3 * models * stages
-                    stage = at_stage(base, line, zero, w[0], GIVEN, STRIDE, WIDTHS[0], TILE, STAGE_FEATURE)
-                    s = score(stage, state, w, b, frequencies, C, E, WIDTHS, TILE, ACTIVATION, P)
+                state = state.to(STORE).to(COMPUTE)
+                step = 1 + m * stages * steps
+                state = dynamics(state, base, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
+                if N.DENOISE and m == N.MODELS - 1:
+                    line = schedule + 3 * (N.MODELS * stages + 1)
+                    s = score(at_stage(base, line, zero, own, S), state, own, S)
                     value = state.to(STORE).to(COMPUTE) + tl.load(line) * s
-                    tl.store(clean + place, value.to(STORE), mask=inside)
-            tl.store(x + place, state.to(STORE), mask=inside)
+                    tl.store(drawn.clean + place, value.to(STORE), mask=inside)
+            tl.store(drawn.x + place, state.to(STORE), mask=inside)
             tl.debug_barrier()
 
 
-@lru_cache(maxsize=64)
 def _schedule(
-    sizes: tuple[float, ...],
-    scales: tuple[float, ...],
-    features: tuple[float, ...],
+    models: int,
+    steps: int,
+    sizes: Sequence[float],
+    scales: Sequence[float],
+    features: Sequence[float],
     denoise: float,
-    dtype: torch.dtype,
-    device: torch.device,
+    like: Tensor,
 ) -> Tensor:
-    """(L + 1, 3): factor of the score, standard deviation of the noise, stage feature; kept on the device.
-
-    The last line is the step to the denoised value.
+    """(L + 2, 3): the stages of a model and the steps of each; of every stage the factor of the score, the
+    standard deviation of the noise, and its feature; the step to the denoised value.
     """
     features = features or (0.0,) * len(sizes)
     lines = [
         (0.5 * size * scale, size**0.5, f) for size, scale, f in zip(sizes, scales, features, strict=True)
     ]
-    lines.append((denoise * scales[-1], 0.0, features[-1]) if scales else (0.0, 0.0, 0.0))
-    return torch.tensor(lines, dtype=dtype, device=device)
+    last = (denoise * scales[-1], 0.0, features[-1]) if scales else (0.0, 0.0, 0.0)
+    counts = float(len(sizes) // models), float(steps), 0.0
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    return constant((counts, *lines, last), dtype, like.device)
 
 
 def langevin(
@@ -328,20 +181,11 @@ def langevin(
 ) -> Tensor:
     """Arguments and results of :func:`fastcsm.reference.langevin.langevin`."""
     head = HeadLaunch("langevin", context, x, weights, biases, frequencies, activation)
-    stages = tuple(step_sizes), tuple(score_scales), tuple(stage_features)
     states = torch.empty_like(x)
-    head.run(
-        langevin_kernel,
-        (
-            *head.tensors,
-            _schedule(*stages, 0.0, head.dtype, x.device),
-            samples,
-            dimensions,
-            states,
-            *(len(x), seed, first_step, len(step_sizes), steps),
-        ),
-        STAGE_FEATURE=len(stage_features) > 0,
-    )
+    schedule = _schedule(1, steps, step_sizes, score_scales, stage_features, 0.0, x)
+    context, x, parameters = head.tensors
+    data = Rows(context, x, states, samples, dimensions)
+    head.run(langevin_kernel, (data, parameters, schedule, len(x), seed, first_step), head.chains)
     return states
 
 
@@ -375,32 +219,27 @@ def langevin_draw(
     clean = x.clone() if denoise != 0 else drawn
     models = len(made_weights) // (len(degrees) + 1)
     parts = [_in_a_row(tensors, models) for tensors in (weights, biases, made_weights, made_biases)]
-    one = weights[: len(parts[0])], biases[: len(parts[0])]
-    head = HeadLaunch("langevin_draw", x, x, *one, frequencies, activation)
+    given = weights[0].shape[1] - 1 - 2 * len(frequencies) - (len(stage_features) > 0)
+    one = weights[: len(parts[0])], biases[: len(parts[1])]
+    head = HeadLaunch("langevin_draw", x, x, *one, frequencies, activation, given=given)
     layers = (variables, *(len(layer) for layer in degrees))
-    units = sum(layers[1:])
-    own_rows = head.programs * head.config.tile[0] * models
-    stages = tuple(step_sizes), tuple(score_scales), tuple(stage_features)
-    head.run(
-        langevin_draw_kernel,
-        (
-            *(drawn, clean, parts[0], parts[1], frequencies),
-            _schedule(*stages, denoise, head.dtype, x.device),
-            *(samples, parts[2], parts[3], order),
-            _due(degrees, variables),
-            x.new_empty(own_rows, units),
-            x.new_empty(own_rows, layers[1] if residual else 0, dtype=head.dtype),
-            *(batch, seed, first, last, models, len(step_sizes) // models, steps),
-        ),
-        STAGE_FEATURE=len(stage_features) > 0,
-        LAYERS=layers,
-        UNITS=units,
-        SIZES=tuple(tuple(tensor.numel() // models for tensor in part) for part in parts),
-        BK=256 // x.dtype.itemsize,
-        MADE_ACTIVATION=made_activation,
-        RESIDUAL=residual,
-        DENOISE=denoise != 0,
+    schedule = _schedule(models, steps, step_sizes, score_scales, stage_features, denoise, x)
+    network = Network(
+        *(layers, sum(layers[1:]), made_activation, residual, 256 // x.dtype.itemsize, models),
+        tuple(tuple(tensor.numel() // models for tensor in part) for part in parts),
+        denoise != 0,
     )
+
+    def args(rows: int) -> tuple[Any, ...]:
+        values = x.new_empty(rows, sum(layers[1:]))
+        sums = x.new_empty(rows, layers[1] if residual else 0, dtype=schedule.dtype)
+        made = Made(parts[2], parts[3], order, _due(degrees, variables), values, sums)
+        all_heads = Head(parts[0], parts[1], frequencies)
+        return Drawn(drawn, clean, samples), all_heads, made, schedule, batch, seed, first, last
+
+    head.fit(langevin_draw_kernel, args(0), N=network)
+    rows = head.chains() * head.rows * models
+    head.run(langevin_draw_kernel, args(rows), head.chains, N=network)
     return drawn, clean if denoise != 0 else drawn.clone()
 
 

@@ -1,9 +1,11 @@
-"""How kernels are launched: number of programs, arguments, and where partial sums go."""
+"""How kernels are launched: by which configuration, with how many programs, and where partial sums go."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -11,126 +13,21 @@ import torch
 import triton
 from torch import Tensor
 
-from .configurations import head_config, precision_of
+from fastcsm.host import constant
+
+from .configurations import Key, Tiles, choices, head_candidates, head_spec, precision_of
+from .head import INTERPRETED, Head
+from .head_backward import Need
 from .head_sums import reduce_partials_kernel
 
 #: Programs on a device without multiprocessors, which is the interpreter.
 INTERPRETED_PROGRAMS = 3
 #: Bound of all programs' partial sums together.
 PARTIAL_BYTES = 48 << 20
-
-
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def programs(device: torch.device, most: int) -> int:
-    """Programs of a persistent kernel that has ``most`` tiles, at least one."""
-    available = _multiprocessors(device.index) if device.type == "cuda" else INTERPRETED_PROGRAMS
-    return max(min(available, most), 1)
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Makes a CUDA device the current one, as Triton launches there."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-@lru_cache(maxsize=64)
-def numbers(device: torch.device, *values: float) -> Tensor:
-    """Numbers that arguments of a launch would round to float32, as float64; kept on the device."""
-    return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-def offsets(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int, ...]:
-    """Where each parameter's gradient begins in a slice of the partials; then where the last ends."""
-    return 0, *accumulate(parameter.numel() for parameter in (*weights, *biases))
-
-
-class HeadLaunch:
-    """One launch of a kernel of the head on the rows of ``context`` (N, C) and ``x`` (N,).
-
-    Attributes:
-        tensors: the arguments all kernels begin with.
-
-    Args:
-        full: products of float32 are as accurate as float32 whatever torch's setting.
-    """
-
-    def __init__(
-        self,
-        op: str,
-        context: Tensor,
-        x: Tensor,
-        weights: list[Tensor],
-        biases: list[Tensor],
-        frequencies: Tensor,
-        activation: str,
-        full: bool = False,
-    ):
-        self.tensors = context, x, tuple(weights), tuple(biases), frequencies
-        self.dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-        self.offsets = offsets(weights, biases)
-        widths = tuple(weight.shape[0] for weight in weights[:-1])
-        sizes = weights[0].shape[1] - 1 - 2 * len(frequencies), len(frequencies)
-        # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
-        precision = precision_of(x.dtype, "tf32x3", full)
-        self.config = head_config(op, x.dtype, *sizes, widths)
-        self.constants: dict[str, Any] = {
-            "C": sizes[0],
-            "E": sizes[1],
-            "WIDTHS": widths,
-            "TILE": self.config.tile,
-            "ACTIVATION": activation,
-            "P": precision,
-        }
-        tiles = triton.cdiv(len(x), self.config.tile[0])
-        if op == "csm_loss":
-            slices = PARTIAL_BYTES // ((self.offsets[-1] + 1) * self.dtype.itemsize)
-            tiles = min(tiles, max(slices, 1))
-        chains = op in ("langevin", "langevin_draw")
-        self.programs = max(tiles, 1) if chains else programs(x.device, tiles)
-
-    def gradients(self, need_context: bool, need_x: bool) -> tuple[Tensor, Tensor]:
-        """Where the gradients of context and x go, empty where not needed."""
-        context, x = self.tensors[:2]
-        return (
-            torch.empty_like(context) if need_context else context.new_empty(0),
-            torch.empty_like(x) if need_x else x.new_empty(0),
-        )
-
-    def partials(self, need_params: bool, scalars: int) -> Tensor:
-        """Every program's slice: the parameters' gradients if needed, and ``scalars`` further sums."""
-        size = self.programs * (self.offsets[-1] * need_params + scalars)
-        make = torch.zeros if need_params and not self.config.resident else torch.empty
-        return make(size, dtype=self.dtype, device=self.tensors[1].device)
-
-    def run(self, kernel: Any, args: tuple[Any, ...], **constants: Any) -> None:
-        """Launch ``kernel``; with NEED_PARAMS among ``constants`` it is one that sums gradients."""
-        if "NEED_PARAMS" in constants:
-            constants["RESIDENT"] = self.config.resident and constants["NEED_PARAMS"]
-            constants["OFFSETS"] = self.offsets
-        launch(kernel, (self.programs,), args, self.config.warps, **self.constants, **constants)
-
-    def reduce(
-        self, partials: Tensor, need_params: bool, scalars: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients of weights and biases, [] if not needed, and the scalars written to their tensors."""
-        _, _, weights, biases, _ = self.tensors
-        parameters = [torch.empty_like(p) for p in (*weights, *biases)] if need_params else []
-        outputs = parameters + scalars
-        if outputs:
-            reduce_partials(partials, self.programs, outputs)
-        return parameters[: len(weights)], parameters[len(weights) :]
-
-
-def reduce_partials(partials: Tensor, programs: int, outputs: Sequence[Tensor]) -> None:
-    """Add up ``programs`` slices, each of which holds the outputs one after the other."""
-    bounds = (0, *accumulate(output.numel() for output in outputs))
-    block = 256
-    grid = (triton.cdiv(bounds[-1], block),)
-    args = partials, tuple(outputs), programs
-    launch(reduce_partials_kernel, grid, args, 4, OFFSETS=bounds, STRIDE=bounds[-1], BLOCK=block)
+#: Numbers that a slice of the partials, and each tensor in it, has a multiple of.
+ALIGNED = 16
+#: Seconds after which a compilation is announced.
+PATIENCE = 2.0
 
 
 class Launch(NamedTuple):
@@ -142,28 +39,275 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
 
-_recorded: ContextVar[list[Launch] | None] = ContextVar("fastcsm_recorded", default=None)
+class Fit(NamedTuple):
+    """Of a compiled kernel: bytes of shared memory that it asks for and may have, and programs at once."""
+
+    shared: int = 0
+    available: int = 1
+    at_once: int = 1
+
+
+class DoesNotFit(RuntimeError):
+    """No configuration of a kernel can be launched on the device."""
+
+
+Judge = Callable[[Launch], Fit]
+_recorded: ContextVar[tuple[list[Launch], Judge] | None] = ContextVar("fastcsm_recorded", default=None)
+_chosen: dict[Any, tuple[Any, int]] = {}
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Launches inside the ``with`` block, on tensors of any device, are listed instead of run."""
+def recorded(judge: Judge = lambda _: Fit()) -> Iterator[list[Launch]]:
+    """Launches inside the ``with`` block, on tensors of any device, are listed instead of run.
+
+    ``judge`` says of a launch what it asks of the device that is meant; by default everything fits.
+    """
     launches: list[Launch] = []
-    token = _recorded.set(launches)
+    token = _recorded.set((launches, judge))
     try:
         yield launches
     finally:
         _recorded.reset(token)
 
 
+@cache
+def _properties(index: int) -> Any:
+    return torch.cuda.get_device_properties(index)
+
+
+def multiprocessors(device: torch.device) -> int:
+    return _properties(device.index).multi_processor_count if device.type == "cuda" else INTERPRETED_PROGRAMS
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a CUDA device the current one, as Triton launches there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def announced(kernel: Any) -> Iterator[None]:
+    """Says on standard error what is being compiled once that has taken PATIENCE seconds."""
+    text = f"fastcsm: compiling {kernel.__name__} for this device; Triton keeps it for later runs\n"
+    timer = threading.Timer(PATIENCE, sys.stderr.write, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _compiled(entry: Launch) -> Fit:
+    """What a launch asks of the current device; it is compiled for that, and loaded where it fits."""
+    driver = triton.runtime.driver.active
+    index = driver.get_current_device()
+    with announced(entry.kernel):
+        kernel = entry.kernel.warmup(*entry.args, grid=(1,), **entry.constants, **entry.options)
+    shared, available = kernel.metadata.shared, driver.utils.get_device_properties(index)["max_shared_mem"]
+    if shared > available or device_of(entry.args).type != "cuda":
+        return Fit(shared, available)
+    kernel._init_handles()
+    device, threads = _properties(index), 32 * entry.options["num_warps"]
+    # Registers are given to warps 256 at a time; a program has 1 KiB of shared memory besides its own.
+    of_registers = device.regs_per_multiprocessor // (-(-32 * kernel.n_regs // 256) * 256 * threads // 32)
+    of_memory = device.shared_memory_per_multiprocessor // (shared + 1024)
+    of_threads = device.max_threads_per_multi_processor // threads
+    return Fit(shared, available, max(min(of_registers, of_memory, of_threads), 1))
+
+
+def choose(key: Key, candidates: Sequence[Any], entry_of: Callable[[Any], Launch]) -> tuple[Any, int]:
+    """The first candidate whose launch fits the device, and how many of its programs run at once there.
+
+    Raises:
+        DoesNotFit: if none does.
+    """
+    candidates, recording = choices.pick(key, tuple(candidates)), _recorded.get()
+    first = entry_of(candidates[0])
+    if recording is None and INTERPRETED:
+        return candidates[0], 1
+    with contextlib.nullcontext() if recording else on_device(device_of(first.args)):
+        place = None if recording else triton.runtime.driver.active.get_current_device()
+        others = tuple(value for name, value in first.constants.items() if name != "S")
+        known = key, candidates, first.kernel, others, place
+        if recording or known not in _chosen:
+            judge = recording[1] if recording else _compiled
+            for candidate in candidates:
+                found = judge(entry_of(candidate))
+                if found.shared <= found.available:
+                    break
+            else:
+                raise DoesNotFit(
+                    f"{first.kernel.__name__} does not fit this device for {key}: it asks for {found.shared}"
+                    f" bytes of shared memory, a program has {found.available}"
+                )
+            if recording:
+                return candidate, found.at_once
+            _chosen[known] = candidate, found.at_once
+        return _chosen[known]
+
+
+def device_of(args: tuple[Any, ...]) -> torch.device:
+    """Where the first tensor of a launch's arguments is."""
+    while not isinstance(args, Tensor):
+        args = args[0]
+    return args.device
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A copy of what is not aligned to 16 bytes, which would be read by the element, by code of its own."""
+    return tensor.clone() if tensor.device.type == "cuda" and tensor.data_ptr() % 16 else tensor
+
+
+def numbers(device: torch.device, *values: float) -> Tensor:
+    """Numbers that arguments of a launch would round to float32, as float64; kept on the device."""
+    return constant(values, torch.float64, device)
+
+
+def offsets(tensors: Sequence[Tensor], alignment: int = ALIGNED) -> tuple[int, ...]:
+    """Where each tensor's sums begin in a slice of the partials; then where they end."""
+    return 0, *accumulate(alignment * triton.cdiv(tensor.numel(), alignment) for tensor in tensors)
+
+
+class Outputs(NamedTuple):
+    """Where the gradients of context and x go, empty where not needed."""
+
+    grad_context: Any
+    grad_x: Any
+
+
+class HeadLaunch:
+    """One launch of a kernel of the head on the rows of ``context`` (N, C) and ``x`` (N,).
+
+    Attributes:
+        tensors: the arguments all kernels begin with.
+        precision: of products, as ``tl.dot`` has it.
+        rows: of a tile; known once the kernel is.
+        at_once: programs that share a multiprocessor.
+
+    Args:
+        full: products of float32 are as accurate as float32 whatever torch's setting.
+        given: context features in memory, if ``context`` is something else.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        context: Tensor,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        frequencies: Tensor,
+        activation: str,
+        full: bool = False,
+        given: int | None = None,
+    ):
+        parameters = Head(tuple(map(aligned, weights)), tuple(map(aligned, biases)), aligned(frequencies))
+        self.tensors = aligned(context), aligned(x), parameters
+        self.dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+        self.offsets = offsets([*weights, *biases])
+        # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
+        self.precision = precision_of(x.dtype, "tf32x3", full)
+        widths = tuple(weight.shape[0] for weight in weights[:-1])
+        features = weights[0].shape[1] - 1 - 2 * len(frequencies)
+        sizes = features, context.shape[1] if given is None else given, len(frequencies), widths
+        self._key = op, x.dtype, self.precision, *sizes
+        self._spec = sizes, activation, self.precision
+        self.rows, self.at_once = 0, 1
+        self._tiles: Tiles | None = None
+
+    def _entry(self, tiles: Tiles, kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
+        sizes, *rest = self._spec
+        constants = constants | {"S": head_spec(tiles, *sizes, *rest)}
+        return Launch(kernel, args, constants, _options(tiles.warps, 1))
+
+    def fit(self, kernel: Any, args: tuple[Any, ...], **constants: Any) -> None:
+        """Settle how the kernel is compiled, for arguments like these."""
+        candidates = head_candidates(self._key[0], self.precision, self._key[-1])
+        tiles, self.at_once = choose(
+            (*self._key, self._spec[1]), candidates, lambda tiles: self._entry(tiles, kernel, args, constants)
+        )
+        self._tiles, self.rows = tiles, tiles.rows
+
+    def run(
+        self, kernel: Any, args: tuple[Any, ...], programs: Callable[[], int] | None = None, **constants: Any
+    ) -> None:
+        """Launch ``kernel``, by default with the programs that run at once and go through the tiles."""
+        if self._tiles is None:
+            self.fit(kernel, args, **constants)
+        assert self._tiles is not None
+        entry = self._entry(self._tiles, kernel, args, constants)
+        _launch(((programs or self.persistent)(),), entry)
+
+    def chains(self) -> int:
+        """Programs if every tile has its own."""
+        return max(triton.cdiv(len(self.tensors[1]), self.rows), 1)
+
+    def persistent(self) -> int:
+        """Programs if they go through the tiles."""
+        return min(multiprocessors(self.tensors[1].device) * self.at_once, self.chains())
+
+    def gradients(
+        self,
+        kernel: Any,
+        args: tuple[Any, ...],
+        need: tuple[bool, bool, bool],
+        scalars: list[Tensor],
+        numbers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Launch a kernel that sums gradients, and add up its programs' sums.
+
+        Args:
+            args, numbers: what it takes between the tensors and the gradients, and after the rows.
+            need: the gradients of context, x, and the parameters.
+            scalars: where the further sums go.
+
+        Returns:
+            The gradients of context and x, empty where not needed, and of weights and biases, [] if not.
+        """
+        context, x, head = self.tensors
+        outputs = Outputs(
+            torch.empty_like(context) if need[0] else context.new_empty(0),
+            torch.empty_like(x) if need[1] else x.new_empty(0),
+        )
+        constants = {"NEED": Need(*need, self.offsets)}
+        before, rows = (*self.tensors, *args, outputs), len(x)
+        self.fit(kernel, (*before, x.new_empty(0, dtype=self.dtype), rows, *numbers), **constants)
+        size = self.offsets[-1] * need[2] + ALIGNED * len(scalars)
+        programs = max(min(self.persistent(), PARTIAL_BYTES // (size * self.dtype.itemsize or 1)), 1)
+        make = torch.empty if rows > 0 else torch.zeros  # the first tile of a program writes all its sums
+        partials = make(programs * size, dtype=self.dtype, device=x.device)
+        self.run(kernel, (*before, partials, rows, *numbers), lambda: programs, **constants)
+        parameters = [torch.empty_like(p) for p in (*head.weights, *head.biases)] if need[2] else []
+        if parameters or scalars:
+            reduce_partials(partials, programs, parameters + scalars, ALIGNED)
+        layers = len(head.weights)
+        return *outputs, parameters[:layers], parameters[layers:]
+
+
+def reduce_partials(partials: Tensor, programs: int, outputs: Sequence[Tensor], alignment: int = 1) -> None:
+    """Add up ``programs`` slices, each of which holds the outputs at multiples of ``alignment``."""
+    begin, block = offsets(outputs, alignment), 256
+    grid = (triton.cdiv(begin[-1], block),)
+    sizes = tuple(output.numel() for output in outputs)
+    args = partials, tuple(outputs), programs
+    launch(reduce_partials_kernel, grid, args, 4, OFFSETS=begin, SIZES=sizes, BLOCK=block)
+
+
+def _options(warps: int, stages: int) -> dict[str, Any]:
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], warps: int, stages: int = 1, **constants: Any
 ) -> None:
     """Run ``kernel`` on the device and the current stream of the first argument, a tensor."""
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    launches = _recorded.get()
-    if launches is not None:
-        launches.append(Launch(kernel, args, constants, options))
+    _launch(grid, Launch(kernel, args, constants, _options(warps, stages)))
+
+
+def _launch(grid: tuple[int, ...], entry: Launch) -> None:
+    recording = _recorded.get()
+    if recording:
+        recording[0].append(entry)
         return
-    with on_device(args[0].device):
-        kernel[grid](*args, **constants, **options)
+    with on_device(device_of(entry.args)):
+        entry.kernel[grid](*entry.args, **entry.constants, **entry.options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .activations import activate
 from .configurations import linear_config, linear_precision, reads_along_the_sum
-from .launch import launch, programs, reduce_partials
+from .launch import aligned, launch, multiprocessors, reduce_partials
 
 
 class Product(NamedTuple):
@@ -224,7 +224,7 @@ def masked_linear_bwd_activation_kernel(
 ):
     """grad = grad_y f'(a) of one slice of the batch, and its sum over the slice."""
     BM: tl.constexpr = 32
-    COMPUTE: tl.constexpr = sums.dtype.element_ty
+    COMPUTE: tl.constexpr = tl.float64 if grad_y.dtype.element_ty == tl.float64 else tl.float32
     outs = tl.program_id(0) * BN + tl.arange(0, BN)
     begin = tl.program_id(1) * slice_rows
     end = tl.minimum(begin + slice_rows, batch)
@@ -242,7 +242,8 @@ def masked_linear_bwd_activation_kernel(
         if NEED_BIAS:
             total += tl.sum(g, 0)
     if NEED_BIAS:
-        tl.store(sums + tl.program_id(1).to(tl.int64) * outputs + outs, total, mask=outs < outputs)
+        place = tl.program_id(1).to(tl.int64) * outputs + outs
+        tl.store(sums + place, total.to(sums.dtype.element_ty), mask=outs < outputs)
 
 
 def masked_linear(
@@ -254,7 +255,7 @@ def masked_linear(
     preactivation = x.new_empty(0) if activation == "identity" else torch.empty_like(y)
     if y.numel() == 0:
         return y, preactivation
-    x, weight, bias, in_degrees, out_degrees = map(_aligned, (x, weight, bias, in_degrees, out_degrees))
+    x, weight, bias, in_degrees, out_degrees = map(aligned, (x, weight, bias, in_degrees, out_degrees))
     config = linear_config("masked_linear_fwd", x.dtype, len(x), outputs)
     tiles = triton.cdiv(outputs, config.bn)
     bounds = _reach(in_degrees, out_degrees, tiles, config.bn, True)
@@ -316,7 +317,7 @@ def masked_linear_backward_into(
             empty.zero_()
         return grad_x
     given = grad_y, x, weight, in_degrees, out_degrees
-    grad_y, x, weight, in_degrees, out_degrees = map(_aligned, given)
+    grad_y, x, weight, in_degrees, out_degrees = map(aligned, given)
     grad = _grad_of_preactivation(grad_y, preactivation, activation, grad_bias)
     precision = linear_precision(x.dtype)
     turned = reads_along_the_sum() and precision != "ieee"
@@ -363,7 +364,9 @@ def _grad_of_preactivation(
     tiles = triton.cdiv(outputs, 64)
     slices = _slices(grad_y, tiles)
     grad = grad_y if activation == "identity" else torch.empty_like(grad_y)
-    sums = grad_y.new_empty(slices, outputs if need_bias else 0, dtype=_compute(grad_y))
+    sums = grad_bias
+    if need_bias and slices > 1:
+        sums = grad_y.new_empty(slices, outputs, dtype=_compute(grad_y))
     launch(
         masked_linear_bwd_activation_kernel,
         (tiles, slices),
@@ -373,14 +376,9 @@ def _grad_of_preactivation(
         ACTIVATION=activation,
         NEED_BIAS=need_bias,
     )
-    if need_bias:
+    if need_bias and slices > 1:
         reduce_partials(sums, slices, [grad_bias])
     return grad
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """A copy of what is not aligned to 16 bytes, which would be read by the element, by code of its own."""
-    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -397,4 +395,4 @@ def _compute(x: Tensor) -> torch.dtype:
 def _slices(x: Tensor, tiles: int) -> int:
     """Parts of the batch, so that tiles and parts fill the device; they hold from 256 to 2^30 rows."""
     most, least = triton.cdiv(len(x), 256), triton.cdiv(len(x), 1 << 30)
-    return max(min(triton.cdiv(programs(x.device, 1 << 30), tiles), most), least)
+    return max(min(triton.cdiv(multiprocessors(x.device), tiles), most), least)

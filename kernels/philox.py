@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .circle import cos_of_turns
+
 
 @triton.jit
 def philox4x32(c0, c1, c2, c3, k0, k1):
@@ -45,4 +47,4 @@ def normal(seed, samples, dimensions, step, DTYPE: tl.constexpr):
     w0, w1 = noise_words(seed, samples, dimensions, step, 0)
     u1 = (tl.maximum(w0.to(tl.float32), 0.5) * 2.3283064365386963e-10).to(DTYPE)
     u2 = ((w1 >> 8).to(tl.float32) * 5.960464477539063e-08).to(DTYPE)
-    return tl.sqrt(-2.0 * tl.log(u1)) * tl.cos(6.283185307179586 * u2)
+    return tl.sqrt(-2.0 * tl.log(u1)) * cos_of_turns(u2)

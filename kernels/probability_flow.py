@@ -6,6 +6,7 @@ constants are those of ``fastcsm.reference.probability_flow``; all but the head 
 """
 
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -54,42 +55,30 @@ def restarted(slopes, taken):
     return tl.where((column == 0) & taken[:, None], last[:, None], slopes)
 
 
+class Carried(NamedTuple):
+    """Where rows arrive, the change of their log-density, and its error, (N,) each."""
+
+    point: Any
+    change: Any
+    error: Any
+
+
 @triton.jit(do_not_specialize=["rows"])
 def probability_flow_kernel(
-    context,
-    x,
-    weights,
-    biases,
-    frequencies,
-    tables,
-    settings,
-    point,
-    change,
-    error,
-    rows: tl.int64,
-    C: tl.constexpr,
-    E: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    TILE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    P: tl.constexpr,
-    CHANGE: tl.constexpr,
+    context, x, head, tables, settings, out, rows: tl.int64, CHANGE: tl.constexpr, S: tl.constexpr
 ):
-    M: tl.constexpr = TILE[0]
-    STORE: tl.constexpr = point.dtype.element_ty
-    STRIDE: tl.constexpr = C + 1 + 2 * E
-    r = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    STORE: tl.constexpr = out.point.dtype.element_ty
+    r = tl.program_id(0).to(tl.int64) * S.M + tl.arange(0, S.M)
     inside = r < rows
-    c = read_context(context, r, inside, C - 1, TILE)
-    like = tl.zeros((M,), STORE)
-    share = shares_of_rows(c, like, weights[0], biases[0], C - 1, STRIDE, WIDTHS[0], TILE, P)
+    like = tl.zeros((S.M,), STORE)
+    share = shares_of_rows(read_context(context, r, inside, S), like, head, S)
     begin, end, tolerance = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
-    zero = tl.zeros((M,), tl.float64)
+    zero = tl.zeros((S.M,), tl.float64)
     state = tl.load(x + r, mask=inside, other=0.0).to(tl.float64)
     v, h = zero + begin, zero + (end - begin) * FIRST_STEP
     log_change, off_sum = zero, zero
     column = tl.arange(0, COLUMNS)[None, :]
-    dx, dlog = tl.zeros((M, COLUMNS), tl.float64), tl.zeros((M, COLUMNS), tl.float64)
+    dx, dlog = tl.zeros((S.M, COLUMNS), tl.float64), tl.zeros((S.M, COLUMNS), tl.float64)
     arrived = h == 0
     running = inside & (h != 0) & (tl.abs(state) < float("inf"))
     attempt, first, left_to_do = 0, 0, tl.max(running.to(tl.int32), 0)
@@ -102,10 +91,8 @@ def probability_flow_kernel(
             time = v + step * tl.load(tables + i * (COLUMNS + 1) + COLUMNS)
             feature = (2 * tl.log(time)).to(STORE)[:, None]
             at = (state + step * combined(dx, tables, i, i)).to(STORE)
-            stage = add_feature(share, feature, weights[0], like, C - 1, STRIDE, WIDTHS[0], TILE)
-            s, ds = evaluate(
-                stage, at, weights, biases, frequencies, C, E, WIDTHS, TILE, ACTIVATION, CHANGE, P
-            )
+            stage = add_feature(share, feature, head, like, S)
+            s, ds = evaluate(stage, at, head, CHANGE, S)
             dx = tl.where(column == i, (-2 * time * s.to(tl.float64))[:, None], dx)
             if CHANGE:
                 dlog = tl.where(column == i, (2 * time * ds.to(tl.float64))[:, None], dlog)
@@ -128,9 +115,9 @@ def probability_flow_kernel(
         running &= ~(taken & last)
         attempt += 1
         left_to_do = tl.where(attempt < MAX_STEPS, tl.max(running.to(tl.int32), 0), 0)
-    tl.store(point + r, tl.where(arrived, state, float("nan")).to(STORE), mask=inside)
-    tl.store(change + r, tl.where(arrived, log_change, float("nan")).to(STORE), mask=inside)
-    tl.store(error + r, tl.where(arrived, off_sum, float("inf")).to(STORE), mask=inside)
+    tl.store(out.point + r, tl.where(arrived, state, float("nan")).to(STORE), mask=inside)
+    tl.store(out.change + r, tl.where(arrived, log_change, float("nan")).to(STORE), mask=inside)
+    tl.store(out.error + r, tl.where(arrived, off_sum, float("inf")).to(STORE), mask=inside)
 
 
 def probability_flow(
@@ -147,9 +134,8 @@ def probability_flow(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.probability_flow.probability_flow`."""
     head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation, full=True)
-    head.programs = max(triton.cdiv(len(x), head.config.tile[0]), 1)
     point, log_change, error = (torch.empty_like(x, dtype=head.dtype) for _ in range(3))
     settings = numbers(x.device, sigma_from**0.5, sigma_to**0.5, tolerance)
-    args = *head.tensors, tableau(x.device), settings, point, log_change, error, len(x)
-    head.run(probability_flow_kernel, args, CHANGE=change)
+    args = *head.tensors, tableau(x.device), settings, Carried(point, log_change, error), len(x)
+    head.run(probability_flow_kernel, args, head.chains, CHANGE=change)
     return point, log_change, error

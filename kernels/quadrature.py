@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature
 
-from .head import times
+from .points import times
 
 NODES = tl.constexpr(quadrature.NODES)
 FINE = tl.constexpr(quadrature.FINE)
@@ -44,10 +44,11 @@ def rule(device: torch.device) -> tuple[Tensor, ...]:
     fine nodes, and the latter transposed; shares of the coefficients before the last four, of the last four,
     and of the last four of exp(L); and s and s' at either end of a panel of half-width 1.
     """
-    coarse, fine = quadrature.rule(quadrature.NODES, device), quadrature.rule(quadrature.FINE, device)
+    host = torch.device("cpu")
+    coarse, fine = quadrature.rule(quadrature.NODES, host), quadrature.rule(quadrature.FINE, host)
     top, c = quadrature.TOP, coarse.coefficients.T
-    k = torch.arange(quadrature.NODES, dtype=c.dtype, device=device)
-    high = torch.arange(quadrature.FINE - top, quadrature.FINE, dtype=c.dtype, device=device)
+    k = torch.arange(quadrature.NODES, dtype=c.dtype)
+    high = torch.arange(quadrature.FINE - top, quadrature.FINE, dtype=c.dtype)
     sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
     shares = c * (2 / (2 * k + 1))
     tables = (
@@ -68,7 +69,8 @@ def rule(device: torch.device) -> tuple[Tensor, ...]:
         c.sum(1),
         c @ slope,
     )
-    return tuple(table.contiguous() for table in tables)
+    # Copied, not computed there: a copy is done when it returns, so that any stream may read it.
+    return tuple(table.contiguous().to(device) for table in tables)
 
 
 @triton.jit

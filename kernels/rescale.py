@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, programs
+from .launch import launch, multiprocessors
 
 #: Members of a tuple are compiled for their value's kind: as multiples of 16 that need 64 bits all are alike.
 _SIZE = tl.constexpr(1 << 56)
@@ -37,5 +37,5 @@ def rescale(gradients: Sequence[Tensor], upstream: Tensor) -> None:
         block = 4096
         blocks = sum(triton.cdiv(gradient.numel(), block) for gradient in gradients)
         sizes = tuple(_SIZE.value + 16 * gradient.numel() for gradient in gradients)
-        grid = (programs(upstream.device, blocks),)
+        grid = (min(multiprocessors(upstream.device), blocks),)
         launch(rescale_kernel, grid, (upstream, gradients, sizes), 8, BLOCK=block)

@@ -112,11 +112,13 @@ def test_launches_can_be_recorded():
 @pytest.mark.parametrize("hidden", [(1,), (128, 128), (512, 512), (512, 512, 512, 512)])
 def test_partial_sums_stay_small(hidden, monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED_PROGRAMS", 1000)
+    one = meta(1)
     for rows in (0, 1, 1 << 20):
-        entry = launch.HeadLaunch("csm_loss", *head(rows, hidden))
-        assert 1 <= entry.programs <= max(rows, 1)
-        slices = entry.partials(True, 1).numel() * 4
-        assert slices <= max(launch.PARTIAL_BYTES, 4 * (entry.offsets[-1] + 1))
+        with launch.recorded() as launches:
+            csm_loss.csm_loss(*head(rows, hidden), one, one, one, True, True, True)
+        partials, programs = launches[1].args[0], launches[1].args[2]
+        assert 1 <= programs <= max(rows, 1)
+        assert 4 * partials.numel() <= max(launch.PARTIAL_BYTES, 4 * partials.numel() // programs)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_tuning_takes_the_fastest_of_each_choice(choices):
         return [3.0, 1.0, 2.0][(len(ran) - 1) % 3]
 
     found = tuning.tune(call, timer=timer)
-    linear, narrow = configurations.LINEAR[4, "tf32x3"], configurations.HEAD["score_head"]["narrow", 4]
+    linear, narrow = configurations.LINEAR[4, "tf32x3"], configurations.HEAD["score_head"]["small", "tf32x3"]
     assert list(found.values()) == [linear[1], narrow[1]]
     assert [(entry[1][0][:3], entry[1][1]) for entry in ran[:3]] == [(one[:3], one.warps) for one in linear]
     assert [entry[2][1] for entry in ran[3:]] == [one.warps for one in narrow]
@@ -186,18 +188,39 @@ def test_no_tuning_during_a_capture(monkeypatch):
 
 
 @pytest.mark.parametrize("op", [*configurations.HEAD, "another"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
 @pytest.mark.parametrize("widths", [(5,), (128, 128), (130, 512)])
-def test_every_candidate_of_a_head_covers_it(op, widths, choices):
-    for dtype in (torch.float32, torch.bfloat16):
-        choices.asked = {}
-        configurations.head_config(op, dtype, 32, 0, widths)
-        ((key, candidates),) = choices.asked.items()
-        assert len(set(candidates)) == len(candidates) >= 2
-        for candidate in candidates:
-            choices.best[key] = candidate
-            config = configurations.head_config(op, dtype, 32, 0, widths)
-            assert config.tile[:2] == (candidate.rows, min(candidate.chunk, configurations.chunk(widths)))
-    choices.asked = None
+def test_every_candidate_of_a_head_covers_it(op, precision, widths):
+    candidates = configurations.head_candidates(op, precision, widths)
+    assert len(set(candidates)) == len(candidates) >= 2
+    block = configurations.chunk(widths)
+    for tiles in candidates:
+        spec = configurations.head_spec(tiles, 33, 32, 16, widths, "silu", precision)
+        assert (spec.M, spec.B, spec.BI) == (tiles.rows, min(tiles.chunk, block), min(tiles.first, block))
+        assert spec.STRIDE == 66
+
+
+def test_the_first_candidate_that_fits_is_taken(monkeypatch):
+    candidates = [configurations.Tiles(*sizes) for sizes in ((64, 64, 8), (64, 64, 4), (32, 64, 4))]
+    monkeypatch.setattr(launch, "head_candidates", lambda *_: candidates)
+    one = meta(1)
+
+    def judge(entry):
+        return launch.Fit(shared=entry.options["num_warps"] * entry.constants["S"].M, available=256)
+
+    with launch.recorded(judge) as launches:
+        csm_loss.csm_loss(*head(1000, (128, 128)), one, one, one, True, True, True)
+    assert launches[0].constants["S"].M == 64
+    assert launches[0].options["num_warps"] == 4
+
+
+def test_what_fits_nowhere_is_refused_in_a_sentence():
+    one = meta(1)
+    with (
+        launch.recorded(lambda _: launch.Fit(shared=2, available=1)),
+        pytest.raises(launch.DoesNotFit, match="2 bytes of shared memory, a program has 1"),
+    ):
+        csm_loss.csm_loss(*head(1000, (128, 128)), one, one, one, True, True, True)
 
 
 def reach(in_degrees, out_degrees, forward):

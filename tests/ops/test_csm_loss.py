@@ -82,12 +82,8 @@ def test_triton_at_every_edge(backend):
     assert_as_accurate(*cases, relative=True)
 
 
-@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("backend", TRITON)
-def test_triton_sums_of_gradients(backend, resident, monkeypatch):
-    from fastcsm.kernels import configurations
-
-    monkeypatch.setattr(configurations, "RESIDENT_ELEMENTS", 1 << 30 if resident else 0)
+def test_triton_sums_of_gradients(backend):
     case = Case(rows=200, hidden=(9, 6)).to(torch.float32)
     results = fused(case, backend)
     assert_as_accurate((results, plain(case), plain(case.to(torch.float64))))

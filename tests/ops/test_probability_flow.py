@@ -107,7 +107,7 @@ def test_float32_is_full_float32_in_triton(backend, precision):
     precision("high")
     with launch.recorded() as launches:
         kernel.probability_flow(case.context[:, :-1], case.x, *head, 0.1, 1.3, 1e-4, True)
-    assert [entry.constants["P"] for entry in launches] == ["tf32x3"]
+    assert [entry.constants["S"].P for entry in launches] == ["tf32x3"]
 
 
 @pytest.mark.parametrize("change", [False, True])
