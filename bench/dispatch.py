@@ -18,11 +18,13 @@ TABLE = Path(dispatch.__file__).with_suffix(".json")
 
 
 def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
-    """The row that one of bench/gpu.py's results makes, or None if not both were checked and timed."""
+    """The row that one of bench/gpu.py's timings makes, or None if not both were right and timed."""
     rows, config = result.get("rows", {}), result.get("config", {})
     if "triton" not in rows or "cuda" not in rows or not {"head", "layer"} & config.keys():
         return None
-    times = {name: rows[name]["median"] for name in ("triton", "cuda")}
+    times = {name: rows[name].get("median") for name in ("triton", "cuda")}
+    if None in times.values() or result["inaccurate"]:
+        return None
     faster = min(times, key=lambda name: times[name])
     inputs, *widths = config.get("head") or config["layer"]
     return dispatch.Row(
@@ -40,14 +42,17 @@ def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("file", type=Path, help="what bench/gpu.py wrote")
+    p.add_argument("file", type=Path, help="what bench/gpu.py time or report wrote")
     p.add_argument("--out", type=Path, default=TABLE)
     arguments = p.parse_args()
-    results = json.loads(arguments.file.read_text(encoding="utf-8"))["results"]
+    document = json.loads(arguments.file.read_text(encoding="utf-8"))
+    if document["dry"]:
+        p.exit(1, f"{arguments.file} is of a dry run, which measures nothing.\n")
+    results = document["timings"]
     found = [row(result, f"bench/results/{arguments.file.name}") for result in results.values()]
     rows = [entry._asdict() for entry in found if entry is not None]
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(rows)} of {len(results)} results measured both backends")
+    print(f"{len(rows)} of {len(results)} timings measured both backends")
     return 0
 
 

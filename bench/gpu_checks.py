@@ -1,361 +1,282 @@
-"""The checks of bench/gpu.py: every op against the reference in float64, at sizes about the edges of tiles.
+"""What a process of bench/gpu.py checks: an op on one backend against the reference in float64.
 
-A part is a function of a :class:`Plan` that returns plain values, among them "checks": what was found of each
-backend and op.
+Tolerances are those of the tests (tests/ops/support.py, comparisons.py): an error at most twice that of plain
+PyTorch in the same precision on the same device, and a few units of rounding.
 """
 
-import copy
-import math
+import json
+import sys
+import time
+import traceback
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import comparisons
+import gpu_subjects as subjects
 import torch
+from gpu_subjects import SIGMA, Conditional, Drawn, Layer, LinearHead, Plan, Result, on, with_gradients
+from support import SEEDS, Case, shares
 from torch import Tensor
 
-import fastcsm
-from fastcsm import backends, functional, nn
-from fastcsm.benchmark.densities import SIGMA, restoring
-
-DEVICE = "cuda"
-PRECISIONS = {
-    "float32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-    "bfloat16": (torch.bfloat16, "high"),
-    "float16": (torch.float16, "high"),
-}
-BACKENDS: dict[str, backends.Backend] = {"triton": backends.Triton(), "cuda": backends.CUDA()}
-Calls = dict[str, Callable[[], Any]]
-Result = dict[str, Any]
+RESOURCES = Path(__file__).parent / "results" / "resources.json"
+Named = dict[str, Tensor]
+Keep = Callable[[Result], None]
 
 
-class Plan(NamedTuple):
-    """What to run of a part: which backends, and how many rounds of timing; 0: check only."""
+class Check(NamedTuple):
+    """One comparison.
 
-    backends: tuple[str, ...]
-    rounds: int
-
-
-class Head:
-    """Random rows and a head on the device, as the baselines and ``functional`` take them."""
-
-    def __init__(self, rows, context=32, hidden=(128, 128), frequencies=0, activation="softplus"):
-        torch.manual_seed(0)
-        sizes = [context + 1 + 2 * frequencies, *hidden, 1]
-        self.context = torch.randn(rows, context, device=DEVICE)
-        self.x = torch.randn(rows, device=DEVICE)
-        self.weights = [torch.randn(o, i, device=DEVICE) / i**0.5 for i, o in pairwise(sizes)]
-        self.biases = [0.3 * torch.randn(o, device=DEVICE) for o in sizes[1:]]
-        self.frequencies = 3 * torch.randn(frequencies, device=DEVICE)
-        self.activation, self.hidden = activation, hidden
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(other, name, value.to(dtype))
-            elif isinstance(value, list):
-                setattr(other, name, [item.to(dtype) for item in value])
-        return other
-
-    def first(self, rows):
-        """The same head on some of the rows."""
-        other = copy.copy(self)
-        other.context, other.x = self.context[:rows], self.x[:rows]
-        return other
-
-    def leaves(self):
-        return [t.detach().requires_grad_() for t in (self.context, *self.weights, *self.biases)]
-
-    def split(self, leaves):
-        layers = len(self.weights)
-        return leaves[0], self.x, leaves[1 : 1 + layers], leaves[1 + layers :]
-
-    def loss(self, leaves):
-        """The fused loss."""
-        return functional.csm_loss(
-            *self.split(leaves), activation=self.activation, frequencies=self.frequencies
-        )
-
-    def baseline(self, function, leaves):
-        return function(*self.split(leaves), self.frequencies, self.activation, 1.0, 1.0)
-
-    def scores(self, leaves):
-        s, ds = functional.score_head(
-            *self.split(leaves), activation=self.activation, frequencies=self.frequencies
-        )
-        return (s * 0.7 + ds * 0.3).float().sum()
-
-    def langevin(self, sizes, steps, seed=3):
-        return functional.langevin(
-            self.context,
-            self.x,
-            self.weights,
-            self.biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            step_sizes=sizes,
-            steps=steps,
-            seed=seed,
-        )
-
-
-class LinearHead(Head):
-    """A head on the contexts that a masked layer computes, as the last layer of a MADE does."""
-
-    def __init__(self, batch, dimensions, units, context=32):
-        super().__init__(batch * dimensions, context)
-        shapes = (batch, units), (dimensions * context, units), (dimensions * context,)
-        self.layer = [torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5 for shape in shapes]
-        into = 1 + torch.arange(units, device=DEVICE) * max(dimensions - 1, 1) // units
-        self.degrees = into, torch.arange(dimensions, device=DEVICE).repeat_interleave(context)
-
-    def leaves(self):
-        return [t.detach().requires_grad_() for t in (*self.layer, *self.weights, *self.biases)]
-
-    def loss(self, leaves):
-        layers = len(self.weights)
-        return functional.linear_csm_loss(
-            *leaves[:3],
-            *self.degrees,
-            self.x.view(len(leaves[0]), -1),
-            leaves[3 : 3 + layers],
-            leaves[3 + layers :],
-            activation=self.activation,
-        )
-
-
-class Conditional(Head):
-    """A conditional head whose densities exist, with points and probabilities."""
-
-    def __init__(self, rows, context=32, hidden=(128, 128)):
-        super().__init__(rows, context, hidden)
-        restoring(self.weights, self.biases)
-        self.context = self.context[:, :-1].contiguous()
-        self.x = 0.2 * self.x
-        self.u = torch.linspace(0.01, 0.99, rows, device=DEVICE)
-
-    def arguments(self):
-        return self.context, self.x, self.weights, self.biases, self.frequencies, self.activation
-
-    def density(self, leaves=None, inverse=False):
-        context, x, weights, biases = self.split(leaves or [self.context, *self.weights, *self.biases])
-        return functional.conditional_density(
-            context,
-            self.u if inverse else x,
-            weights,
-            biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            low=-1.2,
-            high=1.2,
-            score_scale=1 / SIGMA,
-            stage_feature=math.log(SIGMA),
-            inverse=inverse,
-        )
-
-    def gradient(self):
-        leaves = self.leaves()
-        return with_gradients(self.density(leaves).log_density.sum(), leaves)
-
-    def flow(self, sigma_from, sigma_to):
-        return functional.probability_flow(
-            self.context,
-            self.x,
-            self.weights,
-            self.biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            sigma_from=sigma_from,
-            sigma_to=sigma_to,
-        )
-
-
-class Layer:
-    """A masked layer with sorted degrees; a preactivation and an upstream gradient."""
-
-    def __init__(self, batch, features, outputs):
-        torch.manual_seed(0)
-        shapes = (batch, features), (outputs, features), (outputs,), (batch, outputs), (batch, outputs)
-        self.tensors = [torch.randn(shape, device=DEVICE) for shape in shapes]
-        self.tensors[1] /= features**0.5
-        self.degrees = [torch.randint(0, 99, (n,), device=DEVICE).sort().values for n in (features, outputs)]
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        other.tensors = [t.to(dtype) for t in self.tensors]
-        return other
-
-    def run(self):
-        leaves = [t.detach().requires_grad_() for t in self.tensors[:3]]
-        y = functional.masked_linear(*leaves, *self.degrees, activation="silu")
-        return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]
-
-    def forward(self):
-        return [functional.masked_linear(*self.tensors[:3], *self.degrees, activation="silu")]
-
-    def backward(self):
-        x, weight, _, a, upstream = self.tensors
-        layer = upstream, a, x, weight, *self.degrees
-        return list(torch.ops.fastcsm.masked_linear_backward(*layer, "silu", True, True, True))
-
-    def edges(self):
-        into, out = self.degrees
-        return int((into <= out[:, None]).sum())
-
-
-def with_gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
-
-
-def on(backend: str, call: Callable[[], Any]) -> Any:
-    with fastcsm.backend(backend):
-        return call()
-
-
-def checked(name: str, check: Callable[[], Result]) -> Result:
-    """What ``check`` finds of a backend, or {"refused": why the backend does not run it}."""
-    try:
-        return on(name, check)
-    except RuntimeError as error:
-        if f"backend {name!r} cannot run" not in str(error):
-            raise
-        return {"refused": str(error)}
-
-
-def deviation(got: list[Tensor], plain: list[Tensor], exact: list[Tensor]) -> dict[str, Any]:
-    """Errors relative to each norm, pooled, as a few elements of plain PyTorch may be right by chance.
-
-    At most twice those of plain PyTorch in the same dtype, and 4 units of rounding, are allowed.
+    Attributes:
+        make: the subject of a seed, in float64 or with a method ``to`` that makes it so.
+        run: its results on the backend in force.
+        plain: plain PyTorch's; default: ``run`` on the reference.
+        shares: of (got, plain, truth) of all seeds.
     """
-    error = allowed = units = 0.0
-    for g, p, e in zip(got, plain, exact, strict=True):
-        size = e.norm().item() or 1.0
-        error += ((g.double() - e).norm().item() / size) ** 2
-        allowed += ((p.double() - e).norm().item() / size) ** 2
-        units += torch.finfo(g.dtype).eps ** 2
-    ratio = error**0.5 / (2 * allowed**0.5 + 4 * units**0.5)
-    return {"error_over_allowed": ratio, "passed": ratio <= 1.0}
+
+    make: Callable[[int], Any]
+    run: Callable[[Any], Named]
+    plain: Callable[[Any], Named] | None = None
+    shares: Callable[..., dict[str, float]] = partial(shares, relative=True)
 
 
-def compared(run: Callable[[Any], list[Tensor]], subject: Any, dtype: torch.dtype) -> Result:
-    """``run`` of the backend in force against the reference, in ``dtype`` and in float64."""
-    low = subject.to(dtype)
-    exact = on("reference", lambda: run(low.to(torch.float64)))
-    plain = on("reference", lambda: run(low))
-    got, again = run(low), run(low)
-    found = deviation(got, plain, exact)
-    found["deterministic"] = all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+class OnDevice(Case):
+    """A case whose copies are on the device."""
+
+    def to(self, dtype, device=None):
+        other = super().to(dtype, device or subjects.device())
+        other.__class__ = OnDevice
+        return other
+
+
+def gradients(loss: Callable[[Any, list[Tensor]], Tensor]) -> Callable[[Any], Named]:
+    def run(subject: Any) -> Named:
+        leaves = subject.leaves()
+        found = with_gradients(loss(subject, leaves), leaves)
+        return {"loss": found[0], **{f"gradient {k}": value for k, value in enumerate(found[1:])}}
+
+    return run
+
+
+def density(subject: Conditional) -> Named:
+    found = subject.density()._asdict()
+    quantile = subject.density(inverse=True).point
+    values = {name: found[name] for name in ("log_density", "log_normalizer", "cdf")}
+    return {name: value.detach() for name, value in {**values, "quantile": quantile}.items()}
+
+
+def log_density(subject: Conditional, leaves: list[Tensor]) -> Tensor:
+    return subject.density(leaves).log_density.sum()
+
+
+def flow(subject: Conditional) -> Named:
+    away, back = subject.flow(SIGMA, 1.0), subject.flow(1.0, SIGMA)
+    return {"point": away.point, "change": away.change, "back": back.point}
+
+
+def worst_flow(*cases: tuple[Named, Named, Named]) -> dict[str, float]:
+    found = [comparisons.flow_shares(*case, names=("point", "change", "back")) for case in cases]
+    return {name: max(one[name] for one in found) for name in found[0]}
+
+
+Sizes = dict[str, Check]
+
+
+def each(kind: type, run: Callable[[Any], Named], *shapes: tuple, **changes: Any) -> Sizes:
+    """A check of subjects of one kind in each shape."""
+    return {
+        f"{kind.__name__}{shape}": Check(lambda seed, shape=shape: kind(*shape, seed=seed), run, **changes)
+        for shape in shapes
+    }
+
+
+HEADS = {
+    "4097 rows, 2 x 128": (4097, 32, (128, 128), 0, "softplus"),
+    "1000 rows, 2 x 128, C = 33, E = 16": (1000, 33, (128, 128), 16, "silu"),
+    "65 rows, 17 and 9, E = 3": (65, 32, (17, 9), 3, "tanh"),
+    "300 rows, 4 layers, E = 2": (300, 32, (32, 48, 64, 16), 2, "elu"),
+    "129 rows, 130 and 257": (129, 32, (130, 257), 0, "gelu"),
+    "5 rows": (5, 3, (9, 5), 1, "silu"),
+}
+
+
+def heads(**runs: tuple[Callable, Callable]) -> tuple[Sizes, Sizes, Sizes]:
+    """Of ops on rows of a head: run and plain PyTorch's by what they are called."""
+
+    def make(seed: int, shape: tuple) -> OnDevice:
+        return OnDevice(seed=seed, **comparisons.settings(shape[:4], shape[4]))
+
+    checks = [
+        {f"{label} {name}": Check(partial(make, shape=shape), *pair) for name, pair in runs.items()}
+        for label, shape in HEADS.items()
+    ]
+    return checks[0], {name: one for part in checks[1:-1] for name, one in part.items()}, checks[-1]
+
+
+def layers(*shapes: tuple[int, int, int]) -> Sizes:
+    return each(Layer, lambda s: dict(zip(("y", "x", "weight", "bias"), s.run(), strict=True)), *shapes)
+
+
+def linears(*shapes: tuple) -> Sizes:
+    return each(LinearHead, gradients(LinearHead.loss), *shapes)
+
+
+def draws(samples: int, *shape: Any) -> Sizes:
+    return each(Drawn, lambda subject: {"x": subject.sample(samples)}, shape)
+
+
+def densities(*shapes: tuple) -> Sizes:
+    found = each(Conditional, density, *shapes)
+    slopes = each(Conditional, gradients(log_density), *(shape for shape in shapes if shape[0] <= 1000))
+    return {**found, **{f"gradient, {label}": check for label, check in slopes.items()}}
+
+
+def flows(*shapes: tuple) -> Sizes:
+    return each(Conditional, flow, *shapes, shares=worst_flow)
+
+
+_MAIN = 4097, 32, (128, 128)
+_ROWS = (17, 32, (70, 130)), (65, 32, (5,)), (33, 32, (8, 24, 15, 31)), (1000, 32, (128, 128))
+#: Of each op: what is checked first, about the edges of tiles, and in a dry run.
+SIZES: dict[str, tuple[Sizes, Sizes, Sizes]] = {
+    "csm_loss": heads(loss=(comparisons.loss, comparisons.plain_gradients)),
+    "score_head": heads(
+        forward=(comparisons.scores, comparisons.plain_scores),
+        backward=(comparisons.backward, comparisons.plain_backward),
+    ),
+    "langevin": heads(chain=(comparisons.chain, comparisons.plain_chain)),
+    "masked_linear": (
+        layers((4097, 784, 512)),
+        layers((1024, 784, 512), (65, 300, 129), (1, 1, 1)),
+        layers((3, 5, 4)),
+    ),
+    "linear_csm_loss": (linears((241, 17, 300)), linears((5, 7, 33)), linears((2, 3, 4, 3, (9, 5)))),
+    "langevin_draw": (
+        draws(4097, 13, (70, 90)),
+        draws(17, 13, (70, 70), (128, 128), 10, True, True),
+        draws(3, 2, (5,), (9, 5), 2),
+    ),
+    "conditional_density": (densities(_MAIN), densities(*_ROWS), densities((2, 3, (5,)))),
+    "probability_flow": (flows(_MAIN), flows(*_ROWS), flows((3, 3, (9, 5)))),
+}
+
+
+def one_check(backend: str, precision: str, check: Check) -> Result:
+    """Errors over what is allowed, and whether two runs give equal bits."""
+    plain = check.plain or (lambda subject: on("reference", lambda: check.run(subject)))
+    again, results, seconds = True, [], []
+    for seed in range(2) if subjects.DRY else SEEDS:
+        subject, start = check.make(seed), time.monotonic()
+        got, expected, truth = comparisons.compared(
+            subjects.stand_in(backend), check.run, plain, subject, precision
+        )
+        seconds.append(time.monotonic() - start)
+        results.append((got, expected, truth))
+        if seed == 0:
+            low = subject.to(comparisons.DTYPES[precision])
+            second = on(backend, lambda low=low: check.run(low))
+            again = all(torch.equal(got[name], second[name]) for name in got)
+    found = check.shares(*results)
+    passed = all(share <= 1 for share in found.values())
+    return {
+        "share": max(found.values(), key=lambda share: (share != share, share)),
+        "shares": found,
+        "deterministic": again,
+        "seconds_of_first": seconds[0],
+        "passed": passed and again,
+    }
+
+
+def run_checks(which: int, name: str, plan: Plan, keep: Keep) -> Result:
+    op, precision = name.split()
+    (backend,) = plan.backends
+    subjects.set_precision(precision)
+    cases: Result = {}
+    for label, check in SIZES[op][2 if subjects.DRY else which].items():
+        try:
+            cases[label] = one_check(backend, precision, check)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and " cannot run " in str(error):
+                cases[label] = {"refused": str(error)}
+            else:
+                traceback.print_exc()
+                cases[label] = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+        print(label, json.dumps(cases[label]), flush=True)
+        keep({"cases": cases, "kernels": kernels(op, precision, backend)})
+    ran = [case for case in cases.values() if "refused" not in case]
+    if not ran:
+        return {"status": "refused", "reason": next(iter(cases.values()))["refused"]}
+    bad = [f"{label}: {reason(case)}" for label, case in cases.items() if not case.get("passed", True)]
+    measured = [case["share"] for case in ran if "share" in case]
+    found = {"share": max(measured)} if measured else {}
+    return {**found, "status": "failed", "reason": "; ".join(bad)} if bad else {**found, "status": "passed"}
+
+
+def reason(case: Result) -> str:
+    """Why a case did not pass."""
+    if "error" in case:
+        return case["error"].splitlines()[0][:300]
+    high = [f"{name} {share:.3g}" for name, share in case["shares"].items() if not share <= 1]
+    return ", ".join([*high, *([] if case["deterministic"] else ["two runs differ"])])
+
+
+def launch(name: str, plan: Plan, keep: Keep) -> Result:
+    """An op once on small subjects, for a checker to watch; its results are not looked at."""
+    op, precision = name.split()
+    dtype = subjects.set_precision(precision)
+    _, edges, small = SIZES[op]
+    for label, check in [*small.items(), *([] if subjects.DRY else edges.items())][:3]:
+        on(plan.backends[0], lambda check=check: check.run(check.make(0).to(dtype)))
+        if not subjects.DRY:
+            torch.cuda.synchronize()
+        print("ran", label, flush=True)
+    return {"kernels": kernels(op, precision, plan.backends[0])}
+
+
+def kernels(op: str, precision: str, backend: str) -> list[Result]:
+    """Registers, spills and shared memory: of Triton's kernels as loaded, of CUDA C++'s as tabulated."""
+    return tabulated(op, precision) if backend == "cuda" else loaded()
+
+
+def loaded() -> list[Result]:
+    """Of the Triton kernels that this process has compiled or loaded."""
+    found = []
+    for name in sorted(name for name in sys.modules if name.startswith("fastcsm.kernels.")):
+        for value in vars(sys.modules[name]).values():
+            if getattr(value, "__module__", None) != name or not hasattr(value, "device_caches"):
+                continue
+            for caches in value.device_caches.values():
+                for kernel in caches[0].values():
+                    metadata = kernel.metadata
+                    found.append(
+                        {
+                            "name": metadata.name,
+                            "registers": getattr(kernel, "n_regs", None),
+                            "spills": getattr(kernel, "n_spills", None),
+                            "shared": metadata.shared,
+                            "warps": metadata.num_warps,
+                        }
+                    )
     return found
 
 
-def within_estimate(head: Conditional, dtype: torch.dtype) -> Result:
-    """Log-densities and probabilities in ``dtype``: no further from float64 than the estimated errors say."""
-    low = head.to(dtype)
-    exact = on("reference", lambda: low.to(torch.float64).density())
-    got, again = low.density(), low.density()
-    estimate = got.error.double() + exact.error
-    pairs = (got.log_density, exact.log_density), (got.cdf, exact.cdf)
-    ratio = max(((a.double() - b).abs() / estimate).max().item() for a, b in pairs)
-    same = all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
-    return {"error_over_allowed": ratio, "passed": ratio <= 1.0, "deterministic": same}
+def tabulated(op: str, precision: str) -> list[Result]:
+    """Of the CUDA C++ kernels, for heads of two layers, from the committed table."""
+    if subjects.DRY:
+        return []
+    table = json.loads(RESOURCES.read_text(encoding="utf-8")).get("cuda", {"kernels": {}})["kernels"]
+    ending = f" {precision} sm_{90 if torch.cuda.get_device_capability() >= (9, 0) else 80}"
+    names = op.removeprefix("linear_") + ("_" if op == "masked_linear" else "_kernel")
+    return [
+        {"name": name, "table": "bench/results/resources.json", **figures}
+        for name, figures in table.items()
+        if name.startswith(names) and name.endswith(ending) and ("layers=" not in name or "layers=2" in name)
+    ]
 
 
-def losses(head: Head) -> list[Tensor]:
-    leaves = head.leaves()
-    return with_gradients(head.loss(leaves), leaves)
-
-
-def scores(head: Head) -> list[Tensor]:
-    leaves = head.leaves()
-    return with_gradients(head.scores(leaves), leaves)
-
-
-def check_head(rows: int, hidden: tuple[int, ...], frequencies: int, activation: str) -> Calls:
-    head = Head(rows, 32, hidden, frequencies, activation)
-    return {
-        "csm_loss": partial(compared, losses, head),
-        "score_head": partial(compared, scores, head),
-        "langevin": partial(compared, lambda h: [h.langevin([0.02], 5)], head),
-    }
-
-
-def check_conditional(rows: int, hidden: tuple[int, ...]) -> Calls:
-    head = Conditional(rows, 32, hidden)
-    runs: dict[str, Callable[[Any], list[Tensor]]] = {
-        "conditional_density quantile": lambda h: [h.density(inverse=True).point],
-        "conditional_density gradient": Conditional.gradient,
-        "probability_flow": lambda h: [*h.flow(SIGMA, 1.0)[:2]],
-        "probability_flow back": lambda h: [h.flow(1.0, SIGMA).point],
-    }
-    checks: Calls = {name: partial(compared, run, head) for name, run in runs.items()}
-    return {"conditional_density": partial(within_estimate, head)} | checks
-
-
-def check_layer(batch: int, features: int, outputs: int) -> Calls:
-    return {"masked_linear": partial(compared, Layer.run, Layer(batch, features, outputs))}
-
-
-def check_draw(samples: int, **options: Any) -> Calls:
-    return {"langevin_draw": partial(compared, lambda d: [d.sample(samples)], Drawn(**options))}
-
-
-class Drawn:
-    """A model to draw from; the reference draws with the same noise."""
-
-    def __init__(self, features=13, hidden=(70, 90), staged=False, residual=False):
-        torch.manual_seed(0)
-        form = "staged" if staged else "conditional"
-        made = nn.MADE(features, hidden, 32, activation="silu", residual=residual)
-        head = nn.ScoreHead(32 + (not staged), (128, 128), "softplus", frequencies=0)
-        self.model = nn.ARCSM(made, head, noise=nn.NoiseSchedule(1.0, 0.04, 10, form=form))
-        for _ in range(9 * staged):
-            self.model.advance_stage()
-        self.model.to(DEVICE).eval()
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).to(dtype)
-        return other
-
-    def sample(self, samples, steps=2):
-        return self.model.sample(samples, method="langevin", steps=steps, seed=0)
-
-
-SUBJECTS: dict[str, Callable[[], Calls]] = {
-    "4097 rows, 2 x 128 softplus": partial(check_head, 4097, (128, 128), 0, "softplus"),
-    "1000 rows, 2 x 128 silu, 16 frequencies": partial(check_head, 1000, (128, 128), 16, "silu"),
-    "65 rows, 17 and 9 tanh, 3 frequencies": partial(check_head, 65, (17, 9), 3, "tanh"),
-    "129 rows, 130 and 257 gelu": partial(check_head, 129, (130, 257), 0, "gelu"),
-    "300 rows, 4 layers elu, 2 frequencies": partial(check_head, 300, (32, 48, 64, 16), 2, "elu"),
-    "density, 1000 rows, 2 x 128": partial(check_conditional, 1000, (128, 128)),
-    "density, 17 rows, 70 and 130": partial(check_conditional, 17, (70, 130)),
-    "density, 65 rows, 5": partial(check_conditional, 65, (5,)),
-    "density, 33 rows, 4 layers": partial(check_conditional, 33, (8, 24, 15, 31)),
-    "layer 1024 x 784 x 512": partial(check_layer, 1024, 784, 512),
-    "layer 65 x 300 x 129": partial(check_layer, 65, 300, 129),
-    "layer 1 x 1 x 1": partial(check_layer, 1, 1, 1),
-    "draw, conditional": partial(check_draw, 37),
-    "draw, staged, residual": partial(check_draw, 17, staged=True, residual=True, hidden=(70, 70)),
-}
-
-
-def check(precision: str, subject: str, plan: Plan) -> Result:
-    """Every op that a subject has, at a size about the edges of tiles."""
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    calls = SUBJECTS[subject]().items()
-    return {
-        "checks": {
-            f"{name} {op}": checked(name, partial(run, dtype)) for name in plan.backends for op, run in calls
-        }
-    }
-
-
-#: Every subject in every precision.
-CHECKS: dict[str, Callable[[Plan], Result]] = {
-    f"check {precision}: {subject}": partial(check, precision, subject)
-    for precision in PRECISIONS
-    for subject in SUBJECTS
+KINDS: dict[str, Callable[[str, Plan, Keep], Result]] = {
+    "check": partial(run_checks, 0),
+    "edges": partial(run_checks, 1),
+    "launch": launch,
 }

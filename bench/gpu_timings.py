@@ -1,92 +1,96 @@
-"""The timings of bench/gpu.py: parts that check one op at its size and, if that passed, time it.
+"""What a process of bench/gpu.py times: one op on the backends, beside plain PyTorch and what the GPU can do.
 
-A part is a function of a :class:`~gpu_checks.Plan` that returns plain values.
+A call is captured in a CUDA graph, several times over where it is short, and the graph is replayed between
+two events while the GPU is kept busy before the first: the host's time does not count. What cannot be
+captured is queued in the same way, and loops that a user would run from Python are launched from Python; each
+row says which. Every round runs every call once, so that ratios are of the same rounds.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import comparisons
+import gpu_checks
+import gpu_peaks
+import gpu_subjects as subjects
 import torch
-from gpu_checks import (
-    BACKENDS,
-    CHECKS,
-    DEVICE,
+from gpu_subjects import (
     PRECISIONS,
     SIGMA,
-    Calls,
     Conditional,
     Head,
     Layer,
     LinearHead,
     Plan,
     Result,
-    checked,
-    compared,
-    deviation,
-    losses,
     on,
+    set_precision,
     with_gradients,
-    within_estimate,
 )
+from support import shares
 from torch import Tensor
 
-from fastcsm import nn
+from fastcsm import backends, nn
 from fastcsm.benchmark import baselines, cases, draw, measure, peers
 from fastcsm.benchmark.densities import eager_quadrature
 
-#: The calls of the backends whose check passed, by their names.
-Own = Callable[[Callable[[], Any]], Calls]
+Call = Callable[[], Any]
+Tensors = list[Tensor]
 DRAW = draw.Draw(samples=512, hidden=(1024, 1024))
 
 
-def seconds(calls: Calls, rounds: int, warmup: int = 3) -> dict[str, dict[str, float]]:
-    """Median and quartiles of every call, rounds interleaved, by events on the device."""
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    torch.cuda.synchronize()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            found[name].append(begin.elapsed_time(end) / 1e3)
-    return {name: measure.quartiles(values) for name, values in found.items()}
+class Timing(NamedTuple):
+    """What is timed.
+
+        Attributes:
+            op, config: by which bench/dispatch.py knows it.
+            own: the call on the backend in force; a tensor or several.
+    compare: of a backend, (its results, plain PyTorch's, the truth), on few rows where that is enough; None
+                where gpu_checks.py alone compares.
+            peers: what it is compared with, by name.
+            launched: calls that Python launches, as they are too long for that to count, or meant so.
+            scale: the work of ``own`` over that of a peer, where it is not 1.
+            operations: that a matrix unit must do; 0: no shares are taken.
+            mm: products whose rate is measured beside, besides the square one.
+            steps: of a draw, for the time of one.
+            memory: whether it is of interest what the calls allocate.
+            twice: makes ``own`` on twice the rows, for its memory.
+    """
+
+    op: str
+    config: Result
+    own: Call
+    compare: Callable[[str], tuple[Tensors, Tensors, Tensors]] | None = None
+    peers: Mapping[str, Call] = MappingProxyType({})
+    launched: tuple[str, ...] = ()
+    scale: Mapping[str, float] = MappingProxyType({})
+    operations: float = 0.0
+    mm: tuple[tuple[int, int, int], ...] = ()
+    steps: int = 0
+    memory: bool = False
+    twice: Callable[[], Call] | None = None
 
 
-def extra_memory(call: Callable[[], list[Tensor]]) -> int:
-    """Bytes allocated at the peak of a call beyond what it returns."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    result = call()
-    peak = torch.cuda.max_memory_allocated() - before
-    return peak - sum(t.numel() * t.element_size() for t in result)
+class Replay(NamedTuple):
+    """A call made ready: how it is run, how often the call is in it, and in which way."""
+
+    run: Call
+    repeats: int
+    way: str
 
 
-def rate(dtype: torch.dtype, m: int, k: int, n: int) -> tuple[float, Callable[[], Tensor]]:
-    a, b = (torch.randn(s, device=DEVICE, dtype=dtype) for s in ((m, k), (k, n)))
-    return 2.0 * m * k * n, lambda: a @ b
+def synchronize() -> None:
+    if not subjects.DRY:
+        torch.cuda.synchronize()
 
 
-def fastest(times: Mapping[str, dict[str, float]]) -> float:
-    """The median of the faster of the package's backends."""
-    return min(times[name]["median"] for name in BACKENDS if name in times)
-
-
-def rows_of(times: Mapping[str, dict[str, float]]) -> dict[str, Any]:
-    """The times and how many times longer than the faster of the package's backends each took."""
-    own = fastest(times)
-    return {name: {**spread, "over_fastcsm": spread["median"] / own} for name, spread in times.items()}
-
-
-def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
-    """A CUDA graph of a call."""
+def graph_of(call: Call, repeats: int) -> Call:
+    """The replay of a CUDA graph that holds the call ``repeats`` times."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -94,80 +98,307 @@ def graphed(call: Callable[[], Tensor]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        for _ in range(repeats):
+            call()
     return graph.replay
 
 
-def timed(
-    op: str,
-    precision: str,
-    config: Result,
-    check: Callable[[], Result],
-    measure_rows: Callable[[Own], Result],
-    plan: Plan,
+def ready(call: Call, launched: bool) -> Replay:
+    """The call compiled, warm, and captured if it can be."""
+    for _ in range(1 if subjects.DRY else 3):
+        call()
+    synchronize()
+    if subjects.DRY:
+        return Replay(call, 1, "dry")
+    if launched:
+        return Replay(call, 1, "launched")
+    short = elapsed(Replay(call, 1, "queued"))
+    repeats = min(max(round(1e-3 / short), 1), 20)
+    try:
+        return Replay(graph_of(call, repeats), repeats, "graph")
+    except Exception as error:
+        print(f"not captured: {type(error).__name__}: {error}", flush=True)
+        torch.cuda.synchronize()
+
+    def several() -> None:
+        for _ in range(repeats):
+            call()
+
+    return Replay(several, repeats, "queued")
+
+
+def elapsed(replay: Replay) -> float:
+    """Seconds of one call."""
+    if subjects.DRY:
+        start = time.perf_counter()
+        replay.run()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if replay.way != "launched":
+        torch.cuda._sleep(10_000_000 if replay.way == "graph" else 20_000_000)  # some 5 and 10 ms
+    begin.record()
+    replay.run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / replay.repeats
+
+
+def extra_memory(call: Callable[[], Any]) -> int:
+    """Bytes allocated at the peak of a call beyond what it returns."""
+    call()
+    if subjects.DRY:
+        return 0
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    peak = torch.cuda.max_memory_allocated() - before
+    tensors = [result] if isinstance(result, Tensor) else result
+    return peak - sum(t.numel() * t.element_size() for t in tensors)
+
+
+def against_reference(
+    subject: Any, run: Callable[[Any], Tensors], precision: str, backend: str
+) -> tuple[Tensors, Tensors, Tensors]:
+    """``run`` of a subject on a backend, by plain PyTorch in the same precision, and in float64."""
+    low = subject.to(PRECISIONS[precision][0])
+    got = on(backend, lambda: run(low))
+    truth = on("reference", lambda: run(low.to(torch.float64)))
+    with comparisons.plain_precision(precision):
+        return got, on("reference", lambda: run(low)), truth
+
+
+def error(timing: Timing, backend: str) -> float | None:
+    """Over what is allowed, all results together: none of a few elements counts for itself."""
+    if timing.compare is None:
+        return None
+    results = timing.compare(backend)
+    sizes = [value.norm().item() or 1.0 for value in results[2]]
+
+    def together(values: Tensors) -> dict[str, Tensor]:
+        return {"all": torch.cat([v.flatten() / n for v, n in zip(values, sizes, strict=True)])}
+
+    return shares([together(values) for values in results])["all"]
+
+
+def finite(values: Any) -> bool:
+    return all(bool(value.isfinite().all()) for value in ([values] if isinstance(values, Tensor) else values))
+
+
+def warm(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
+    """A timing's calls once: of a backend, which must be right, or of what it is compared with."""
+    timing, precision = make(name)
+    if not plan.backends:
+        for peer, call in timing.peers.items():
+            call()
+            print("ran", peer, flush=True)
+        return {}
+    (backend,) = plan.backends
+    with torch.no_grad() if timing.op in NO_GRADIENTS else torch.enable_grad():
+        share = error(timing, backend)
+        whole = finite(on(backend, timing.own))
+    found: Result = {"kernels": gpu_checks.kernels(timing.op, precision, backend)}
+    found |= {} if share is None else {"share": share}
+    if not whole:
+        return {**found, "status": "inaccurate", "reason": "not all of its results are finite"}
+    if share is not None and not share <= 1:
+        return {**found, "status": "inaccurate", "reason": f"its error is {share:.3g} times what is allowed"}
+    return found
+
+
+def profile(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
+    """A timing's call once, for a profiler to watch."""
+    timing, _ = make(name)
+    on(plan.backends[0], timing.own)
+    synchronize()
+    return {}
+
+
+def timed(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
+    """A timing's calls, ready and in rounds."""
+    timing, precision = make(name)
+    found: Result = {"op": timing.op, "precision": precision, "config": timing.config, "rows": {}}
+    if not subjects.DRY:
+        found["gpu"] = torch.cuda.get_device_name(0)
+    own = {backend: partial(on, backend, timing.own) for backend in plan.backends}
+    ceilings = dict(rates(timing, precision))
+    calls = {**own, **timing.peers, **{label: rate.call for label, rate in ceilings.items()}}
+    with torch.no_grad() if timing.op in NO_GRADIENTS else torch.enable_grad():
+        if timing.memory:
+            found["extra_memory"] = {
+                label: extra_memory(call) for label, call in {**own, **timing.peers}.items()
+            }
+        if timing.twice is not None:
+            twice = timing.twice()
+            found["extra_memory_twice"] = {label: extra_memory(partial(on, label, twice)) for label in own}
+        replays, lost = {}, {}
+        for label, call in calls.items():
+            try:
+                replays[label] = ready(call, label in timing.launched)
+            except Exception as problem:
+                lost[label] = f"{type(problem).__name__}: {problem}"[:500]
+                print(label, lost[label], flush=True)
+        seconds: dict[str, list[float]] = {label: [] for label in replays}
+        rounds = plan.rounds if timing.op != "langevin_draw" else min(plan.rounds, 3)
+        for turn in range(rounds):
+            order = list(replays)
+            for label in order[turn % len(order) :] + order[: turn % len(order)]:
+                scale = timing.scale.get(label, 1.0)
+                seconds[label].append(scale * elapsed(replays[label]))
+            found["rounds"] = turn + 1
+            found |= summary(timing, seconds, replays, ceilings, lost)
+            keep(found)
+    if timing.steps:
+        try:
+            found["launches"] = launches(own)
+        except Exception as problem:
+            print(f"launches not counted: {type(problem).__name__}: {problem}", flush=True)
+    return found
+
+
+def rates(timing: Timing, precision: str) -> Iterator[tuple[str, gpu_peaks.Rate]]:
+    """What the GPU does at most, to be measured in the same rounds."""
+    if not timing.operations:
+        return
+    yield "mm_square", gpu_peaks.square(precision)
+    for shape in timing.mm:
+        yield f"mm_{'x'.join(map(str, shape))}", gpu_peaks.product(precision, *shape)
+    if precision in ("bfloat16", "tf32") and not subjects.DRY:
+        yield "mma_loop", gpu_peaks.mma_loop(precision)
+
+
+def summary(
+    timing: Timing,
+    seconds: dict[str, list[float]],
+    replays: dict[str, Replay],
+    ceilings: dict[str, gpu_peaks.Rate],
+    lost: Mapping[str, str],
 ) -> Result:
-    """The result of one timing: what ``check`` finds of each backend and what ``measure_rows`` does.
+    """Rows, with ratios to each backend as medians over the rounds, and shares."""
+    own = [label for label in seconds if label in ("triton", "cuda")]
+    rows: Result = {label: {"error": reason} for label, reason in lost.items()}
+    for label, values in seconds.items():
+        over = {
+            name: statistics.median(a / b for a, b in zip(values, seconds[name], strict=True)) for name in own
+        }
+        rows[label] = {**measure.quartiles(values), "way": replays[label].way, "over": over}
+    found: Result = {"rows": rows}
+    speed = {label: ceilings[label].work / rows[label]["median"] for label in ceilings if label in seconds}
+    products = [value for label, value in speed.items() if label.startswith("mm_")]
+    found |= {"rates": speed} if speed else {}
+    for backend in own:
+        row, least = rows[backend], timing.operations
+        if products:
+            row["share_of_mm"] = least / row["median"] / max(products)
+        if "mma_loop" in speed:
+            row["share_of_mma_loop"] = least / row["median"] / speed["mma_loop"]
+        if timing.steps:
+            row["seconds_per_step"] = row["median"] / timing.steps
+    return found
 
-    ``measure_rows`` is given what names the calls of the backends whose check passed; it is not called if
-    there are none, or no rounds.
-    """
-    checks = {name: checked(name, check) for name in plan.backends}
-    names = [name for name, found in checks.items() if found.get("passed") and found["deterministic"]]
 
-    def own(call: Callable[[], Any]) -> Calls:
-        return {name: partial(on, name, call) for name in names}
+def launches(own: Mapping[str, Call]) -> dict[str, int | None]:
+    """Kernels of a draw that a call of each backend launches."""
+    if subjects.DRY:
+        return dict.fromkeys(own)
+    found: dict[str, int | None] = {}
+    for label, call in own.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+            call()
+            torch.cuda.synchronize()
+        found[label] = sum("langevin_draw" in event.name for event in trace.events())
+    return found
 
-    found = {"op": op, "precision": precision, "config": config, "checks": checks, "rows": {}}
-    return found | measure_rows(own) if names and plan.rounds else found
+
+def ceilings(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
+    """The machine, why a backend is missing on it, and with rounds what it does at most."""
+    if not subjects.DRY and not torch.cuda.is_available():
+        raise RuntimeError("bench/gpu.py cannot run here: torch finds no CUDA device; --dry-run needs none")
+    names = {label: backends._backends[subjects.stand_in(label)].missing() for label in ("triton", "cuda")}
+    found: Result = {"machine": machine(), "missing": names}
+    keep(found)
+    makers: dict[str, tuple[str, Callable[[], gpu_peaks.Rate]]] = {
+        "copy": ("bfloat16", gpu_peaks.copy),
+        **{f"mm {p}": (p, partial(gpu_peaks.square, p)) for p in ("bfloat16", "tf32", "float32")},
+        **{f"mma loop {p}": (p, partial(gpu_peaks.mma_loop, p)) for p in ("bfloat16", "tf32")},
+        **{f"dot loop {p}": (p, partial(gpu_peaks.dot_loop, p)) for p in ("bfloat16", "tf32")},
+    }
+    rows: Result = {}
+    for label, (precision, maker) in makers.items() if plan.rounds else ():
+        set_precision(precision)
+        try:
+            rate = maker()
+            replay = ready(rate.call, launched=False)
+            spread = measure.quartiles([elapsed(replay) for _ in range(min(plan.rounds, 10))])
+            rows[label] = {**spread, "way": replay.way, "rate": rate.work / spread["median"]}
+        except Exception as problem:
+            rows[label] = {"error": f"{type(problem).__name__}: {problem}"[:500]}
+        print(label, rows[label], flush=True)
+        keep({**found, "rows": rows})
+    return {**found, "rows": rows}
 
 
-def sizes(weights: Any) -> list[int]:
+def machine() -> Result:
+    import triton
+
+    found = {"triton": triton.__version__, **measure.versions()}
+    if subjects.DRY:
+        return {"gpu": None, **measure.machine(), **found}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "shared": properties.shared_memory_per_block_optin,
+        "cuda": torch.version.cuda,
+        **found,
+    }
+
+
+def widths_of(weights: Any) -> list[int]:
     """The inputs of a head's layers, by which bench/dispatch.py knows it."""
     return [weight.shape[1] for weight in weights]
 
 
-def time_csm_loss(precision: str, frequencies: int, plan: Plan, rows: int = 401408) -> Result:
-    """The loss and all its gradients, beside what a user would write.
-
-    ``share_of_rate`` is the time torch.mm takes, in the better of two shapes, for as many operations, over
-    the time taken. ``share_with_exponentials`` adds that of the fewest exponentials and reciprocals, two for
-    each hidden unit and row, at 16 a clock and multiprocessor.
-    """
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    context, hidden = 32, (128, 128)
-    head = Head(rows, context, hidden, frequencies, "silu" if frequencies else "softplus").to(dtype)
+def losses(head: Head) -> Tensors:
     leaves = head.leaves()
-    compiled = torch.compile(baselines.csm_tangent)
+    return with_gradients(head.loss(leaves), leaves)
 
-    def run(function: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
-        return lambda: with_gradients(function(), leaves)
 
-    def measured(own: Own) -> Result:
-        calls: Calls = {
-            **own(run(lambda: head.loss(leaves))),
-            "double_backward": run(lambda: head.baseline(baselines.csm_double_backward, leaves)),
-            "jvp": run(lambda: head.baseline(baselines.csm_jvp, leaves)),
-            "tangent": run(lambda: head.baseline(baselines.csm_tangent, leaves)),
-            "tangent_compiled": run(lambda: head.baseline(compiled, leaves)),
-        }
-        memory = {name: extra_memory(call) for name, call in calls.items()}
-        square, square_call = rate(dtype, 8192, 8192, 8192)
-        tall, tall_call = rate(dtype, rows, hidden[0], hidden[1])
-        times = seconds({**calls, "mm_square": square_call, "mm_tall": tall_call}, plan.rounds)
-        best = max(square / times["mm_square"]["median"], tall / times["mm_tall"]["median"])
-        floor = rows * cases.loss_operations(context, hidden, frequencies) / best
-        found = {"matrix_rate": best, "share_of_rate": floor / fastest(times)}
-        clock = getattr(torch.cuda.get_device_properties(0), "clock_rate", 0) * 1e3
-        if clock:
-            units = torch.cuda.get_device_properties(0).multi_processor_count
-            both = floor + 2 * rows * sum(hidden) / (16 * units * clock)
-            found["share_with_exponentials"] = both / fastest(times)
-        return {"rows": rows_of(times), "extra_memory": memory, **found}
+def csm_loss(
+    precision: str, frequencies: int = 0, rows: int = 401408, hidden: tuple[int, int] = (128, 128)
+) -> Timing:
+    """The loss and all its gradients, beside what a user would write."""
+    dtype, context = PRECISIONS[precision][0], 32
+    activation = "silu" if frequencies else "softplus"
+    head = Head(rows, context, hidden, frequencies, activation).to(dtype)
+    leaves = head.leaves()
+    compiled = baselines.csm_tangent if subjects.DRY else torch.compile(baselines.csm_tangent)
 
-    config = {"rows": rows, "context": context, "hidden": hidden, "frequencies": frequencies}
-    config["head"] = sizes(head.weights)
-    return timed("csm_loss", precision, config, lambda: compared(losses, head, dtype), measured, plan)
+    def plain(function: Callable) -> Call:
+        return lambda: with_gradients(head.baseline(function, leaves), leaves)
+
+    def twice() -> Call:
+        larger = Head(2 * rows, context, hidden, frequencies, activation).to(dtype)
+        return lambda: losses(larger)
+
+    return Timing(
+        "csm_loss",
+        {"rows": rows, "frequencies": frequencies, "head": widths_of(head.weights)},
+        lambda: with_gradients(head.loss(leaves), leaves),
+        compare=partial(against_reference, head.first(4096), losses, precision),
+        peers={
+            "eager double backward": plain(baselines.csm_double_backward),
+            "jvp": plain(baselines.csm_jvp),
+            "tangent": plain(baselines.csm_tangent),
+            "compiled tangent": plain(compiled),
+        },
+        operations=rows * cases.loss_operations(context, hidden, frequencies),
+        mm=((rows, *hidden),),
+        memory=True,
+        twice=twice,
+    )
 
 
 class Upstream:
@@ -175,9 +406,9 @@ class Upstream:
 
     def __init__(self, batch, features, hidden, context):
         torch.manual_seed(0)
-        self.made = nn.MADE(features, hidden, context).to(DEVICE)
-        self.x = torch.randn(batch, features, device=DEVICE)
-        self.upstream = torch.randn(batch, features, context, device=DEVICE)
+        self.made = nn.MADE(features, hidden, context).to(subjects.device())
+        self.x = torch.randn(batch, features, device=subjects.device())
+        self.upstream = torch.randn(batch, features, context, device=subjects.device())
 
     def to(self, dtype):
         other = copy.copy(self)
@@ -190,220 +421,174 @@ class Upstream:
         return list(torch.autograd.grad(y, list(self.made.parameters()), self.upstream))
 
 
-def time_made(
-    plan: Plan, batch: int = 1024, features: int = 784, hidden: tuple[int, ...] = (4096, 4096)
-) -> Result:
-    config = {"batch": batch, "features": features, "hidden": hidden, "context": 32}
-    subject = Upstream(batch, features, hidden, 32).to(torch.bfloat16)
-    made = subject.made
-    folded = peers.use_plain_layers(peers.sharing(made), folded=True)
-    multiplied = peers.use_plain_layers(peers.sharing(made))
-
-    def measured(own: Own) -> Result:
-        calls: Calls = {
-            **own(subject.run),
-            "folded": lambda: subject.run(folded),
-            "mask_times_weight": lambda: subject.run(multiplied),
-        }
-        return {"rows": rows_of(seconds(calls, plan.rounds))}
-
-    def check() -> Result:
-        return compared(Upstream.run, subject, torch.bfloat16)
-
-    return timed("masked_linear", "bfloat16", config, check, measured, plan)
-
-
-def time_layer(
-    precision: str, backward: bool, plan: Plan, rows: int = 1024, inputs: int = 4096, outputs: int = 4096
-) -> Result:
-    """One masked layer, or its gradients, beside plain PyTorch with the mask on the weight.
-
-    ``share_of_rate`` as for csm_loss, of the operations that edges need.
-    """
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    subject = Layer(rows, inputs, outputs).to(dtype)
-    run = Layer.backward if backward else Layer.forward
-
-    def measured(own: Own) -> Result:
-        square, square_call = rate(dtype, 8192, 8192, 8192)
-        calls: Calls = {
-            **own(partial(run, subject)),
-            "plain": lambda: on("reference", partial(run, subject)),
-            "mm_square": square_call,
-        }
-        times = seconds(calls, plan.rounds)
-        floor = (4 if backward else 2) * rows * subject.edges() * times["mm_square"]["median"] / square
-        return {"rows": rows_of(times), "share_of_rate": floor / fastest(times)}
-
-    config = {"rows": rows, "layer": [inputs, outputs]}
-    op = "masked_linear_backward" if backward else "masked_linear"
-    return timed(op, precision, config, lambda: compared(run, subject, dtype), measured, plan)
-
-
-def time_linear_csm_loss(
-    precision: str, plan: Plan, batch: int = 128, dimensions: int = 784, units: int = 512
-) -> Result:
-    """The last layer of a MADE and the loss together, with all gradients, beside plain PyTorch."""
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    subject = LinearHead(batch, dimensions, units).to(dtype)
-    run = partial(losses, subject)
-
-    def measured(own: Own) -> Result:
-        calls: Calls = {**own(run), "plain": partial(on, "reference", run)}
-        memory = {name: extra_memory(call) for name, call in calls.items()}
-        return {"rows": rows_of(seconds(calls, plan.rounds)), "extra_memory": memory}
-
-    config = {"batch": batch, "dimensions": dimensions, "units": units, "head": sizes(subject.weights)}
-    return timed(
-        "linear_csm_loss", precision, config, lambda: compared(losses, subject, dtype), measured, plan
+def made(
+    precision: str, batch: int = 1024, features: int = 784, hidden: tuple[int, ...] = (4096, 4096)
+) -> Timing:
+    """The masked layers of a MADE, and the gradients of its parameters."""
+    subject = Upstream(batch, features, hidden, 32).to(PRECISIONS[precision][0])
+    folded = peers.use_plain_layers(peers.sharing(subject.made), folded=True)
+    multiplied = peers.use_plain_layers(peers.sharing(subject.made))
+    return Timing(
+        "masked_linear",
+        {"batch": batch, "features": features, "hidden": hidden, "context": 32},
+        subject.run,
+        compare=partial(against_reference, subject, Upstream.run, precision),
+        peers={
+            "dense, masks folded": lambda: subject.run(folded),
+            "mask * weight": lambda: subject.run(multiplied),
+        },
+        operations=peers.made_operations(subject.made, batch, backward=True),
     )
 
 
-def time_langevin(precision: str, plan: Plan, rows: int = 4096, steps: int = 200) -> Result:
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    head = Head(rows).to(dtype)
+def layer(
+    precision: str, backward: bool, rows: int = 1024, inputs: int = 4096, outputs: int = 4096
+) -> Timing:
+    """One masked layer, or its gradients, beside plain PyTorch with the mask on the weight."""
+    subject = Layer(rows, inputs, outputs).to(PRECISIONS[precision][0])
+    run = Layer.backward if backward else Layer.forward
+    return Timing(
+        "masked_linear_backward" if backward else "masked_linear",
+        {"rows": rows, "layer": [inputs, outputs]},
+        lambda: run(subject),
+        compare=partial(against_reference, subject, run, precision),
+        peers={"mask * weight": lambda: on("reference", lambda: run(subject))},
+        operations=(4.0 if backward else 2.0) * rows * subject.edges(),
+    )
+
+
+def linear_csm_loss(precision: str, batch: int = 128, dimensions: int = 784, units: int = 512) -> Timing:
+    """The last layer of a MADE and the loss together, with all gradients, beside plain PyTorch."""
+    subject = LinearHead(batch, dimensions, units).to(PRECISIONS[precision][0])
+    few = LinearHead(min(batch, 8), dimensions, units)
+    return Timing(
+        "linear_csm_loss",
+        {"batch": batch, "dimensions": dimensions, "units": units, "head": widths_of(subject.weights)},
+        lambda: losses(subject),
+        compare=partial(against_reference, few, losses, precision),
+        peers={"plain": lambda: on("reference", lambda: losses(subject))},
+        memory=True,
+    )
+
+
+def langevin(precision: str, rows: int = 4096, steps: int = 200) -> Timing:
+    head = Head(rows).to(PRECISIONS[precision][0])
 
     def loop() -> Tensor:
         layers = head.weights, head.biases, head.frequencies, head.activation
         return baselines.langevin_loop(head.context, head.x, *layers, [0.02], [1.0], [None], steps)
 
-    def measured(own: Own) -> Result:
-        calls = own(lambda: head.langevin([0.02], steps))
-        graphs = {f"{name}_graphed": graphed(call) for name, call in calls.items()}
-        times = seconds({**calls, **graphs, "loop": loop, "loop_graphed": graphed(loop)}, plan.rounds)
-        return {"rows": rows_of(times)}
-
-    def check() -> Result:
-        return compared(lambda h: [h.langevin([0.02], steps)], head, dtype)
-
-    config = {"rows": rows, "steps": steps, "head": sizes(head.weights)}
-    return timed("langevin", precision, config, check, measured, plan)
+    return Timing(
+        "langevin",
+        {"rows": rows, "steps": steps, "head": widths_of(head.weights)},
+        lambda: head.langevin([0.02], steps),
+        compare=partial(against_reference, head, lambda h: [h.langevin([0.02], steps)], precision),
+        peers={"loop": loop, "loop in a graph": loop},
+        launched=("loop",),
+    )
 
 
-def time_draw(precision: str, plan: Plan, case: draw.Draw = DRAW) -> Result:
-    """512 samples of 784 variables, beside loops timed on 40 of them and taken 784 / 40 times.
+def langevin_draw(precision: str, case: draw.Draw = DRAW) -> Timing:
+    """512 samples of 784 variables, beside loops timed on a few of them.
 
-    ``loop_graphed`` replays one CUDA graph of the forward pass and all steps of a variable. The check takes
-    some variables, each given those before it, with the same noise.
+    The graphed loop is one CUDA graph of the forward pass and all steps of a variable.
     """
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    model = case.model().to(DEVICE).to(dtype)
-    shares, steps = case.shares(), case.levels * case.steps
-    variables = [d for share in shares for d in share]
+    model = case.model().to(subjects.device()).to(PRECISIONS[precision][0])
+    variables = [d for share in case.shares() for d in share]
+    loop, steps = draw.Loop(model), case.levels * case.steps
+    data = torch.randn(case.samples, case.features, device=subjects.device()).to(PRECISIONS[precision][0])
 
-    def drawn() -> Tensor:
-        return model.sample(case.samples, seed=0, steps=case.steps)
+    def compare(backend: str) -> tuple[Tensors, Tensors, Tensors]:
+        """Some variables, each given those before it, with the same noise."""
+        with torch.device(subjects.device()):
+            few, numbers = case.shares()[0], torch.arange(case.samples)
+            x = on(backend, lambda: model.sample(case.samples, seed=0, steps=case.steps))
+            plain = loop.run(x, few, case.steps, lambda d: draw._philox(numbers, d, x.dtype))
+            return [x[:, few]], [plain], [loop.truth(x, few, case.steps)]
 
-    with torch.device(DEVICE), torch.no_grad():
-        peer = draw.Loop(model)
-        numbers = torch.arange(case.samples)
-
-        def check() -> Result:
-            x, again = drawn(), drawn()
-            plain = peer.run(x, shares[0], case.steps, lambda d: draw._philox(numbers, d, dtype))
-            found = deviation([x[:, shares[0]]], [plain], [peer.truth(x, shares[0], case.steps)])
-            return {**found, "deterministic": torch.equal(x, again)}
-
-        data = torch.randn(case.samples, case.features, dtype=dtype)
-
-        def measured(own: Own) -> Result:
-            replay = graphed(lambda: peer.run(data, variables[:1], case.steps))
-            calls: Calls = {
-                **own(drawn),
-                "loop": lambda: peer.run(data, variables, case.steps),
-                "loop_graphed": lambda: [replay() for _ in variables],
-            }
-            times = seconds(calls, min(plan.rounds, 3), warmup=1)
-            for name in ("loop", "loop_graphed"):
-                scale = case.features / len(variables)
-                times[name] = {key: scale * value for key, value in times[name].items()}
-            per_step = {name: times[name]["median"] / (case.features * steps) for name in own(drawn)}
-            return {"rows": rows_of(times), "seconds_per_step": per_step}
-
-        config = {"samples": case.samples, "features": case.features, "hidden": case.hidden, "steps": steps}
-        config["head"] = sizes(model.head.weights)
-        return timed("langevin_draw", precision, config, check, measured, plan)
+    return Timing(
+        "langevin_draw",
+        {
+            "samples": case.samples,
+            "features": case.features,
+            "steps": steps,
+            "head": widths_of(model.head.weights),
+        },
+        lambda: model.sample(case.samples, seed=0, steps=case.steps),
+        compare=compare,
+        peers={
+            "loop": lambda: loop.run(data, variables, case.steps),
+            "step in a graph": lambda: loop.run(data, variables[:1], case.steps),
+        },
+        launched=("triton", "cuda", "loop"),
+        scale={"loop": case.features / len(variables), "step in a graph": case.features},
+        steps=case.features * steps,
+    )
 
 
-def time_log_prob(precision: str, plan: Plan, rows: int = 512 * 784) -> Result:
+def log_prob(precision: str, rows: int = 512 * 784) -> Timing:
     """log q of the rows of 512 samples of 784 variables, beside panels that are the same for all rows."""
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
     panels = 4
-    head = Conditional(rows).to(dtype)
-
-    def eager() -> list[Tensor]:
-        return [eager_quadrature(*head.arguments(), panels=2 * panels, part=8192)]
-
-    @torch.no_grad()
-    def measured(own: Own) -> Result:
-        calls = {**own(lambda: [head.density().log_density]), "eager": eager}
-        memory = {name: extra_memory(call) for name, call in calls.items()}
-        return {"rows": rows_of(seconds(calls, plan.rounds)), "extra_memory": memory}
-
-    config = {"rows": rows, "panels": panels, "panels_eager": 2 * panels, "head": sizes(head.weights)}
-    first = head.first(4096)
-    return timed(
-        "conditional_density", precision, config, lambda: within_estimate(first, dtype), measured, plan
+    head = Conditional(rows).to(PRECISIONS[precision][0])
+    part = min(rows, 8192)
+    return Timing(
+        "conditional_density",
+        {"rows": rows, "panels": panels, "head": widths_of(head.weights)},
+        lambda: head.density().log_density,
+        compare=partial(against_reference, head.first(1024), lambda h: [h.density().log_density], precision),
+        peers={
+            "eager quadrature": lambda: eager_quadrature(*head.arguments(), panels=2 * panels, part=part),
+        },
+        memory=True,
     )
 
 
-def time_flow(precision: str, plan: Plan, rows: int = 512 * 784) -> Result:
+def flow(precision: str, rows: int = 512 * 784) -> Timing:
     """The flow of as many rows between two levels, beside equal steps of order 4 for all rows."""
-    dtype, setting = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    steps = 8
-    head = Conditional(rows).to(dtype)
+    head = Conditional(rows).to(PRECISIONS[precision][0])
     levels = {"sigma_from": SIGMA, "sigma_to": 1.0}
-
-    def eager() -> Any:
-        return baselines.flow_rk4(*head.arguments(), **levels, steps=steps)
-
-    @torch.no_grad()
-    def measured(own: Own) -> Result:
-        calls = {**own(lambda: head.flow(**levels)), "eager": eager}
-        return {"rows": rows_of(seconds(calls, plan.rounds))}
-
-    def check() -> Result:
-        return compared(lambda h: [*h.flow(SIGMA, 1.0)[:2]], head.first(4096), dtype)
-
-    config = {"rows": rows, "steps_eager": steps, "head": sizes(head.weights)}
-    return timed("probability_flow", precision, config, check, measured, plan)
-
-
-#: What has a bar comes first.
-TIMINGS: dict[str, Callable[[Plan], Result]] = {
-    "csm_loss tf32": partial(time_csm_loss, "tf32", 0),
-    "csm_loss bfloat16": partial(time_csm_loss, "bfloat16", 0),
-    "masked_linear bfloat16": time_made,
-    "langevin tf32": partial(time_langevin, "tf32"),
-    "langevin bfloat16": partial(time_langevin, "bfloat16"),
-    "langevin_draw tf32": partial(time_draw, "tf32"),
-    "langevin_draw bfloat16": partial(time_draw, "bfloat16"),
-    "conditional_density tf32": partial(time_log_prob, "tf32"),
-    "conditional_density float32": partial(time_log_prob, "float32"),
-    "probability_flow float32": partial(time_flow, "float32"),
-    "csm_loss float32": partial(time_csm_loss, "float32", 0),
-    "csm_loss tf32, 16 frequencies": partial(time_csm_loss, "tf32", 16),
-    "csm_loss bfloat16, 16 frequencies": partial(time_csm_loss, "bfloat16", 16),
-    "probability_flow tf32": partial(time_flow, "tf32"),
-    "conditional_density bfloat16": partial(time_log_prob, "bfloat16"),
-    "probability_flow bfloat16": partial(time_flow, "bfloat16"),
-}
-TIMINGS |= {
-    f"linear_csm_loss {precision}": partial(time_linear_csm_loss, precision)
-    for precision in ("tf32", "bfloat16")
-}
-TIMINGS |= {
-    f"{op} {precision}, {rows} rows": partial(time_layer, precision, op != "masked_linear", rows=rows)
-    for op in ("masked_linear", "masked_linear_backward")
-    for rows, precision in (
-        *((rows, precision) for rows in (64, 1024) for precision in ("bfloat16", "tf32")),
-        (1024, "float32"),
+    return Timing(
+        "probability_flow",
+        {"rows": rows, "head": widths_of(head.weights)},
+        lambda: list(head.flow(**levels)[:2]),
+        peers={"Runge-Kutta, 8 steps": lambda: baselines.flow_rk4(*head.arguments(), **levels, steps=8)},
     )
+
+
+#: Ops that are timed without autograd.
+NO_GRADIENTS = ("langevin", "langevin_draw", "conditional_density", "probability_flow")
+#: By op: the timing, and its sizes in a dry run.
+MAKERS: dict[str, tuple[Callable[..., Timing], Result]] = {
+    "csm_loss": (csm_loss, {"rows": 5, "hidden": (9, 5)}),
+    "masked_linear": (layer, {"rows": 3, "inputs": 5, "outputs": 4}),
+    "masked_linear_backward": (layer, {"rows": 3, "inputs": 5, "outputs": 4}),
+    "MADE": (made, {"batch": 3, "features": 5, "hidden": (8, 8)}),
+    "linear_csm_loss": (linear_csm_loss, {"batch": 2, "dimensions": 3, "units": 4}),
+    "langevin": (langevin, {"rows": 3, "steps": 2}),
+    "langevin_draw": (langevin_draw, {"case": draw.Draw(hidden=(8, 8)).quick().warm()}),
+    "conditional_density": (log_prob, {"rows": 2}),
+    "probability_flow": (flow, {"rows": 2}),
 }
-PARTS = CHECKS | TIMINGS
+
+
+def make(name: str) -> tuple[Timing, str]:
+    """The timing of a name in gpu.py's TIMINGS, and its precision, which is in force from here on."""
+    case, _, detail = name.partition(", ")
+    op, precision = case.split()
+    set_precision(precision)
+    maker, dry = MAKERS["MADE" if detail == "MADE" else op]
+    options = dict(dry) if subjects.DRY else {}
+    if detail.endswith("frequencies"):
+        options["frequencies"] = int(detail.split()[0])
+    elif maker is layer:
+        options["backward"] = op.endswith("backward")
+        options |= {} if subjects.DRY else {"rows": int(detail.split()[0])}
+    return maker(precision, **options), precision
+
+
+KINDS: dict[str, Callable[[str, Plan, gpu_checks.Keep], Result]] = {
+    "warm": warm,
+    "time": timed,
+    "profile": profile,
+    "ceilings": ceilings,
+}

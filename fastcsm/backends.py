@@ -274,6 +274,8 @@ class Triton:
     def missing(self) -> list[str]:
         if importlib.util.find_spec("triton") is None:
             return ["the package triton is not installed: pip install 'fastcsm[triton]'"]
+        if importlib.util.find_spec(f"{__package__}.kernels") is None:
+            return ["its kernels are not importable: install fastcsm, or link fastcsm/kernels to kernels/"]
         if self.interpreted():
             return []
         if not torch.cuda.is_available():

@@ -1,10 +1,10 @@
 """When "auto" takes the CUDA C++ kernels: where a measurement on a GPU says that they are faster."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import dispatch as program
 import pytest
 import torch
 
@@ -15,28 +15,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def measured(tmp_path, monkeypatch):
+def measured(tmp_path, monkeypatch, capsys):
     """bench/dispatch.py's table of two results, in force."""
 
     def result(op, precision, triton, cuda, **config):
         rows = {"triton": {"median": triton}, **({"cuda": {"median": cuda}} if cuda else {})}
-        return {"op": op, "precision": precision, "config": config, "rows": rows}
+        return {"op": op, "precision": precision, "config": config, "rows": rows, "inaccurate": []}
 
     results = [
         result("csm_loss", "tf32", 3.0, 2.0, head=[33, 128, 128]),
         result("csm_loss", "tf32", 2.0, 3.0, head=[65, 128, 128]),
         result("csm_loss", "bfloat16", 2.0, None, head=[33, 128, 128]),
         result("masked_linear", "tf32", 1.0, 1.0),
+        result("langevin", "tf32", 1.0, 2.0, head=[33, 128]) | {"inaccurate": ["triton"]},
         result("masked_linear", "tf32", 2.0, 1.0, layer=[512, 4096], rows=64),
         result("masked_linear", "tf32", 1.0, 2.0, layer=[512, 4096], rows=1024),
         result("masked_linear_backward", "tf32", 2.0, 1.0, layer=[512, 4096], rows=1024),
     ]
     given, table = tmp_path / "gpu.json", tmp_path / "dispatch.json"
-    parts = {f"part {i}": result for i, result in enumerate([*results, {"error": "took over 1 s"}])}
-    given.write_text(json.dumps({"results": parts}))
-    command = [sys.executable, ROOT / "bench" / "dispatch.py", given, "--out", table]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "5 of 8 results measured both backends\n"
+    parts = {f"part {i}": result for i, result in enumerate([*results, {"status": "timeout"}])}
+    given.write_text(json.dumps({"dry": False, "timings": parts}))
+    monkeypatch.setattr(sys, "argv", ["dispatch.py", str(given), "--out", str(table)])
+    assert program.main() == 0
+    assert capsys.readouterr().out == "5 of 9 timings measured both backends\n"
     rows = tuple(dispatch.Row(**row) for row in json.loads(table.read_text()))
     monkeypatch.setattr(dispatch, "table", lambda: rows)
     return rows

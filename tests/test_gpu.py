@@ -1,159 +1,42 @@
-"""The Triton backend on a CUDA device, and what its programs do without one."""
+"""The backends on a CUDA device: streams, graphs, memory, launches. What they compute bench/gpu.py checks."""
 
-import importlib
-import json
-import os
+import contextlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastcsm
-from fastcsm import functional, nn
+from fastcsm import backends, dispatch, functional, nn
 from fastcsm.benchmark.densities import restoring
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def program(name, *arguments):
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, ROOT / "bench" / name, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_the_benchmark_says_so():
-    done = program("gpu.py", "--rounds", "2")
-    assert done.returncode == 1
-    assert done.stderr == "bench/gpu.py needs a CUDA device, and torch finds none.\n"
-    assert program("gpu.py", "--help").returncode == 0
-
-
-@pytest.fixture
-def parts(monkeypatch):
-    """The modules of bench/gpu.py, their tensors on a device of this machine."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    modules = [importlib.import_module(name) for name in ("gpu", "gpu_checks", "gpu_timings")]
-    if not torch.cuda.is_available():
-        for module in modules[1:]:
-            monkeypatch.setattr(module, "DEVICE", "cpu")
-    return modules
-
-
-def test_a_part_that_fails_loses_no_other(parts):
-    gpu, written = parts[0], []
-    good = {"passed": True, "deterministic": True}
-    row = {"median": 1.0, "over_fastcsm": 1.0}
-
-    def run(part, backends, final):
-        if part == "broken" or (part == "one" and "cuda" in backends) or (final and part == "breaks later"):
-            return {"error": "OutOfMemoryError: no"}
-        if part.startswith("check"):
-            return {"checks": {f"{name} op": good | {"passed": part == "check 1"} for name in backends}}
-        checks = {name: good | {"deterministic": part != "varies"} for name in backends}
-        return {
-            "checks": checks | ({"cuda": {"refused": "no"}} if part == "last" else {}),
-            "rows": dict.fromkeys(backends, row) if final else {},
-        }
-
-    timings, names = ["one", "broken", "varies", "breaks later", "last"], ["triton", "cuda"]
-    checks = ["check 1", "check 2"]
-    document = gpu.collect(checks, timings, names, run, 3, lambda d: written.append(json.dumps(d)))
-    assert document["checks"]["check 1"] == {"triton op": good, "cuda op": good}
-    assert list(document["results"]) == ["one", "breaks later", "last"]
-    assert document["results"]["one"]["rows"] == {"triton": row}
-    assert document["results"]["last"]["rows"] == {"triton": row, "cuda": row}
-    error = "OutOfMemoryError: no"
-    expected = [f"one: {error}", *2 * [f"broken: {error}"], f"breaks later: {error}"]
-    expected += [f"{part} {name}" for name in names for part in ("varies", "check 2")]
-    assert sorted(document["failed"]) == sorted(e if "check 2" not in e else f"{e} op" for e in expected)
-    assert len(written) == 2 * 7 + 3
-    assert json.loads(written[-1]) == document
-
-
-def test_parts_end_in_time_and_say_why_not(parts, monkeypatch):
-    gpu = parts[0]
-    assert gpu.in_a_process("check", ["triton"], 1, 0.5) == {"error": "not run: the time was over"}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = gpu.in_a_process("no such part", ["triton"], 1, 300.0)
-    assert "CUDA device" in found["error"] or "no such part" in found["error"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
-def test_checks_on_the_interpreter(parts):
-    pytest.importorskip("triton")
-    gpu, checks, _ = parts
-    with fastcsm.backend("triton"):
-        subjects = checks.check_head(5, (17, 9), 3, "tanh") | checks.check_layer(3, 5, 4)
-        found = {op: run(torch.float32) for op, run in subjects.items()}
-    assert set(found) == {"csm_loss", "score_head", "langevin", "masked_linear"}
-    assert gpu.failed_checks("check", {"checks": found}) == []
-    wrong = checks.deviation([torch.ones(3) + 1e-3], [torch.ones(3)], [torch.ones(3).double()])
-    assert not wrong["passed"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="bench/gpu.py runs them on the device")
-@pytest.mark.parametrize(
-    "part", ["csm_loss", "linear_csm_loss", "made", "layer", "langevin", "draw", "log_prob", "flow"]
-)
-def test_timings_of_another_backend(parts, part, monkeypatch):
-    """The timings with the CPU library in the place of Triton's kernels, and without a clock."""
-    if fastcsm.backends.CPU().missing():
-        pytest.skip("needs the CPU library")
-    gpu, _, timings = parts
-    small = {
-        "csm_loss": {"rows": 9, "frequencies": 2},
-        "linear_csm_loss": {"batch": 2, "dimensions": 3, "units": 4},
-        "made": {"batch": 3, "features": 5, "hidden": (8, 8)},
-        "layer": {"rows": 3, "inputs": 5, "outputs": 4, "backward": True},
-        "langevin": {"rows": 5, "steps": 2},
-        "draw": {"case": timings.DRAW.quick().warm()},
-        "log_prob": {"rows": 7},
-        "flow": {"rows": 7},
-    }
-
-    def seconds(calls, *_, **__):
-        for name, call in calls.items():
-            if not name.startswith("mm_"):  # products of a device's size
-                call()
-        return {name: {"median": 1.0, "q1": 1.0, "q3": 1.0} for name in calls}
-
-    monkeypatch.setattr(timings, "BACKENDS", ["cpu", "cuda"])
-    monkeypatch.setattr(timings, "seconds", seconds)
-    monkeypatch.setattr(timings, "extra_memory", lambda call: len(call()))
-    monkeypatch.setattr(timings, "graphed", lambda call: call)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
-    function = getattr(timings, f"time_{part}")
-    precision = {} if part == "made" else {"precision": "float32"}
-    before = torch.get_float32_matmul_precision()
-    try:
-        plan = timings.Plan(("cpu", "cuda"), 2)
-        result = json.loads(json.dumps(function(plan=plan, **precision, **small[part])))
-        checked = function(plan=plan._replace(rounds=0), **precision, **small[part])
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert gpu.failed_checks(part, result) == []
-    assert "cuda" in result["checks"]["cuda"]["refused"]
-    assert {"cpu"} < set(result["rows"]), result
-    assert checked["rows"] == {}
-    assert checked["checks"].keys() == result["checks"].keys()
-
-
-@pytest.mark.gpu
-def test_every_kernel_is_as_accurate_as_plain_pytorch(tmp_path):
-    done = program("gpu.py", "--check", "--out", str(tmp_path / "checks.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads((tmp_path / "checks.json").read_text())
-    precisions = {part.removeprefix("check ").partition(":")[0] for part in document["checks"]}
-    assert precisions == {"float32", "tf32", "bfloat16", "float16"}
 
 
 def needs_cuda_backend():
-    if reasons := fastcsm.backends.CUDA().missing():
+    if reasons := backends.CUDA().missing():
         pytest.skip("; ".join(reasons))
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request):
+    if request.param == "cuda":
+        needs_cuda_backend()
+    return request.param
+
+
+@pytest.fixture
+def never_waits():
+    """Calls in its ``with`` block may not wait for the device."""
+
+    @contextlib.contextmanager
+    def block():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return block
 
 
 def replayed(run):
@@ -167,17 +50,6 @@ def replayed(run):
     return captured
 
 
-@pytest.mark.gpu
-def test_every_cuda_kernel():
-    """The tests of the emulated kernels, on the device."""
-    needs_cuda_backend()
-    environment = {name: value for name, value in os.environ.items() if name != "FASTCSM_EMULATION"}
-    files = sorted((ROOT / "tests").glob("emulated_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
-
-
 def head_and_rows(rows, dtype=torch.float32):
     torch.manual_seed(0)
     head = nn.ScoreHead(32).cuda().to(dtype)
@@ -188,16 +60,18 @@ def head_and_rows(rows, dtype=torch.float32):
     )
 
 
-def gradients(head, context, x):
+def gradients(backend, head, context, x):
     context = context.detach().requires_grad_()
-    with fastcsm.backend("triton"):
+    with fastcsm.backend(backend):
         loss = fastcsm.csm_loss(head, context[None], x[None])
         return loss, *torch.autograd.grad(loss, [context, *head.parameters()])
 
 
 @pytest.mark.gpu
-def test_auto_takes_it_on_a_device():
-    assert fastcsm.info()["ops"]["csm_loss"]["cuda"]["backend"] == "triton"
+def test_auto_takes_what_was_measured_as_faster():
+    slower = dispatch.why_not_cuda("csm_loss", torch.float32, 65, (128, 128, 1))
+    expected = "triton" if slower or backends.CUDA().missing() else "cuda"
+    assert fastcsm.info()["ops"]["csm_loss"]["cuda"]["backend"] == expected
 
 
 @pytest.mark.gpu
@@ -247,30 +121,30 @@ def test_a_masked_layer_captured_in_a_graph():
 
 
 @pytest.mark.gpu
-def test_captured_in_a_graph():
+def test_captured_in_a_graph(backend):
     head, context, x = head_and_rows(5000)
-    expected = gradients(head, context, x)
+    expected = gradients(backend, head, context, x)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        gradients(head, context, x)
-    captured = replayed(lambda: gradients(head, context, x))
+        gradients(backend, head, context, x)
+    captured = replayed(lambda: gradients(backend, head, context, x))
     assert all(torch.equal(a, b) for a, b in zip(captured, expected))
 
 
 @pytest.mark.gpu
-def test_on_another_stream():
+def test_on_another_stream(backend):
     head, context, x = head_and_rows(5000)
-    expected = gradients(head, context, x)
+    expected = gradients(backend, head, context, x)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        got = gradients(head, context, x)
+        got = gradients(backend, head, context, x)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 
 @pytest.mark.gpu
-def test_compiles_whole():
+def test_compiles_whole(backend):
     head, context, x = head_and_rows(3000)
 
     def loss(context, x):
@@ -278,19 +152,19 @@ def test_compiles_whole():
             context, x, head.weights, head.biases, frequencies=head.frequencies, activation="silu"
         )
 
-    with fastcsm.backend("triton"):
+    with fastcsm.backend(backend):
         torch.testing.assert_close(torch.compile(loss, fullgraph=True)(context, x), loss(context, x))
 
 
 @pytest.mark.gpu
-def test_extra_memory_is_flat_in_the_rows():
+def test_extra_memory_is_flat_in_the_rows(backend):
     extra = []
     for rows in (1 << 16, 1 << 20):
         head, context, x = head_and_rows(rows)
-        gradients(head, context, x)
+        gradients(backend, head, context, x)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        results = gradients(head, context, x)
+        results = gradients(backend, head, context, x)
         returned = sum(t.numel() * t.element_size() for t in results)
         extra.append(torch.cuda.max_memory_allocated() - before - returned)
     assert extra[1] <= extra[0] + (9 << 20)
@@ -298,23 +172,23 @@ def test_extra_memory_is_flat_in_the_rows():
 
 
 @pytest.mark.gpu
-def test_autocast():
+def test_autocast(backend):
     head, context, x = head_and_rows(3000)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss, *grads = gradients(head, context, x)
-    rounded, *_ = gradients(head.bfloat16(), context.bfloat16(), x.bfloat16())
+        loss, *grads = gradients(backend, head, context, x)
+    rounded, *_ = gradients(backend, head.bfloat16(), context.bfloat16(), x.bfloat16())
     assert loss.dtype is torch.float32
     assert torch.equal(loss, rounded)
     assert all(grad.dtype is torch.float32 for grad in grads)
 
 
 @pytest.mark.gpu
-def test_on_a_device_that_is_not_the_current_one():
+def test_on_a_device_that_is_not_the_current_one(backend):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     head, context, x = head_and_rows(3000)
-    expected = gradients(head, context, x)
-    got = gradients(head.to("cuda:1"), context.to("cuda:1"), x.to("cuda:1"))
+    expected = gradients(backend, head, context, x)
+    got = gradients(backend, head.to("cuda:1"), context.to("cuda:1"), x.to("cuda:1"))
     assert torch.cuda.current_device() == 0
     assert all(b.device.index == 1 and torch.equal(a, b.to(a.device)) for a, b in zip(expected, got))
 
@@ -325,31 +199,52 @@ def test_tuning_keeps_results(monkeypatch):
 
     monkeypatch.setattr(configurations.choices, "best", {})
     head, context, x = head_and_rows(3000)
-    before = gradients(head, context, x)
-    found = tuning.tune(lambda: gradients(head, context, x))
+    before = gradients("triton", head, context, x)
+    found = tuning.tune(lambda: gradients("triton", head, context, x))
     assert [key[0] for key in found] == ["csm_loss"]
-    for a, b in zip(gradients(head, context, x), before):
+    for a, b in zip(gradients("triton", head, context, x), before):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(graph):
-        tuning.tune(lambda: gradients(head, context, x))
+        tuning.tune(lambda: gradients("triton", head, context, x))
 
 
 @pytest.mark.gpu
-def test_a_draw_is_one_launch():
+def test_a_draw_is_one_launch(backend, never_waits):
     model = nn.ARCSM(nn.MADE(20, (64, 64), 8), nn.ScoreHead(9), noise=nn.NoiseSchedule(1.0, 0.1, 3)).cuda()
 
     def draw():
-        return model.sample(37, method="langevin", steps=2, seed=1)
+        return model.sample(600, method="langevin", steps=2, seed=1)
 
-    with fastcsm.backend("triton"):
+    with fastcsm.backend(backend):
         draw()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             got = draw()
+            torch.cuda.synchronize()
+        with never_waits():
+            draw()
     names = [event.name for event in profile.events()]
     assert sum("langevin_draw_kernel" in name for name in names) == 1
     with fastcsm.backend("reference"):
         torch.testing.assert_close(got, draw(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_training_step_never_waits_and_can_be_captured(backend, never_waits):
+    torch.manual_seed(0)
+    model = nn.ARCSM(nn.MADE(30, (64, 64), 8), nn.ScoreHead(9), noise=nn.NoiseSchedule(1.0, 0.1)).cuda()
+    x = torch.randn(64, 30, device="cuda")
+    noise = model.draw_noise(x.shape, None, x.device, x.dtype)
+
+    def step():
+        with fastcsm.backend(backend):
+            loss = model.csm_loss(x, noise=noise)
+            return loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))
+
+    expected = step()
+    with never_waits():
+        step()
+    assert all(torch.equal(a, b) for a, b in zip(replayed(step), expected))
 
 
 DISTRIBUTED = """
@@ -411,11 +306,8 @@ def densities(rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @torch.no_grad()
 def test_densities_of_more_rows_than_programs(backend):
-    if backend == "cuda":
-        needs_cuda_backend()
     run = densities(70000)
     with fastcsm.backend(backend):
         whole, last = run(), run(slice(-64, None))
@@ -424,11 +316,8 @@ def test_densities_of_more_rows_than_programs(backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @torch.no_grad()
 def test_densities_captured_in_a_graph(backend):
-    if backend == "cuda":
-        needs_cuda_backend()
     run = densities(1000)
     with fastcsm.backend(backend):
         expected, captured = run(), replayed(run)

@@ -1,5 +1,6 @@
 """Heads, rows and the accuracy rule that all op tests share."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -69,16 +70,16 @@ class Case:
         self.alpha, self.beta, self.gamma = (1 + 0.5 * randn(rows) for _ in range(3))
         self.grads = randn(rows), randn(rows)
 
-    def to(self, dtype):
+    def to(self, dtype, device=None):
         """A copy in another dtype; coefficients stay in float32 for 16-bit dtypes."""
         other = object.__new__(Case)
         wide = dtype if dtype.itemsize >= 4 else torch.float32
         for name, value in vars(self).items():
             to = wide if name in ("alpha", "beta", "gamma") else dtype
             if isinstance(value, torch.Tensor):
-                value = value.to(to)
+                value = value.to(device, to)
             elif isinstance(value, (list, tuple)):
-                value = [v.to(to) for v in value]
+                value = [v.to(device, to) for v in value]
             setattr(other, name, value)
         return other
 
@@ -114,15 +115,17 @@ def with_gradients(loss, leaves, upstream=1.0):
     return {"loss": loss.detach(), **dict(zip(leaves, grads))}
 
 
-def assert_as_accurate(*cases, relative=False):
-    """Each result's error is at most twice the error of plain PyTorch in the same dtype, plus a tiny floor.
+def shares(*cases, relative=False):
+    """By name of a result, its error over the error allowed: at most 1 where it is as accurate as it must be.
 
+    Allowed is twice the error of plain PyTorch in the same dtype, plus a tiny floor.
     Cases are (got, plain, truth), each a dict of results by name. The error is the Euclidean norm of the
     difference from float64, pooled over the cases: a scalar, or a gradient of a few elements, may be right by
     chance in plain PyTorch, so results of that kind need about SEEDS of them. The floor is 4 units of
     rounding of the result's norm; results in float64 are held to 64 units, for want of a better truth.
     With ``relative``, errors are divided by the result's norm, so that cases of every size weigh the same.
     """
+    found = {}
     for name in cases[0][2]:
         error = expected = size = 0.0
         for got, plain, truth in cases:
@@ -137,7 +140,14 @@ def assert_as_accurate(*cases, relative=False):
         dtype = cases[0][0][name].dtype
         units = (64 if dtype is torch.float64 else 4) * torch.finfo(dtype).eps
         allowed = 2 * expected**0.5 + units * size**0.5
-        assert error**0.5 <= allowed, f"{name}: error {error**0.5:.3g} exceeds {allowed:.3g}"
+        found[name] = 0.0 if error == 0 else error**0.5 / allowed if allowed else math.inf
+    return found
+
+
+def assert_as_accurate(*cases, relative=False):
+    """Each result is as accurate as :func:`shares` allows."""
+    for name, share in shares(*cases, relative=relative).items():
+        assert share <= 1, f"{name}: the error is {share:.3g} times what is allowed"
 
 
 def bitwise_equal(a, b):
