@@ -47,19 +47,19 @@ DRAW = draw.Draw(samples=512, hidden=(1024, 1024))
 class Timing(NamedTuple):
     """What is timed.
 
-        Attributes:
-            op, config: by which bench/dispatch.py knows it.
-            own: the call on the backend in force; a tensor or several.
-    compare: of a backend, (its results, plain PyTorch's, the truth), on few rows where that is enough; None
-                where gpu_checks.py alone compares.
-            peers: what it is compared with, by name.
-            launched: calls that Python launches, as they are too long for that to count, or meant so.
-            scale: the work of ``own`` over that of a peer, where it is not 1.
-            operations: that a matrix unit must do; 0: no shares are taken.
-            mm: products whose rate is measured beside, besides the square one.
-            steps: of a draw, for the time of one.
-            memory: whether it is of interest what the calls allocate.
-            twice: makes ``own`` on twice the rows, for its memory.
+    Attributes:
+        op, config: by which bench/dispatch.py knows it.
+        own: the call on the backend in force; a tensor or several.
+        compare: of a backend, (its results, plain PyTorch's, the truth), on few rows where enough; None
+            where gpu_checks.py alone compares.
+        peers: what it is compared with, by name.
+        launched: calls that Python launches, as they are too long for that to count, or meant so.
+        scale: the work of ``own`` over that of a peer, where it is not 1.
+        operations: that a matrix unit must do; 0: no shares are taken.
+        mm: products whose rate is measured beside, besides the square one.
+        steps: of a draw, for the time of one.
+        memory: whether it is of interest what the calls allocate.
+        twice: makes ``own`` on twice the rows, for its memory.
     """
 
     op: str
@@ -164,7 +164,7 @@ def against_reference(
     low = subject.to(PRECISIONS[precision][0])
     got = on(backend, lambda: run(low))
     truth = on("reference", lambda: run(low.to(torch.float64)))
-    with comparisons.plain_precision(precision):
+    with comparisons.plain_precision(precision, gpu_checks.narrow(backend)):
         return got, on("reference", lambda: run(low)), truth
 
 

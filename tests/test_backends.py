@@ -1,3 +1,4 @@
+import importlib.util
 import threading
 
 import pytest
@@ -225,3 +226,14 @@ def test_info():
     assert {entry["cpu"]["backend"] for entry in info["ops"].values()} == {"cpu" if built else "reference"}
     assert set(info["environment"]) == {"FASTCSM_BUILD"}
     assert "FASTCSM_BUILD" in text
+
+
+def test_a_tree_without_its_kernels_says_so(monkeypatch):
+    """As a raw copy of the sources is, in which kernels/ is beside the package."""
+    pytest.importorskip("triton")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "fastcsm.kernels" else find(name)
+    )
+    reason = "its kernels are not importable: install fastcsm, or link fastcsm/kernels to kernels/"
+    assert backends.Triton().missing() == [reason]

@@ -228,22 +228,33 @@ def test_every_bar_is_measured_by_what_the_timings_hold(measured):
     assert text.endswith("\nb")
 
 
-def test_runs_of_one_gpu_are_one_document(tmp_path):
-    def document(gpu_name, dry=False, **checks):
-        entries = {name: {"status": status} for name, status in checks.items()}
-        return {"machine": {"gpu": gpu_name}, "dry": dry, "checks": entries}
+def test_runs_of_one_gpu_are_one_file(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_report, "RESULTS", results)
+    readme = tmp_path / "README.md"
+    readme.write_text(gpu_report.block([]))
 
-    first, later = document("A", a="failed", b="passed"), document("A", a="passed", b="not run", c="not run")
-    found = gpu_report.merged([first, later])["checks"]
-    assert {name: entry["status"] for name, entry in found.items()} == {
-        "a": "passed",
-        "b": "passed",
-        "c": "not run",
-    }
-    with pytest.raises(ValueError, match="one GPU, and are of A, B"):
-        gpu_report.merged([first, document("B")])
-    with pytest.raises(ValueError, match="a dry run measures nothing"):
-        gpu_report.merged([document("A", dry=True)])
+    def report(gpu_name, dry=False, **checks):
+        machine = {"gpu": gpu_name, "torch": "2", "cuda": "13", "triton": "3"}
+        entries = {name: {"status": status} for name, status in checks.items()}
+        path = tmp_path / "check.json"
+        path.write_text(json.dumps({"machine": machine, "dry": dry, "checks": entries}))
+        return gpu_report.main([path])
+
+    assert report("NVIDIA A 80GB", a="failed", b="passed") == 0
+    assert report("NVIDIA A 80GB", a="passed", b="not run", c="not run") == 0
+    (found,) = gpu_report.committed()
+    assert list(results.iterdir()) == [results / "nvidia-a-80gb.json"]
+    states = {name: entry["status"] for name, entry in found["checks"].items()}
+    assert states == {"a": "passed", "b": "passed", "c": "not run"}
+    assert readme.read_text() == gpu_report.block([found])
+    assert "| every op within its tolerance | 2 of 3 | all | not reached |" in readme.read_text()
+    with pytest.raises(ValueError, match="must be of one GPU, and are of A, B"):
+        gpu_report.merged([{"dry": False, "machine": {"gpu": name}} for name in "AB"])
+    assert report(None, dry=True) == 1
+    assert capsys.readouterr().err == "bench/gpu.py: a dry run measures nothing\n"
 
 
 def test_figures_of_a_profile():
