@@ -24,7 +24,9 @@ def line(section: str, name: str, result: Mapping[str, Any]) -> str:
     """What is printed of a job when it ends."""
     words = [f"{section} {name}: {result['status']}"]
     if "share" in result:
-        words.append(f"error {result['share']:.2g} of allowed")
+        words.append(f"error {float(result['share']):.2g} of allowed")
+    if "first_call_seconds" in result:
+        words.append(f"first call {result['first_call_seconds']:.1f} s")
     if "seconds" in result:
         words.append(f"{result['seconds']:.0f} s")
     for kernel in result.get("kernels", [])[:4]:
@@ -170,14 +172,13 @@ def summary(document: Result) -> list[str]:
         states = [entry["status"] for entry in document.get(section, {}).values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         lines += [f"{section}: {counts}"] if states else []
-    for reason in ("the time was over", "the run was cut before it"):
-        late = [
-            f"{section} {name}"
-            for section in SECTIONS
-            for name, entry in document.get(section, {}).items()
-            if entry.get("reason") == reason
-        ]
-        lines += [f"not run, {reason}: {', '.join(late)}"] if late else []
+    late = [
+        f"{section} {name}"
+        for section in SECTIONS
+        for name, entry in document.get(section, {}).items()
+        if entry["status"] == "not run" and re.match("the (time|run) was", entry["reason"])
+    ]
+    lines += [f"not run, as the time was over: {', '.join(late)}"] if late else []
     lines += failures(document)
     shown = [_text(bar) for bar in bars(document) if bar.measured is not None]
     lines += ["a dry run: no figure counts"] if document["dry"] else []
@@ -192,6 +193,8 @@ def merged(documents: Sequence[Result]) -> Result:
     """
     if any(document["dry"] for document in documents):
         raise ValueError("a dry run measures nothing")
+    if not all("machine" in document for document in documents):
+        raise ValueError("a file names no GPU: its run found none")
     names = sorted({document["machine"]["gpu"] for document in documents})
     if len(names) > 1:
         raise ValueError(f"the files must be of one GPU, and are of {', '.join(names)}")
@@ -261,7 +264,8 @@ def updated(text: str, documents: Sequence[Result]) -> str:
 def main(files: Sequence[Path]) -> int:
     """Runs of one GPU into its file in bench/results/, and README.md brought up to date."""
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    slug = re.sub(r"[^a-z0-9]+", "-", str(documents[0]["machine"]["gpu"]).lower()).strip("-")
+    gpu = documents[0].get("machine", {}).get("gpu")
+    slug = re.sub(r"[^a-z0-9]+", "-", str(gpu).lower()).strip("-")
     target = RESULTS / f"{slug}.json"
     try:
         before = [json.loads(target.read_text(encoding="utf-8"))] if target.exists() else []

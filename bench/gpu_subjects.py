@@ -45,6 +45,11 @@ def on(backend: str, call: Callable[[], Any]) -> Any:
         return call()
 
 
+def synchronize() -> None:
+    if not DRY:
+        torch.cuda.synchronize()
+
+
 def set_precision(name: str) -> torch.dtype:
     """Sets torch's precision of float32 products; the dtype."""
     dtype, setting = PRECISIONS[name]

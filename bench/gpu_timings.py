@@ -30,6 +30,7 @@ from gpu_subjects import (
     Result,
     on,
     set_precision,
+    synchronize,
     with_gradients,
 )
 from support import shares
@@ -82,11 +83,6 @@ class Replay(NamedTuple):
     run: Call
     repeats: int
     way: str
-
-
-def synchronize() -> None:
-    if not subjects.DRY:
-        torch.cuda.synchronize()
 
 
 def graph_of(call: Call, repeats: int) -> Call:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def test_what_ends_badly_loses_nothing(tmp_path):
     assert {entry["status"] for entry in before.values()} == {"not run"}
     assert list(before) == [one.name for one in jobs]
     run.side_by_side(wanted)
-    run.options.minutes = 0.0
-    run.run(run.expect([job("late", "print()")])[0])
+    stopped, late = run.expect([job("stopped", "import time; time.sleep(60)"), job("late", "print()")])
+    threading.Timer(0.5, run.stop).start()
+    run.run(stopped)
+    run.run(late)
     document = json.loads((tmp_path / "check.json").read_text())
     found = {name: (entry["status"], entry.get("reason", "")) for name, entry in document["tests"].items()}
     assert found["fine"] == ("passed", "")
@@ -49,6 +52,7 @@ def test_what_ends_badly_loses_nothing(tmp_path):
     assert found["raises"][0] == "failed"
     assert "MemoryError: too much" in found["raises"][1]
     assert found["left out"] == ("not run", "left out by --only")
+    assert found["stopped"] == ("not run", "the run was ended while it ran")
     assert found["late"] == ("not run", "the time was over")
     log = (tmp_path / "check.log").read_text()
     assert all(word in log for word in ("all is well", "began", "MemoryError: too much"))
