@@ -151,7 +151,7 @@ def bars(document: Result) -> Iterator[Bar]:
 def _text(bar: Bar) -> list[str]:
     measured = "not measured" if bar.measured is None else bar.measured
     if not isinstance(measured, str):
-        measured = f"{measured:.3g}{bar.bar.lstrip('<>= 0123456789.')}"
+        measured = f"{measured:.3g}" + re.sub(r"^[<>]= [\d.]+", "", bar.bar)
     return [bar.name, measured, bar.bar, {None: "", True: "reached", False: "not reached"}[bar.reached]]
 
 

@@ -96,6 +96,8 @@ def graph_of(call: Call, repeats: int) -> Call:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             call()
+    graph.replay()
+    torch.cuda.synchronize()
     return graph.replay
 
 
@@ -131,7 +133,7 @@ def elapsed(replay: Replay) -> float:
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     if replay.way != "launched":
-        torch.cuda._sleep(10_000_000 if replay.way == "graph" else 20_000_000)  # some 5 and 10 ms
+        torch.cuda._sleep(10_000_000 if replay.way == "graph" else 40_000_000)  # some 5 and 20 ms
     begin.record()
     replay.run()
     end.record()
@@ -249,6 +251,9 @@ def timed(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
             found["launches"] = launches(own)
         except Exception as problem:
             print(f"launches not counted: {type(problem).__name__}: {problem}", flush=True)
+    if lost.keys() - ceilings.keys():
+        why = "; ".join(f"{label}: {reason}" for label, reason in lost.items())
+        found |= {"status": "failed", "reason": why}
     return found
 
 
@@ -346,7 +351,7 @@ def machine() -> Result:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory": properties.total_memory,
-        "shared": properties.shared_memory_per_block_optin,
+        "shared": getattr(properties, "shared_memory_per_block_optin", None),
         "cuda": torch.version.cuda,
         **found,
     }

@@ -195,6 +195,22 @@ def test_timings(dry, name, measured):
     measured[name] = {"status": "passed", **found}
 
 
+def test_a_call_that_fails_leaves_the_others_their_times(dry, monkeypatch):
+    def broken(precision, **sizes):
+        def out_of_memory():
+            raise MemoryError("too much")
+
+        return dry.timings.langevin(precision, **sizes)._replace(
+            peers={"loop": out_of_memory, "other": lambda: None}
+        )
+
+    monkeypatch.setitem(dry.timings.MAKERS, "langevin", (broken, {"rows": 3, "steps": 2}))
+    found = dry.timings.KINDS["time"]("langevin tf32", dry.plan(("cuda",), 2), dict)
+    assert (found["status"], found["reason"]) == ("failed", "loop: MemoryError: too much")
+    assert found["rows"]["loop"] == {"error": "MemoryError: too much"}
+    assert found["rows"]["other"]["median"] > 0
+
+
 def test_every_bar_is_measured_by_what_the_timings_hold(measured):
     """Of a document with both backends, in which the peers have the names that the bars ask for."""
     if len(measured) < len(ONE_OF_EACH):
