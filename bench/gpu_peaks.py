@@ -82,7 +82,9 @@ def mma_loop(precision: str, iterations: int = 4000, warps: int = 8, each: int =
     out = torch.empty(programs * block, device=subjects.device())
 
     def run() -> Tensor:
-        mma_loop_kernel[(programs,)](operands, out, iterations, ASM=asm, BLOCK=block, num_warps=warps)
+        mma_loop_kernel[(programs,)](
+            operands, out, iterations, ASM=asm, BLOCK=block, num_warps=warps, enable_fp_fusion=True
+        )
         return out
 
     return Rate(2.0 * 16 * 8 * depth * warps * each * programs * iterations, run)
@@ -98,7 +100,7 @@ def dot_loop(precision: str, iterations: int = 2000) -> Rate:
     out = torch.empty(programs * n, device=subjects.device())
 
     def run() -> Tensor:
-        dot_loop_kernel[(programs,)](a, b, out, iterations, M=m, N=n, K=k, num_warps=4)
+        dot_loop_kernel[(programs,)](a, b, out, iterations, M=m, N=n, K=k, num_warps=4, enable_fp_fusion=True)
         return out
 
     return Rate(2.0 * m * n * k * programs * iterations, run)
