@@ -181,7 +181,9 @@ def summary(document: Result) -> list[str]:
     lines += [f"not run, as the time was over: {', '.join(late)}"] if late else []
     lines += failures(document)
     shown = [_text(bar) for bar in bars(document) if bar.measured is not None]
-    lines += ["a dry run: no figure counts"] if document["dry"] else []
+    if document["dry"]:
+        lines.append("a dry run: no figure counts")
+        shown = [[*row[:3], ""] for row in shown]
     return lines + [f"{a:<52}{b:>16}  {c:<12}{d}" for a, b, c, d in shown]
 
 
