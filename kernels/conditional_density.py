@@ -14,9 +14,8 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
-from .points import times
 from .launch import HeadLaunch, numbers
-from .points import add_feature, evaluate, share_of_row
+from .points import add_feature, evaluate, share_of_row, times
 from .quadrature import (
     BASIS,
     COEFFICIENTS,

@@ -196,7 +196,8 @@ def test_every_candidate_of_a_head_covers_it(op, precision, widths):
     block = configurations.chunk(widths)
     for tiles in candidates:
         spec = configurations.head_spec(tiles, 33, 32, 16, widths, "silu", precision)
-        assert (spec.M, spec.B, spec.BI) == (tiles.rows, min(tiles.chunk, block), min(tiles.first, block))
+        found = spec.M, spec.B, spec.BI
+        assert found == (tiles.rows, min(tiles.chunk, block), min(tiles.first, block))
         assert spec.STRIDE == 66
 
 
