@@ -170,7 +170,7 @@ def cases() -> Iterator[tuple[str, launch.Launch, int]]:
 #: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
 ROWS = ("context", "x", "score", "derivative", "grad_score", "grad_derivative", "grad_context", "grad_x")
 ROWS += ("alpha", "beta", "gamma", "samples", "dimensions", "states", "y", "grad", "grad_y", "preactivation")
-ROWS += ("clean", "values", "sums", "point", "log_density", "log_normalizer", "cdf", "error", "ends")
+ROWS += ("clean", "units", "sums", "point", "log_density", "log_normalizer", "cdf", "error", "ends")
 ROWS += ("nodes", "node_weights", "count", "change")
 
 
@@ -187,14 +187,14 @@ def translate(entry: launch.Launch, architecture: int = 90) -> str:
 
 
 def short_offsets(text: str) -> list[str]:
-    """The arguments of ROWS that a translated kernel adds an offset of less than 64 bits to."""
+    """The arguments of ROWS, or members of them, that a kernel adds an offset of less than 64 bits to."""
     short = set()
     for function in text.split("tt.func "):
-        splats = dict(re.findall(r"(%\S+) = tt\.splat %(\w+) : !tt\.ptr", function))
+        splats = dict(re.findall(r"(%\S+) = tt\.splat %([\w.]+) : !tt\.ptr", function))
         sums = re.findall(r"tt\.addptr (%\S+), %\S+ : \S+, tensor<(?:\d+x)*(i\d+)>", function)
-        short |= {splats[base] for base, width in sums if splats.get(base) in ROWS and width != "i64"}
-        sums = re.findall(r"tt\.addptr %(\w+), %\S+ : !tt\.ptr\S+, (i\d+)", function)
-        short |= {base for base, width in sums if base in ROWS and width != "i64"}
+        found = [(splats[base], width) for base, width in sums if base in splats]
+        found += re.findall(r"tt\.addptr %([\w.]+), %\S+ : !tt\.ptr\S+, (i\d+)", function)
+        short |= {name for name, width in found if name.split(".")[-1] in ROWS and width != "i64"}
     return sorted(short)
 
 

@@ -151,6 +151,17 @@ def first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED: tl.constexpr, S: t
 
 
 @triton.jit
+def again_backward(tile, gas, gts, gcs, gx, J, head, out, NEED: tl.constexpr, S: tl.constexpr):
+    """:func:`first_backward` of chunk J, computed again, for the second layer's (ga, gt); its weights' too."""
+    a, t = first_units(tile.c, tile.x, tile.wave, head, tile.zero, J, S.BI, S)
+    ga, gt, z, u = chunk_backward(tile, a, t, gas, gts, J, head, 1, S)
+    gcs, gx = first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED, S)
+    if NEED.PARAMS:
+        weights_backward(gas, gts, z, u, J, out, 1, NEED, S)
+    return gcs, gx
+
+
+@triton.jit
 def backward(tile, hidden, kept, g, p, head, out, NEED: tl.constexpr, S: tl.constexpr):
     """Gradients for upstream g = dL/ds and p = dL/ds', (M,).
 
@@ -172,11 +183,7 @@ def backward(tile, hidden, kept, g, p, head, out, NEED: tl.constexpr, S: tl.cons
         gas, gts = cast_chunks(gas, STORE), cast_chunks(gts, STORE)
         if k == 1:
             for i in range(pieces(S.WIDTHS[0], S.BI)):
-                a, t = first_units(tile.c, tile.x, tile.wave, head, tile.zero, i, S.BI, S)
-                ga, gt, z, u = chunk_backward(tile, a, t, gas, gts, i, head, 1, S)
-                gcs, gx = first_backward(tile, ga, gt, gcs, gx, i, head, out, NEED, S)
-                if NEED.PARAMS:
-                    weights_backward(gas, gts, z, u, i, out, 1, NEED, S)
+                gcs, gx = again_backward(tile, gas, gts, gcs, gx, i, head, out, NEED, S)
         else:
             below_a, below_t = (), ()
             for i in tl.static_range(len(hidden[k - 1][0])):

@@ -38,7 +38,7 @@ class Network(Constants, _Network):
 class Made(NamedTuple):
     """A MADE's tuples of weights and biases, its variables' order (D,), and the units due (layers, D + 2).
 
-    due[l, m] units of layer l have a degree below m. Programs keep the units of their rows in ``values``, and
+    due[l, m] units of layer l have a degree below m. Programs keep the units of their rows in ``units``, and
     the sums of the residual stream in ``sums``.
     """
 
@@ -46,7 +46,7 @@ class Made(NamedTuple):
     biases: Any
     order: Any
     due: Any
-    values: Any
+    units: Any
     sums: Any
 
 
@@ -64,7 +64,7 @@ def network_of(made, m, N: tl.constexpr, S: tl.constexpr):
     """The MADE of model m, with where this program's rows of units and sums begin, (M, 1)."""
     w, b = of_model(made.weights, m, N.SIZES[2]), of_model(made.biases, m, N.SIZES[3])
     rows = (tl.program_id(0).to(tl.int64) * N.MODELS + m) * S.M + tl.arange(0, S.M)[:, None]
-    return Made(w, b, made.order, made.due, made.values + rows * N.UNITS, made.sums + rows * N.LAYERS[1])
+    return Made(w, b, made.order, made.due, made.units + rows * N.UNITS, made.sums + rows * N.LAYERS[1])
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def prefix_product(
 def finish_units(degree, x, inside, made, like, N: tl.constexpr, S: tl.constexpr):
     """The hidden units of one degree, layer by layer; even layers add to the sums of the residual stream."""
     U: tl.constexpr = 16
-    below, depth, values = x, degree, made.values
+    below, depth, values = x, degree, made.units
     for l in tl.static_range(len(N.LAYERS) - 1):
         bounds = made.due + l * (N.LAYERS[0] + 2) + degree
         end = tl.load(bounds + 1)
@@ -117,7 +117,7 @@ def contexts(variable, place, inside, made, like, N: tl.constexpr, S: tl.constex
     """The context of a variable at ``place`` of the order, chunks (M, BC), from the last layer's units."""
     L: tl.constexpr = len(N.LAYERS) - 1
     depth = tl.load(made.due + (L - 1) * (N.LAYERS[0] + 2) + place + 1)
-    values = made.values + (N.UNITS - N.LAYERS[L])
+    values = made.units + (N.UNITS - N.LAYERS[L])
     chunks = ()
     for i in tl.static_range(pieces(S.GIVEN, S.BC)):
         j = i * S.BC + tl.arange(0, S.BC)

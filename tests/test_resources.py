@@ -54,8 +54,8 @@ text = '''%a = tt.splat %x : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
 %b = tt.addptr %a, %i : tensor<16x!tt.ptr<f32>>, tensor<16xi32>'''
 assert resources.short_offsets(text) == ["x"]
 assert resources.short_offsets(text.replace("i32", "i64")) == []
-text = "%a = tt.addptr %point, %r : !tt.ptr<bf16>, i32"
-assert resources.short_offsets(text) == ["point"]
+text = "%a = tt.addptr %out.point, %r : !tt.ptr<bf16>, i32"
+assert resources.short_offsets(text) == ["out.point"]
 assert resources.short_offsets(text.replace("i32", "i64")) == []
 """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
