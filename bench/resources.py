@@ -7,6 +7,7 @@ that got worse than bench/results/resources.json is named, figure by figure, and
 """
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
@@ -60,6 +61,19 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def anything_fits(entry: launch.Launch) -> launch.Fit:
+    return launch.Fit()
+
+
+def judge_of(architecture: int, limit: int) -> launch.Judge:
+    """Says what a launch asks of a device of so many bytes of shared memory a program; compiles it for that."""
+
+    def judge(entry: launch.Launch) -> launch.Fit:
+        return launch.Fit(compiled(entry, architecture).metadata.shared, limit)
+
+    return judge
+
+
 def head_launches(
     dtype: torch.dtype,
     frequencies: int,
@@ -67,6 +81,7 @@ def head_launches(
     context: int = 32,
     widths: tuple[int, ...] = (128, 128),
     backward: bool = False,
+    judge: launch.Judge = anything_fits,
 ) -> list[launch.Launch]:
     """The launches of the head's ops, by default at the default sizes.
 
@@ -86,7 +101,7 @@ def head_launches(
     # A conditional head's last context feature is not in memory.
     given = empty(rows, max(context - 1, 0), dtype=dtype)
     options = 25.0, [-3.2] * min(context, 1), -1.2, 1.2, 1e-4, 4
-    with launch.recorded() as launches:
+    with launch.recorded(judge) as launches:
         score_head.score_head(*head)
         if backward:
             score_head.score_head_backward(head[1], head[1], *head, True, True, True)
@@ -110,12 +125,13 @@ def draw_launches(
     hidden: tuple[int, ...] = (512, 512),
     widths: tuple[int, ...] = (128, 128),
     residual: bool = False,
+    judge: launch.Judge = anything_fits,
 ) -> list[launch.Launch]:
     """The launches of a draw: conditional by one model, or staged by several."""
     context, stage = 32, int(models == 1)
     head = [context + stage + 1 + 2 * frequencies, *widths, 1]
     made = [variables, *hidden, variables * context]
-    with launch.recorded() as launches:
+    with launch.recorded(judge) as launches:
         langevin.langevin_draw(
             empty(rows, variables, dtype=dtype),
             [empty(o, i, dtype=dtype) for i, o in pairwise(head)] * models,
@@ -145,26 +161,37 @@ def layer_launches(dtype: torch.dtype, rows: int = 1024) -> list[launch.Launch]:
     return launches
 
 
-def cases() -> Iterator[tuple[str, launch.Launch, int]]:
-    """(name, launch, architecture) of every line of the table."""
-    for name, dtype in DTYPES.items():
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        for architecture in ARCHITECTURES:
-            with triton_jit.on_the_machine(architecture):  # as what is launched depends on the device
-                launches = [("", entry) for entry in layer_launches(dtype)]
-                for frequencies in (0, 16):
-                    of_heads = head_launches(dtype, frequencies) + draw_launches(dtype, frequencies)
-                    launches += [(f" E={frequencies}", entry) for entry in of_heads]
-            seen = set()
-            for suffix, entry in launches:
-                label = f"{entry.kernel.__name__}{suffix} {name} sm_{architecture}"
-                # Exact products take the compiler longest; the loss is what they are used for most.
-                if name == "float32" and not label.startswith("csm_loss_kernel E=0"):
-                    continue
-                if entry.kernel.__name__ in ("reach_kernel", "reduce_partials_kernel") or label in seen:
-                    continue
-                seen.add(label)
+def cases(only: str) -> Iterator[tuple[str, launch.Launch, int]]:
+    """(name, launch, architecture) of the lines of the table whose names contain ``only``."""
+    for (precision, dtype), architecture in itertools.product(DTYPES.items(), ARCHITECTURES):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        fits = judge_of(architecture, host.SHARED_LIMIT[architecture])
+        launches = []
+        with triton_jit.on_the_machine(architecture):  # as what is launched depends on the device
+            launches += [
+                (name_of(entry, "", precision, architecture), entry) for entry in layer_launches(dtype)
+            ]
+        for head, context, frequencies in ((" E=0", 32, 0), (" E=16", 32, 16), (" C=33 E=16", 33, 16)):
+
+            def name(entry: launch.Launch, rest: Any = (head, precision, architecture)) -> str:
+                return name_of(entry, *rest)
+
+            def judge(entry: launch.Launch, name: Any = name, fits: launch.Judge = fits) -> launch.Fit:
+                return fits(entry) if only in name(entry) else launch.Fit()
+
+            found = head_launches(dtype, frequencies, context=context, backward=context == 33, judge=judge)
+            if context == 33:
+                found = [entry for entry in found if entry.kernel.__name__.startswith(("score", "csm"))]
+            else:
+                found += draw_launches(dtype, frequencies, judge=judge)
+            launches += [(name(entry), entry) for entry in found]
+        for label, entry in dict(launches).items():
+            if only in label and not label.startswith(("reach_kernel", "reduce_partials_kernel")):
                 yield label, entry, architecture
+
+
+def name_of(entry: launch.Launch, head: str, precision: str, architecture: int) -> str:
+    return f"{entry.kernel.__name__}{head} {precision} sm_{architecture}"
 
 
 #: Arguments with one entry, or one row, for each row of a batch that may pass 2^31 entries.
@@ -218,14 +245,17 @@ def source(entry: launch.Launch) -> ASTSource:
     return ASTSource(entry.kernel, signature=signature, constexprs=entry.constants, attrs=aligned)
 
 
+def compiled(entry: launch.Launch, architecture: int) -> Any:
+    """The kernel of a launch; from Triton's cache, if it was compiled before."""
+    return triton.compile(source(entry), target=GPUTarget("cuda", architecture, 32), options=entry.options)
+
+
 def measure(entry: launch.Launch, architecture: int) -> dict[str, int]:
     """Figures of one kernel compiled for one architecture."""
-    compiled = triton.compile(
-        source(entry), target=GPUTarget("cuda", architecture, 32), options=entry.options
-    )
+    kernel = compiled(entry, architecture)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
+        path.write_bytes(kernel.asm["cubin"])
         usage, code = (
             subprocess.run([TOOL, option, path], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
@@ -236,7 +266,7 @@ def measure(entry: launch.Launch, architecture: int) -> dict[str, int]:
         "registers": int(resources["REG"]),
         "stack": int(resources["STACK"]),
         "spills": found["LDL"] + found["STL"],
-        "shared": compiled.metadata.shared,
+        "shared": kernel.metadata.shared,
         "matrix": sum(found[name] for name in MATRIX),
         "instructions": sum(found.values()),
     }
@@ -268,6 +298,12 @@ def translate_all() -> int:
     return int(bool(short))
 
 
+def table_of(version: str) -> Path:
+    """Where the figures of a version of Triton are: that of GPU machines has a table of its own."""
+    own = TABLE.with_name(f"resources-{version}.json")
+    return own if own.exists() else TABLE
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--accept", action="store_true", help="write the figures found instead of comparing them")
@@ -276,21 +312,20 @@ def main() -> int:
     arguments = p.parse_args()
     if arguments.translate:
         return translate_all()
-    before = table.read(TABLE, "triton")
+    path = table_of(triton.__version__)
+    before = table.read(path, "triton")
     reason = table.not_compared(before, "triton", triton.__version__)
     if reason and not arguments.accept:
         print(reason)
         return 0
     kernels, too_large = {}, []
-    for name, entry, architecture in cases():
-        if arguments.only not in name:
-            continue
+    for name, entry, architecture in cases(arguments.only):
         kernels[name] = found = measure(entry, architecture)
         print(f"{name:<60}", *(f"{figure} {value}" for figure, value in found.items()), flush=True)
         if found["shared"] > host.SHARED_LIMIT[architecture]:
             too_large.append(f"{name}: shared {found['shared']} exceeds {host.SHARED_LIMIT[architecture]}")
     if arguments.accept:
-        table.write(TABLE, "triton", triton.__version__, kernels, partly=bool(arguments.only))
+        table.write(path, "triton", triton.__version__, kernels, partly=bool(arguments.only))
         lines = too_large
     else:
         lines = too_large + compare(before, kernels)

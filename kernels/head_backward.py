@@ -85,7 +85,9 @@ def output_backward(kept, g, p, head, out, NEED: tl.constexpr, S: tl.constexpr):
             add_output(out, tl.sum(g[None, :] * f, 1) + pu, j, NEED.OFFSETS, S)
     if NEED.PARAMS:
         place = out.partial + NEED.OFFSETS[2 * S.K + 1]
-        tl.store(place, tl.sum(g, 0) + tl.load(place, mask=out.begun > 0, other=0.0))
+        total = tl.sum(g, 0) + tl.load(place, mask=out.begun > 0, other=0.0)
+        tl.debug_barrier()
+        tl.store(place, total)
     return gas, gts
 
 

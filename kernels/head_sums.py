@@ -35,6 +35,7 @@ def _add_vector(out, value, first, OFFSET: tl.constexpr, END: tl.constexpr, STRI
     i = first + tl.arange(0, value.shape[0])
     place = out.partial + OFFSET + i * STRIDE
     value += tl.load(place, mask=i < END * out.begun, other=0.0)
+    tl.debug_barrier()  # several threads have read what one of them writes
     tl.store(place, value, mask=i < END)
 
 

@@ -51,18 +51,18 @@ class Made(NamedTuple):
 
 
 @triton.jit
-def of_model(pointers, m, SIZES: tl.constexpr):
-    """Where the tensors of model m begin, those of all models lying in a row; SIZES are theirs."""
+def of_model(pointers, m, PART: tl.constexpr, N: tl.constexpr):
+    """Where the tensors of model m begin, those of all models lying in a row; N.SIZES[PART] are theirs."""
     moved = ()
     for k in tl.static_range(len(pointers)):
-        moved = moved + (pointers[k] + m * tl.full([], SIZES[k], tl.int64),)
+        moved = moved + (pointers[k] + m * tl.full([], N.SIZES[PART][k], tl.int64),)
     return moved
 
 
 @triton.jit
 def network_of(made, m, N: tl.constexpr, S: tl.constexpr):
     """The MADE of model m, with where this program's rows of units and sums begin, (M, 1)."""
-    w, b = of_model(made.weights, m, N.SIZES[2]), of_model(made.biases, m, N.SIZES[3])
+    w, b = of_model(made.weights, m, 2, N), of_model(made.biases, m, 3, N)
     rows = (tl.program_id(0).to(tl.int64) * N.MODELS + m) * S.M + tl.arange(0, S.M)[:, None]
     return Made(w, b, made.order, made.due, made.units + rows * N.UNITS, made.sums + rows * N.LAYERS[1])
 

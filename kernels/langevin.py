@@ -125,7 +125,7 @@ def langevin_draw_kernel(
             state = normal(seed.to(tl.int64), sample, d, 0, COMPUTE)
             for m in range(N.MODELS):
                 c = contexts(d, k, inside, network_of(made, m, N, S), zero, N, S)
-                w, b = of_model(head.weights, m, N.SIZES[0]), of_model(head.biases, m, N.SIZES[1])
+                w, b = of_model(head.weights, m, 0, N), of_model(head.biases, m, 1, N)
                 own = Head(w, b, head.frequencies)
                 base = shares_of_rows(c, zero, own, S)
                 # A chain is rounded to the samples' dtype where one model hands it to the next.

@@ -155,7 +155,7 @@ def device_of(args: tuple[Any, ...]) -> torch.device:
 
 def aligned(tensor: Tensor) -> Tensor:
     """A copy of what is not aligned to 16 bytes, which would be read by the element, by code of its own."""
-    return tensor.clone() if tensor.device.type == "cuda" and tensor.data_ptr() % 16 else tensor
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def numbers(device: torch.device, *values: float) -> Tensor:
