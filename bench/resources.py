@@ -66,7 +66,7 @@ def anything_fits(entry: launch.Launch) -> launch.Fit:
 
 
 def judge_of(architecture: int, limit: int) -> launch.Judge:
-    """Says what a launch asks of a device of so many bytes of shared memory a program; compiles it for that."""
+    """Says what a launch asks of a device that gives a program ``limit`` bytes of shared memory."""
 
     def judge(entry: launch.Launch) -> launch.Fit:
         return launch.Fit(compiled(entry, architecture).metadata.shared, limit)

@@ -154,7 +154,7 @@ def first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED: tl.constexpr, S: t
 
 @triton.jit
 def again_backward(tile, gas, gts, gcs, gx, J, head, out, NEED: tl.constexpr, S: tl.constexpr):
-    """:func:`first_backward` of chunk J, computed again, for the second layer's (ga, gt); its weights' too."""
+    """What follows from the second layer's (ga, gt) for chunk J of the first, computed again: gcs and gx."""
     a, t = first_units(tile.c, tile.x, tile.wave, head, tile.zero, J, S.BI, S)
     ga, gt, z, u = chunk_backward(tile, a, t, gas, gts, J, head, 1, S)
     gcs, gx = first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED, S)

@@ -166,9 +166,11 @@ def predict(
     """The time of a problem by a unit's counts and the compiled kernel's registers and instructions."""
     parts = busy(device, figures, precision, compiled["instructions"] / figures["static"])
     worst = max(parts, key=parts.__getitem__)
-    blocks = problem.blocks[backend] or device.multiprocessors
+    at_once = resident(device, figures, compiled["registers"])
+    if backend == "cuda" and not problem.blocks[backend]:
+        at_once = 1
+    blocks = problem.blocks[backend] or device.multiprocessors * at_once
     turns = problem.turns[backend] if problem.blocks[backend] else problem.turns[backend] / blocks
-    at_once = 1 if not problem.blocks[backend] else resident(device, figures, compiled["registers"])
     together = min(at_once, math.ceil(blocks / device.multiprocessors))
     side = figures["side"] if not problem.blocks[backend] else 1
     rounds = math.ceil(blocks / (device.multiprocessors * together))
