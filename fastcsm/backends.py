@@ -301,6 +301,11 @@ class Triton:
             reasons.append(f"{len(request.widths) - 1} hidden layers are more than {self.max_hidden}")
         if _module(op) != "masked_linear" and max(request.widths, default=0) > self.max_width:
             reasons.append(f"a hidden layer of {max(request.widths)} units is wider than {self.max_width}")
+        if not reasons and not interpreted:
+            kernels = importlib.import_module(".kernels.configurations", __package__)
+            need, most = kernels.least_shared(op, request.dtype, request.widths[:-1]), kernels.shared_bytes()
+            if need > most:
+                reasons.append(f"it needs {need >> 10} KiB of shared memory, a program has {most >> 10}")
         return reasons
 
     def implementation(self, op: str) -> Callable[..., Any]:

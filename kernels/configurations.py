@@ -166,6 +166,23 @@ def head_candidates(op: str, precision: str, widths: tuple[int, ...]) -> tuple[T
     return next(table[key] for key in product(of_size, of_precision) if key in table)
 
 
+def shared_bytes() -> int:
+    """Bytes of shared memory that a program may have on the current device."""
+    driver = triton.runtime.driver.active
+    return driver.utils.get_device_properties(driver.get_current_device())["max_shared_mem"]
+
+
+def least_shared(op: str, dtype: torch.dtype, widths: Sequence[int]) -> int:
+    """Bytes that the smallest configuration of ``op`` asks for; 0 for those that fit every device.
+
+    A pass that sums gradients by exact products holds (ga, gt) of a whole layer in two parts, for 16 rows.
+    """
+    if op not in ("csm_loss", "score_head_backward") or precision_of(dtype, "tf32x3") != "tf32x3":
+        return 0
+    block = min(chunk(widths), 64)
+    return 2 * dtype.itemsize * (32 * block * max(-(-width // block) for width in widths) + block * block)
+
+
 def head_spec(
     tiles: Tiles,
     context: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastcsm.host import constant
 
-from .configurations import Key, Tiles, choices, head_candidates, head_spec, precision_of
+from .configurations import Key, Tiles, choices, head_candidates, head_spec, precision_of, shared_bytes
 from .head import INTERPRETED, Head
 from .head_backward import Need
 from .head_sums import reduce_partials_kernel
@@ -26,6 +26,8 @@ INTERPRETED_PROGRAMS = 3
 PARTIAL_BYTES = 48 << 20
 #: Numbers that a slice of the partials, and each tensor in it, has a multiple of.
 ALIGNED = 16
+#: Of a multiprocessor of compute capability 8.0 and later.
+REGISTERS = 65_536
 #: Seconds after which a compilation is announced.
 PATIENCE = 2.0
 
@@ -99,17 +101,15 @@ def announced(kernel: Any) -> Iterator[None]:
 
 def _compiled(entry: Launch) -> Fit:
     """What a launch asks of the current device; it is compiled for that, and loaded where it fits."""
-    driver = triton.runtime.driver.active
-    index = driver.get_current_device()
     with announced(entry.kernel):
         kernel = entry.kernel.warmup(*entry.args, grid=(1,), **entry.constants, **entry.options)
-    shared, available = kernel.metadata.shared, driver.utils.get_device_properties(index)["max_shared_mem"]
+    shared, available = kernel.metadata.shared, shared_bytes()
     if shared > available or device_of(entry.args).type != "cuda":
         return Fit(shared, available)
     kernel._init_handles()
-    device, threads = _properties(index), 32 * entry.options["num_warps"]
+    device, threads = _properties(device_of(entry.args).index), 32 * entry.options["num_warps"]
     # Registers are given to warps 256 at a time; a program has 1 KiB of shared memory besides its own.
-    of_registers = device.regs_per_multiprocessor // (-(-32 * kernel.n_regs // 256) * 256 * threads // 32)
+    of_registers = REGISTERS // (-(-32 * kernel.n_regs // 256) * 256 * threads // 32)
     of_memory = device.shared_memory_per_multiprocessor // (shared + 1024)
     of_threads = device.max_threads_per_multi_processor // threads
     return Fit(shared, available, max(min(of_registers, of_memory, of_threads), 1))
