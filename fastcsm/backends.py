@@ -303,10 +303,14 @@ class Triton:
             reasons.append(f"a hidden layer of {max(request.widths)} units is wider than {self.max_width}")
         if not reasons and not interpreted:
             kernels = importlib.import_module(".kernels.configurations", __package__)
-            need, most = kernels.least_shared(op, request.dtype, request.widths[:-1]), kernels.shared_bytes()
-            if need > most:
+            need = kernels.least_shared(op, request.dtype, request.widths[:-1])
+            if need > (most := self.shared_bytes()):
                 reasons.append(f"it needs {need >> 10} KiB of shared memory, a program has {most >> 10}")
         return reasons
+
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory that a program may have on the current device."""
+        return importlib.import_module(".kernels.configurations", __package__).shared_bytes()
 
     def implementation(self, op: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f".kernels.{_module(op)}", __package__), op)

@@ -243,7 +243,7 @@ def test_a_tree_without_its_kernels_says_so(monkeypatch):
 def test_what_fits_no_program_of_a_device_is_refused(limit, refused, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(backends.Triton, "interpreted", staticmethod(lambda: False))
-    monkeypatch.setattr("fastcsm.kernels.configurations.shared_bytes", lambda: limit)
+    monkeypatch.setattr(backends.Triton, "shared_bytes", lambda self: limit)
     for dtype, widths in (
         (torch.float32, (512, 512, 1)),
         (torch.bfloat16, (512, 512, 1)),
