@@ -4,10 +4,13 @@ Compiles the kernels ahead of time for sm_80 and sm_90, which needs no GPU, and 
 bytes of stack, a program's shared memory, and how many spills and matrix instructions its code has. A kernel
 that got worse than bench/results/resources.json is named, figure by figure, and the exit code is 1;
 ``--accept`` writes the figures found instead. They depend on Triton's version; another one is not compared.
+``--fits`` compiles what every op takes of its configurations, for devices of less shared memory and other
+heads, and fails where nothing fits: bench/results/fits.json.
 """
 
 import argparse
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -27,6 +30,7 @@ import torch
 import triton
 from fastcsm.kernels import (
     conditional_density,
+    configurations,
     csm_loss,
     langevin,
     launch,
@@ -42,6 +46,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
 TABLE = Path(__file__).parent / "results" / "resources.json"
+FITS = TABLE.with_name("fits.json")
 FIGURES = ("stack", "spills", "shared", "instructions")
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90)
@@ -304,14 +309,82 @@ def table_of(version: str) -> Path:
     return own if own.exists() else TABLE
 
 
+#: What a program may have of shared memory, by the architecture whose code is compiled for a device: 8.6, 8.9
+#: and 12.0 take the matrix instructions of 8.0, which read operands as its code does.
+LIMITS = ((80, 101_376), (80, 166_912), (90, 232_448))
+HEADS = {
+    "C=33 E=16 2x128": (33, 16, (128, 128)),
+    "C=32 E=0 2x128": (32, 0, (128, 128)),
+    "C=33 E=16 1x128": (33, 16, (128,)),
+    "C=33 E=16 4x64": (33, 16, (64, 64, 64, 64)),
+    "C=33 E=16 2x512": (33, 16, (512, 512)),
+}
+
+
+def fits(only: str) -> int:
+    """Compile what every op takes of its configurations, for heads, precisions and devices; 1 if none fits.
+
+    Writes to FITS what was found of those whose names contain ``only``: tiles, warps, and shared memory.
+    """
+    found, missing = json.loads(FITS.read_text(encoding="utf-8")) if FITS.exists() else {}, []
+    kinds = {**DTYPES, "float16": torch.float16}
+    for (head, sizes), (precision, dtype) in itertools.product(HEADS.items(), kinds.items()):
+        context, frequencies, widths = sizes
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        for architecture, limit in LIMITS:
+            label = f"{head} {precision} {limit}"
+            if only not in label:
+                continue
+            own = judge_of(architecture, limit)
+            for entry in ops_of(dtype, frequencies, context, widths, limit, own, missing):
+                asked = tuple(entry.constants["S"])[6], entry.options["num_warps"], own(entry).shared
+                name = f"{label} {entry.kernel.__name__} (Triton {triton.__version__})"
+                found[name] = "{} rows, {} warps, {} bytes".format(*asked)
+            FITS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+            print(label, *missing, flush=True)
+    return int(bool(missing))
+
+
+def ops_of(
+    dtype: torch.dtype,
+    frequencies: int,
+    context: int,
+    widths: tuple[int, ...],
+    limit: int,
+    judge: launch.Judge,
+    missing: list[str],
+) -> list[launch.Launch]:
+    """The launches of the ops that are not refused at this limit; ``missing`` gets those that do not fit."""
+    entries = []
+    for op in ("pass", "other"):
+        if op == "pass" and configurations.least_shared("csm_loss", dtype, widths) > limit:
+            continue
+        kernels = ("csm_loss_kernel", "score_head_bwd_kernel")
+
+        def own(entry: launch.Launch, op: str = op, kernels: tuple[str, ...] = kernels) -> launch.Fit:
+            return judge(entry) if (entry.kernel.__name__ in kernels) == (op == "pass") else launch.Fit()
+
+        try:
+            given = head_launches(dtype, frequencies, 1 << 20, context, widths, True, own)
+            given += draw_launches(dtype, frequencies, widths=widths, judge=own)
+        except launch.DoesNotFit as error:
+            missing.append(str(error))
+            continue
+        entries += [one for one in given if (one.kernel.__name__ in kernels) == (op == "pass")]
+    return [one for one in entries if one.kernel.__name__ != "reduce_partials_kernel"]
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--accept", action="store_true", help="write the figures found instead of comparing them")
     p.add_argument("--only", default="", metavar="TEXT", help="only kernels whose name contains TEXT")
     p.add_argument("--translate", action="store_true", help="only translate the kernels, for many heads")
+    p.add_argument("--fits", action="store_true", help="compile what fits each device: fits.json")
     arguments = p.parse_args()
     if arguments.translate:
         return translate_all()
+    if arguments.fits:
+        return fits(arguments.only)
     path = table_of(triton.__version__)
     before = table.read(path, "triton")
     reason = table.not_compared(before, "triton", triton.__version__)
