@@ -171,9 +171,8 @@ def cases(only: str) -> Iterator[tuple[str, launch.Launch, int]]:
     for (precision, dtype), architecture in itertools.product(DTYPES.items(), ARCHITECTURES):
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         fits = judge_of(architecture, host.SHARED_LIMIT[architecture])
-        launches = []
-        with triton_jit.on_the_machine(architecture):  # as what is launched depends on the device
-            launches += [
+        with triton_jit.with_driver(architecture):
+            launches = [
                 (name_of(entry, "", precision, architecture), entry) for entry in layer_launches(dtype)
             ]
         for head, context, frequencies in ((" E=0", 32, 0), (" E=16", 32, 16), (" C=33 E=16", 33, 16)):
@@ -184,11 +183,14 @@ def cases(only: str) -> Iterator[tuple[str, launch.Launch, int]]:
             def judge(entry: launch.Launch, name: Any = name, fits: launch.Judge = fits) -> launch.Fit:
                 return fits(entry) if only in name(entry) else launch.Fit()
 
-            found = head_launches(dtype, frequencies, context=context, backward=context == 33, judge=judge)
-            if context == 33:
-                found = [entry for entry in found if entry.kernel.__name__.startswith(("score", "csm"))]
-            else:
-                found += draw_launches(dtype, frequencies, judge=judge)
+            with triton_jit.with_driver(architecture):
+                found = head_launches(
+                    dtype, frequencies, context=context, backward=context == 33, judge=judge
+                )
+                if context == 33:
+                    found = [entry for entry in found if entry.kernel.__name__.startswith(("score", "csm"))]
+                else:
+                    found += draw_launches(dtype, frequencies, judge=judge)
             launches += [(name(entry), entry) for entry in found]
         for label, entry in dict(launches).items():
             if only in label and not label.startswith(("reach_kernel", "reduce_partials_kernel")):
@@ -336,7 +338,9 @@ def fits(only: str) -> int:
             if only not in label:
                 continue
             own = judge_of(architecture, limit)
-            for entry in ops_of(dtype, frequencies, context, widths, limit, own, missing):
+            with triton_jit.with_driver(architecture):
+                entries = ops_of(dtype, frequencies, context, widths, limit, own, missing)
+            for entry in entries:
                 asked = tuple(entry.constants["S"])[6], entry.options["num_warps"], own(entry).shared
                 name = f"{label} {entry.kernel.__name__} (Triton {triton.__version__})"
                 found[name] = "{} rows, {} warps, {} bytes".format(*asked)

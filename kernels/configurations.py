@@ -157,13 +157,19 @@ def chunk(widths: Sequence[int]) -> int:
     return min((128, 64), key=lambda block: sum(-(-width // block) * block for width in widths))
 
 
-def head_candidates(op: str, precision: str, widths: tuple[int, ...]) -> tuple[Tiles, ...]:
+def head_candidates(
+    op: str, precision: str, widths: tuple[int, ...], frequencies: int = 0
+) -> tuple[Tiles, ...]:
     """How a kernel of ``op`` may be compiled; ops that HEAD does not name are compiled like csm_loss."""
     table = HEAD.get(op, _PASS)
     sizes = {64: ("small", "narrow"), NARROW: ("narrow",)}
     of_size = sizes.get(min(size for size in (64, NARROW, 1 << 30) if max(widths) <= size), ("wide",))
     of_precision = (precision, "tf32") if precision == "tf32x3" else (precision,)
-    return next(table[key] for key in product(of_size, of_precision) if key in table)
+    found = next(table[key] for key in product(of_size, of_precision) if key in table)
+    if table is _PASS and frequencies > 0 and not reads_along_the_sum():
+        # mma.sync takes operands in registers: with sines and cosines, 64 rows leave none.
+        found = tuple(tiles for tiles in found if tiles.rows <= 32)
+    return found
 
 
 def shared_bytes() -> int:

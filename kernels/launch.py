@@ -222,7 +222,8 @@ class HeadLaunch:
 
     def fit(self, kernel: Any, args: tuple[Any, ...], **constants: Any) -> None:
         """Settle how the kernel is compiled, for arguments like these."""
-        candidates = head_candidates(self._key[0], self.precision, self._key[-1])
+        op, *_, frequencies, widths = self._key
+        candidates = head_candidates(op, self.precision, widths, frequencies)
         tiles, self.at_once = choose(
             (*self._key, self._spec[1]), candidates, lambda tiles: self._entry(tiles, kernel, args, constants)
         )

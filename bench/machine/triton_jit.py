@@ -254,6 +254,17 @@ _drivers = {architecture: Driver(architecture) for architecture in host.SHARED_L
 
 
 @contextmanager
+def with_driver(architecture: int) -> Iterator[None]:
+    """What is launched inside the ``with`` block is chosen for an architecture; nothing can be run."""
+    before = driver._active
+    driver.set_active(_drivers[architecture])
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+@contextmanager
 def on_the_machine(architecture: int, orders: int = 1) -> Iterator[None]:
     """Triton's kernels inside the ``with`` block run on the machine, compiled for an architecture.
 
@@ -263,12 +274,10 @@ def on_the_machine(architecture: int, orders: int = 1) -> Iterator[None]:
         architecture: 80 or 90.
         orders: of warps and blocks in which every launch is executed; results must be equal bit by bit.
     """
-    before, compiler = driver._active, compilers["nvidia"]
-    driver.set_active(_drivers[architecture])
+    compiler = compilers["nvidia"]
     compilers["nvidia"] = type(compiler)(Compiler, compiler.driver)
     try:
-        with launches_to(partial(Launch.run, orders=orders)):
+        with with_driver(architecture), launches_to(partial(Launch.run, orders=orders)):
             yield
     finally:
-        driver._active = before
         compilers["nvidia"] = compiler
