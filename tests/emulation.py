@@ -34,6 +34,8 @@ SANITIZERS = [
 ]
 # Every check of an access is a call, which the linker leads through csrc/emulation/cuda_emulation.cpp.
 CHECKS = [*SANITIZERS, "--param", "asan-instrumentation-with-call-threshold=0"]
+# The emulation has the machine's matrix units.
+UNCHECKED = ["-O2", "-march=native", "-ffp-contract=off", f"-I{ROOT / 'bench' / 'machine'}"]
 CALLS = [f"__asan_{kind}{size}" for kind in ("load", "store") for size in (1, 2, 4, 8, 16, "N")]
 TORCH = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DFASTCSM_EMULATION"]
 
@@ -64,7 +66,7 @@ def build(target: Path, sources: Sequence[str], shared: bool = False) -> None:
     for name in ("emulation/cuda_emulation.cpp", *sources):
         objects.append(target.parent / (name.replace("/", "_") + ".o"))
         kernels = name.endswith(".cu") or name == "emulation/cuda_test.cpp"
-        flags = [*FLAGS, *includes, *TORCH, *(CHECKS if kernels else ["-O2"])]
+        flags = [*FLAGS, *includes, *TORCH, *(CHECKS if kernels else UNCHECKED)]
         commands.append([COMPILER, *flags, "-x", "c++", "-c", CSRC / name, "-o", objects[-1]])
     for done in at_once(partial(subprocess.run, capture_output=True, text=True, check=False), commands):
         assert done.returncode == 0, done.stderr

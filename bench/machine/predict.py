@@ -141,6 +141,12 @@ def resident(device: Device, figures: Mapping[str, Any], registers: int) -> int:
     return max(min(by_registers, by_shared, THREADS // threads, 32), 1)
 
 
+def operands(kernel: str, backend: str, precision: str) -> str:
+    """The precision of what matrix units multiply."""
+    exact = precision == "float32" or kernel.startswith("probability_flow")
+    return "bfloat16" if backend == "cuda" and exact else precision  # float32 as sums of three
+
+
 def busy(device: Device, figures: Mapping[str, Any], precision: str, ratio: float) -> dict[str, float]:
     """Cycles for which a unit keeps each part of a multiprocessor busy."""
     rate = device.matrix * (1 if figures["wgmma"] else device.by_mma) / (1 if precision == "bfloat16" else 2)
@@ -164,6 +170,7 @@ def predict(
     compiled: Mapping[str, int],
 ) -> Prediction:
     """The time of a problem by a unit's counts and the compiled kernel's registers and instructions."""
+    precision = operands(problem.kernel, backend, precision)
     parts = busy(device, figures, precision, compiled["instructions"] / figures["static"])
     worst = max(parts, key=parts.__getitem__)
     at_once = resident(device, figures, compiled["registers"])

@@ -7,6 +7,8 @@
 // advance alike: what travels through shared memory in a step is z_k, and the warps' shares of s.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/head.h"
 #include "common/philox.h"
 
@@ -47,10 +49,10 @@ FASTCSM_INLINE float as_stored(float x) {
 // The A of a warp for one hidden layer: 16 of its units by kUnits inputs, in precision P.
 template <Precision P>
 struct ResidentWeights {
-  static constexpr int kStep = kDepth<Element<P>>, kSteps = kUnits / kStep;
+  static constexpr int kStep = kDepth<P>, kSteps = kUnits / kStep, kTwo = kTogether<P>;
   static constexpr bool kExact = P == Precision::exact;
-  static constexpr int kParts = kExact ? 2 : 1;  // the sum of two tf32
-  FragmentA part[kParts][kSteps];
+  using Weights = std::conditional_t<kExact, SplitA, FragmentA<P>>;
+  Weights weights[kSteps];
 
   // Of w (rows, columns), the rows first + lane / 4 and eight further on.
   FASTCSM_INLINE void load(const void* w, int rows, int columns, int first, int lane) {
@@ -60,49 +62,46 @@ struct ResidentWeights {
     };
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
+      FragmentA<P> a;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = first + lane / 4 + i % 2 * 8, column = k * kStep + i / 2 * (kStep / 2);
+      for (int i = 0; i < int(sizeof(a) / 4); ++i) {
+        const int row = first + lane / 4 + i % 2 * 8, column = k * kStep + i / 2 * (kBf16 ? 8 : 4);
         if constexpr (kBf16) {
           const int pair = column + lane % 4 * 2;
-          part[0][k].r[i] = pack_bf16(at(row, pair), at(row, pair + 1));
-        } else if constexpr (P == Precision::tf32) {
-          part[0][k].r[i] = __float_as_uint(round_tf32(at(row, column + lane % 4)));
+          a.r[i] = pack_bf16(at(row, pair), at(row, pair + 1));
         } else {
-          split_tf32(__float_as_uint(at(row, column + lane % 4)), part[0][k].r[i], part[1][k].r[i]);
+          a.r[i] = __float_as_uint(to_element<P>(at(row, column + lane % 4)));
         }
       }
+      weights[k] = Weights(a);
     }
   }
 
   // c += W z for rows of z (kSamples, stride). Sums are split into independent chains of products.
   FASTCSM_INLINE void multiply(Accumulator& c, const Element<P>* z, int stride, int lane) const {
-    constexpr int kChains = kExact ? 6 : 4;
-    Accumulator sum[kChains] = {};
+    constexpr int kChains = 4;
+    Accumulator sum[kChains] = {}, rest[2] = {};
     sum[0] = c;
 #pragma unroll
-    for (int k = 0; k < kSteps; k += 2) {
-      FragmentB b[2];
+    for (int k = 0; k < kSteps; k += kTwo) {
+      FragmentB<P> b[kTwo];
       load_b_deep(b, z + k * kStep, stride, lane);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kTwo; ++i) {
         if constexpr (kExact) {
-          FragmentB high, low;
-          split_tf32(b[i].r[0], high.r[0], low.r[0]);
-          split_tf32(b[i].r[1], high.r[1], low.r[1]);
-          multiply_add<false>(sum[i], part[0][k + i], high);
-          multiply_add<false>(sum[2 + i], part[1][k + i], high);
-          multiply_add<false>(sum[4 + i], part[0][k + i], low);
+          const SplitB parts(b[i]);
+          multiply_add_first(sum[k % kChains], weights[k], parts);
+          multiply_add_rest(rest[k % 2], weights[k], parts);
         } else {
-          multiply_add<P>(sum[(k + i) % 4], part[0][k + i], b[i]);
+          multiply_add(sum[(k + i) % kChains], weights[k + i], b[i]);
         }
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float rest = sum[2].r[i] + sum[3].r[i];
-      if constexpr (kExact) rest += sum[4].r[i] + sum[5].r[i];
-      c.r[i] = sum[0].r[i] + sum[1].r[i] + rest;
+      float more = sum[2].r[i] + sum[3].r[i];
+      if constexpr (kExact) more += rest[0].r[i] + rest[1].r[i];
+      c.r[i] = sum[0].r[i] + sum[1].r[i] + more;
     }
   }
 };
@@ -112,8 +111,8 @@ template <Precision P>
 struct ChainMemory {
   using T = Element<P>;
   static constexpr int kStride = padded_stride<T>(kUnits);
-  static constexpr int kStep = 2 * kDepth<T>;         // columns of B taken at once
-  static constexpr int kAhead = kThreads / kSamples;  // steps whose noise is drawn together
+  static constexpr int kStep = kTogether<P> * kDepth<P>;  // columns of B taken at once
+  static constexpr int kAhead = kThreads / kSamples;      // steps whose noise is drawn together
 
   int waves, wave_stride;  // 2E, padded to whole products
   float* base;             // (kUnits, kSamples): the context's share of a_1, bias included
@@ -322,13 +321,13 @@ class Chain {
     w += warp_ * 16 * w_stride;
 #pragma unroll 2
     for (int k = 0; k < depth; k += kStep) {
-      FragmentA a[2];
-      FragmentB two[2];
-      load_a(a[0], w + k, w_stride, lane_);
-      load_a(a[1], w + k + kStep / 2, w_stride, lane_);
+      FragmentA<P> a[kTogether<P>];
+      FragmentB<P> two[kTogether<P>];
+#pragma unroll
+      for (int i = 0; i < kTogether<P>; ++i) load_a(a[i], w + k + i * kDepth<P>, w_stride, lane_);
       load_b_deep(two, b + k, b_stride, lane_);
-      multiply_add<P>(c, a[0], two[0]);
-      multiply_add<P>(other, a[1], two[1]);
+#pragma unroll
+      for (int i = 0; i < kTogether<P>; ++i) multiply_add(i == 0 ? c : other, a[i], two[i]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) c.r[i] += other.r[i];

@@ -61,7 +61,7 @@ template <Precision P, int K, int kRows>
 FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemory<P, K, kRows>& m,
                                     const Place<kRows>& at, int64_t first) {
   using T = Element<P>;
-  constexpr int kStride = Head<P>::kStride, kStep = kDepth<T>;
+  constexpr int kStride = Head<P>::kStride, kStep = kDepth<P>, kTwo = kTogether<P>;
   const int C = int(args.head.context), stride = m.head.stride;
   const bool need_x = args.grad_x != nullptr;
   const T* primal = m.g + at.row * kStride;
@@ -71,19 +71,19 @@ FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemo
   for (int column = 8 * at.group; column < (need_x ? m.head.columns : C); column += 8 * kColumnGroups<kRows>) {
     Accumulator gh = {}, rest = {}, gdh = {};
 #pragma unroll 2
-    for (int k = 0; k < kUnits; k += 2 * kStep) {
-      FragmentA a[2];
-      FragmentB b[2];
-      load_columns_b(b, m.head.first + k * stride + column, stride, at.lane);
+    for (int k = 0; k < kUnits; k += kTwo * kStep) {
+      FragmentA<P> a[kTwo];
+      FragmentB<P> b[kTwo];
+      load_columns_b<P>(b, m.head.first + k * stride + column, stride, at.lane);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kTwo; ++i) {
         load_a(a[i], primal + k + i * kStep, kStride, at.lane);
-        multiply_add<P>(i == 0 ? gh : rest, a[i], b[i]);
+        multiply_add(i == 0 ? gh : rest, a[i], b[i]);
       }
 #pragma unroll
-      for (int i = 0; need_x && i < 2; ++i) {
+      for (int i = 0; need_x && i < kTwo; ++i) {
         load_a(a[i], tangent + k + i * kStep, kStride, at.lane);
-        multiply_add<P>(gdh, a[i], b[i]);
+        multiply_add(gdh, a[i], b[i]);
       }
     }
 #pragma unroll
@@ -297,7 +297,6 @@ __global__ void __launch_bounds__(kThreads, 1) csm_loss_kernel(const __grid_cons
     }
   }
 
-  __syncthreads();
   store_slice(args, m, first_sums, hidden_sums);
 }
 

@@ -18,8 +18,9 @@ namespace fastcsm {
 
 constexpr int kWarp = 32;
 
-// How products of matrices are done: bfloat16 operands; tf32 operands; or float32 operands as sums of two tf32 each,
-// whose three products are as accurate as float32. All accumulate in float32.
+// How products of matrices are done: bfloat16 operands; tf32 operands; or float32 operands as sums of three bfloat16
+// each, whose six greatest products are as accurate as float32. All accumulate in float32, truncated where matrix units
+// do.
 enum class Precision { bf16, tf32, exact };
 
 // What matrices are made of in memory.
@@ -201,20 +202,25 @@ FASTCSM_INLINE T to_storage(float x) {
 }
 
 // Fragments of mma.sync.m16n8: A is 16 x kDepth, B is kDepth x 8, the accumulator 16 x 8. With g = lane / 4 and
-// t = lane % 4 the accumulator holds rows g, g, g + 8, g + 8 and columns 2t, 2t + 1, 2t, 2t + 1.
+// t = lane % 4 the accumulator holds rows g, g, g + 8, g + 8 and columns 2t, 2t + 1, 2t, 2t + 1. Those of float32 are
+// two of tf32, one after the other.
+template <Precision P>
 struct FragmentA {
-  uint32_t r[4];
+  uint32_t r[P == Precision::exact ? 8 : 4];
 };
+template <Precision P>
 struct FragmentB {
-  uint32_t r[2];
+  uint32_t r[P == Precision::exact ? 4 : 2];
 };
 struct Accumulator {
   float r[4];
 };
 
-// Columns of A that one product takes: 32 bytes of them.
-template <class T>
-constexpr int kDepth = 32 / int(sizeof(T));
+// Columns of A that one product takes; and how many products' operands are loaded together, where that is done.
+template <Precision P>
+constexpr int kDepth = P == Precision::tf32 ? 8 : 16;
+template <Precision P>
+constexpr int kTogether = P == Precision::exact ? 1 : 2;
 
 // Four 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit ones: lane i brings the address of row i % 8 of matrix i /
 // 8 and gets 32 bits of each matrix, row i / 4; transposed, which is for 16 bits only, column i / 4.
@@ -238,11 +244,49 @@ FASTCSM_INLINE void load_matrices(uint32_t (&r)[4], const void* row) {
 #endif
 }
 
+// The sum of three bfloat16 that x is, and the same of y, side by side.
+FASTCSM_INLINE void split_pair(uint32_t x, uint32_t y, uint32_t& high, uint32_t& middle, uint32_t& low) {
+  float a = __uint_as_float(x), b = __uint_as_float(y);
+  const auto take = [&] {
+    const uint32_t pair = pack_bf16(a, b);
+    a -= __uint_as_float(pair << 16);
+    b -= __uint_as_float(pair & 0xffff0000u);
+    return pair;
+  };
+  high = take();
+  middle = take();
+  low = pack_bf16(a, b);
+}
+// Operands of exact products as sums of three. Columns t, t + 4, t + 8 and t + 12 take the places of those that a lane
+// has in bfloat16.
+struct SplitA {
+  FragmentA<Precision::bf16> part[3];
+
+  SplitA() = default;
+  FASTCSM_INLINE explicit SplitA(const FragmentA<Precision::exact>& a) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      split_pair(a.r[first], a.r[first + 2], part[0].r[i], part[1].r[i], part[2].r[i]);
+    }
+  }
+};
+struct SplitB {
+  FragmentB<Precision::bf16> part[3];
+
+  FASTCSM_INLINE explicit SplitB(const FragmentB<Precision::exact>& b) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      split_pair(b.r[2 * i], b.r[2 * i + 1], part[0].r[i], part[1].r[i], part[2].r[i]);
+    }
+  }
+};
+
 // c += a b, one matrix instruction on bfloat16 (16 deep) or tf32 (8 deep).
-template <bool kBf16>
-FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const FragmentB& b) {
+template <Precision P>
+FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA<P>& a, const FragmentB<P>& b) {
 #if defined(__CUDACC__)
-  if constexpr (kBf16) {
+  if constexpr (P == Precision::bf16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c.r[0]), "+f"(c.r[1]), "+f"(c.r[2]), "+f"(c.r[3])
@@ -254,33 +298,37 @@ FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const Fragm
         : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
   }
 #else
-  emulation::multiply_add(c.r, a.r, b.r, kBf16);
+  emulation::multiply_add(c.r, a.r, b.r, P == Precision::bf16);
 #endif
 }
 
-// x as the sum of two tf32, to 22 bits: the unit drops those bits of the rest that it cannot hold.
-FASTCSM_INLINE void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
-  const float value = __uint_as_float(x), kept = round_tf32(value);
-  high = __float_as_uint(kept);
-  low = __float_as_uint(value - kept) + 0x1000u;
+// The product of two sums of three: that of the first ones, whose sum over 16 columns a float32 mostly holds without
+// rounding, and the next five, the smallest first. The last three are left out.
+FASTCSM_INLINE void multiply_add_first(Accumulator& c, const SplitA& a, const SplitB& b) {
+  multiply_add(c, a.part[0], b.part[0]);
+}
+FASTCSM_INLINE void multiply_add_rest(Accumulator& c, const SplitA& a, const SplitB& b) {
+  multiply_add(c, a.part[2], b.part[0]);
+  multiply_add(c, a.part[0], b.part[2]);
+  multiply_add(c, a.part[1], b.part[1]);
+  multiply_add(c, a.part[1], b.part[0]);
+  multiply_add(c, a.part[0], b.part[1]);
 }
 
-// c += a b in precision P.
-template <Precision P>
-FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA& a, const FragmentB& b) {
-  if constexpr (P == Precision::exact) {
-    FragmentA ah, al;
-    FragmentB bh, bl;
+// c += a b in float32. Matrix units truncate, so that they add to nothing else: c is rounded to nearest.
+FASTCSM_INLINE void multiply_add(Accumulator& c, const SplitA& a, const SplitB& b) {
+  Accumulator first = {}, rest = {};
+  multiply_add_rest(rest, a, b);
+  multiply_add_first(first, a, b);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) split_tf32(a.r[i], ah.r[i], al.r[i]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) split_tf32(b.r[i], bh.r[i], bl.r[i]);
-    multiply_add<false>(c, al, bh);
-    multiply_add<false>(c, ah, bl);
-    multiply_add<false>(c, ah, bh);
-  } else {
-    multiply_add<P == Precision::bf16>(c, a, b);
-  }
+  for (int i = 0; i < 4; ++i) c.r[i] += first.r[i] + rest.r[i];
+}
+FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA<Precision::exact>& a,
+                                 const FragmentB<Precision::exact>& b) {
+  multiply_add(c, SplitA(a), SplitB(b));
+}
+FASTCSM_INLINE void multiply_add(Accumulator& c, const SplitA& a, const FragmentB<Precision::exact>& b) {
+  multiply_add(c, a, SplitB(b));
 }
 
 // Copies kBytes, 16 or 4, from device to shared memory while the thread goes on, or zeros unless inside; both places
@@ -322,53 +370,72 @@ FASTCSM_INLINE void wait_copies() {
 }
 
 // A from 16 rows of memory: a[i][k] = p[i * stride + k].
-template <class T>
-FASTCSM_INLINE void load_a(FragmentA& a, const T* p, int stride, int lane) {
-  load_matrices<false>(a.r, p + (lane % 16) * stride + (lane / 16) * (kDepth<T> / 2));
+template <Precision P>
+FASTCSM_INLINE void load_a(FragmentA<P>& a, const Element<P>* p, int stride, int lane) {
+  const Element<P>* row = p + (lane % 16) * stride + (lane / 16) * (16 / int(sizeof(*p)));
+  if constexpr (P == Precision::exact) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t r[4];
+      load_matrices<false>(r, row + 8 * half);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a.r[4 * half + i] = r[i];
+    }
+  } else {
+    load_matrices<false>(a.r, row);
+  }
 }
 
 // A from 16 columns of memory: a[i][k] = p[k * stride + i].
-template <class T>
-FASTCSM_INLINE void load_a_transposed(FragmentA& a, const T* p, int stride, int lane) {
-  if constexpr (sizeof(T) == 2) {
+template <Precision P>
+FASTCSM_INLINE void load_a_transposed(FragmentA<P>& a, const Element<P>* p, int stride, int lane) {
+  if constexpr (P == Precision::bf16) {
     load_matrices<true>(a.r, p + (lane % 8 + lane / 16 * 8) * stride + (lane / 8 % 2) * 8);
   } else {
-    const T* q = p + (lane % 4) * stride + lane / 4;
+    const float* q = p + (lane % 4) * stride + lane / 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a.r[i] = __float_as_uint(q[(i / 2) * 4 * stride + (i % 2) * 8]);
+    for (int i = 0; i < kDepth<P> / 2; ++i) a.r[i] = __float_as_uint(q[(i / 2) * 4 * stride + (i % 2) * 8]);
   }
 }
 
 // Two B side by side, 16 columns, each in a row of memory: b[k][j] = p[j * stride + k].
-template <class T>
-FASTCSM_INLINE void load_b_transposed(FragmentB (&b)[2], const T* p, int stride, int lane) {
-  uint32_t r[4];
-  load_matrices<false>(r, p + (lane % 8 + lane / 16 * 8) * stride + (lane / 8 % 2) * (kDepth<T> / 2));
-  b[0] = {{r[0], r[1]}};
-  b[1] = {{r[2], r[3]}};
+template <Precision P>
+FASTCSM_INLINE void load_b_transposed(FragmentB<P> (&b)[2], const Element<P>* p, int stride, int lane) {
+  const Element<P>* row = p + (lane % 8 + lane / 16 * 8) * stride + (lane / 8 % 2) * (16 / int(sizeof(*p)));
+#pragma unroll
+  for (int half = 0; half < (P == Precision::exact ? 2 : 1); ++half) {
+    uint32_t r[4];
+    load_matrices<false>(r, row + 8 * half);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i / 2].r[2 * half + i % 2] = r[i];
+  }
 }
 
-// Two B one below the other, 8 columns, each in a row of memory: b[i][k][j] = p[j * stride + i * kDepth + k].
-template <class T>
-FASTCSM_INLINE void load_b_deep(FragmentB (&b)[2], const T* p, int stride, int lane) {
+// kTogether B one below the other, 8 columns, each in a row of memory: b[i][k][j] = p[j * stride + i * kDepth + k].
+template <Precision P>
+FASTCSM_INLINE void load_b_deep(FragmentB<P> (&b)[kTogether<P>], const Element<P>* p, int stride, int lane) {
+  constexpr int kWords = 4 / kTogether<P>;
   uint32_t r[4];
-  load_matrices<false>(r, p + (lane % 8) * stride + (lane / 8) * (kDepth<T> / 2));
-  b[0] = {{r[0], r[1]}};
-  b[1] = {{r[2], r[3]}};
+  load_matrices<false>(r, p + (lane % 8) * stride + (lane / 8) * (16 / int(sizeof(*p))));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i / kWords].r[i % kWords] = r[i];
 }
 
 // Two B side by side, 16 columns, as they lie in memory: b[k][j] = p[k * stride + j].
-template <class T>
-FASTCSM_INLINE void load_b(FragmentB (&b)[2], const T* p, int stride, int lane) {
-  if constexpr (sizeof(T) == 2) {
+template <Precision P>
+FASTCSM_INLINE void load_b(FragmentB<P> (&b)[2], const Element<P>* p, int stride, int lane) {
+  if constexpr (P == Precision::bf16) {
     uint32_t r[4];
     load_matrices<true>(r, p + (lane % 16) * stride + (lane / 16) * 8);
     b[0] = {{r[0], r[1]}};
     b[1] = {{r[2], r[3]}};
   } else {
-    const T* q = p + (lane % 4) * stride + lane / 4;
+    constexpr int kWords = kDepth<P> / 4;
+    const float* q = p + (lane % 4) * stride + lane / 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i / 2].r[i % 2] = __float_as_uint(q[(i % 2) * 4 * stride + (i / 2) * 8]);
+    for (int i = 0; i < 2 * kWords; ++i) {
+      b[i / kWords].r[i % kWords] = __float_as_uint(q[(i % kWords) * 4 * stride + (i / kWords) * 8]);
+    }
   }
 }
 

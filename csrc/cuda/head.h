@@ -211,16 +211,16 @@ struct Inputs {
 
 // One step of the warp's part of [h; dh] W^T: columns k .. of h and dh, as A, with those of W, whose rows are units.
 template <Precision P, int kRows>
-FASTCSM_INLINE void add_step(Pair<kRows>& out, const Place<kRows>& at, const FragmentA& a, const FragmentA& t,
+FASTCSM_INLINE void add_step(Pair<kRows>& out, const Place<kRows>& at, const FragmentA<P>& a, const FragmentA<P>& t,
                              bool both, const Element<P>* w, int stride, int k) {
 #pragma unroll
   for (int n = 0; n < kTiles<kRows>; n += 2) {
-    FragmentB b[2];
+    FragmentB<P> b[2];
     load_b_transposed(b, w + (at.column + n * 8) * stride + k, stride, at.lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      multiply_add<P>(out.a[n + i], a, b[i]);
-      if (both) multiply_add<P>(out.t[n + i], t, b[i]);
+      multiply_add(out.a[n + i], a, b[i]);
+      if (both) multiply_add(out.t[n + i], t, b[i]);
     }
   }
 }
@@ -229,14 +229,14 @@ FASTCSM_INLINE void add_step(Pair<kRows>& out, const Place<kRows>& at, const Fra
 template <Precision P, int kRows>
 FASTCSM_INLINE void product_first(Pair<kRows>& out, const Place<kRows>& at, const Element<P>* h, const Element<P>* w,
                                   int stride, int columns, int skip) {
-  constexpr int kStep = kDepth<Element<P>>;
+  constexpr int kStep = kDepth<P>;
   const Element<P>* primal = h + at.row * stride;
 #pragma unroll 1
   for (int two = 0; two < columns; two += 2 * kStep) {
 #pragma unroll
     for (int k = two; k < two + 2 * kStep; k += kStep) {
       if (k >= columns) break;
-      FragmentA a, t;
+      FragmentA<P> a, t;
       load_a(a, primal + k, stride, at.lane);
       const bool both = k + kStep > skip;
       if (both) load_a(t, primal + kRows * stride + k, stride, at.lane);
@@ -247,13 +247,17 @@ FASTCSM_INLINE void product_first(Pair<kRows>& out, const Place<kRows>& at, cons
 
 // The A that columns 8 n .. of a warp's part are for the next product.
 template <Precision P>
-FASTCSM_INLINE FragmentA as_operand(const Accumulator* part, int n) {
+FASTCSM_INLINE FragmentA<P> as_operand(const Accumulator* part, int n) {
   const float *p = part[n].r, *q = part[n + 1].r;
   if constexpr (P == Precision::bf16) {
     return {{pack_bf16(p[0], p[1]), pack_bf16(p[2], p[3]), pack_bf16(q[0], q[1]), pack_bf16(q[2], q[3])}};
   } else {
     const auto bits = [](float x) { return __float_as_uint(to_element<P>(x)); };
-    return {{bits(p[0]), bits(p[2]), bits(p[1]), bits(p[3])}};
+    if constexpr (P == Precision::exact) {
+      return {{bits(p[0]), bits(p[2]), bits(p[1]), bits(p[3]), bits(q[0]), bits(q[2]), bits(q[1]), bits(q[3])}};
+    } else {
+      return {{bits(p[0]), bits(p[2]), bits(p[1]), bits(p[3])}};
+    }
   }
 }
 
@@ -266,18 +270,18 @@ constexpr int kOwnColumns = P == Precision::exact ? 0 : kColumns<kRows>;
 template <Precision P, int kRows>
 FASTCSM_INLINE void product_forward(Pair<kRows>& out, const Place<kRows>& at, const Pair<kRows>& own,
                                     const Element<P>* z, const Element<P>* w, bool both) {
-  constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
+  constexpr int kStride = Head<P>::kStride, kStep = kDepth<P>;
 #pragma unroll
   for (int k = 0; k < kOwnColumns<P, kRows>; k += kStep) {
-    const FragmentA a = as_operand<P>(own.a, k / 8), t = as_operand<P>(own.t, k / 8);
+    const FragmentA<P> a = as_operand<P>(own.a, k / 8), t = as_operand<P>(own.t, k / 8);
     add_step<P>(out, at, a, t, both, w, kStride, at.column + k);
   }
   __syncthreads();
   const Element<P>* primal = z + at.row * kStride;
-#pragma unroll 2
+#pragma unroll(kTogether<P>)
   for (int i = kOwnColumns<P, kRows>; i < kUnits; i += kStep) {
     const int k = (at.column + i) % kUnits;
-    FragmentA a, t;
+    FragmentA<P> a, t;
     load_a(a, primal + k, kStride, at.lane);
     if (both) load_a(t, primal + kRows * kStride + k, kStride, at.lane);
     add_step<P>(out, at, a, t, both, w, kStride, k);

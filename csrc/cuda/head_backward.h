@@ -27,35 +27,36 @@ FASTCSM_INLINE int column_of_sum(const Place<kRows>& at) {
   return at.column_of(at.lane / 8 % kTiles<kRows>, at.lane / 4);
 }
 
-// Operands whose sums run over the rows of a matrix with its columns at the places of place_of. A: 16 columns, 2 kDepth
-// rows one below the other. B: 8 columns, likewise. Of eight rows of float32 the even ones are t, the odd ones t + 4,
-// as the columns of G are that load_a reads.
-template <class T>
-FASTCSM_INLINE void load_columns_a(FragmentA (&a)[2], const T* p, int stride, int lane) {
+// kTogether operands whose sums run over the rows of a matrix with its columns at the places of place_of. A: 16
+// columns, rows one below the other. B: 8 columns, likewise. Of eight rows of float32 the even ones are t, the odd ones
+// t + 4, as the columns of G are that load_a reads.
+template <Precision P>
+FASTCSM_INLINE void load_columns_a(FragmentA<P> (&a)[kTogether<P>], const Element<P>* p, int stride, int lane) {
+  if constexpr (P == Precision::bf16) {
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const T* rows = p + k * kDepth<T> * stride;
-    if constexpr (sizeof(T) == 2) {
-      load_a_transposed(a[k], rows, stride, lane);
-    } else {
-      const T* q = rows + lane % 4 * 2 * stride + place_of<T>(lane / 4);
+    for (int k = 0; k < 2; ++k) load_a_transposed(a[k], p + k * kDepth<P> * stride, stride, lane);
+  } else {
+    constexpr int kWords = kDepth<P> / 2;
+    const float* q = p + lane % 4 * 2 * stride + place_of<float>(lane / 4);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[k].r[i] = __float_as_uint(q[i / 2 * stride + i % 2 * 8]);
+    for (int i = 0; i < 8; ++i) {
+      a[i / kWords].r[i % kWords] = __float_as_uint(q[(i / 4 * 8 + i / 2 % 2) * stride + i % 2 * 8]);
     }
   }
 }
-template <class T>
-FASTCSM_INLINE void load_columns_b(FragmentB (&b)[2], const T* p, int stride, int lane) {
-  if constexpr (sizeof(T) == 2) {
-    uint32_t r[4];
+template <Precision P>
+FASTCSM_INLINE void load_columns_b(FragmentB<P> (&b)[kTogether<P>], const Element<P>* p, int stride, int lane) {
+  constexpr int kWords = 4 / kTogether<P>;
+  uint32_t r[4];
+  if constexpr (P == Precision::bf16) {
     load_matrices<true>(r, p + lane * stride);
-    b[0] = {{r[0], r[1]}};
-    b[1] = {{r[2], r[3]}};
   } else {
-    const T* q = p + lane % 4 * 2 * stride + place_of<T>(lane / 4);
+    const float* q = p + lane % 4 * 2 * stride + place_of<float>(lane / 4);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i / 2].r[i % 2] = __float_as_uint(q[(i / 2 * kDepth<T> + i % 2) * stride]);
+    for (int i = 0; i < 4; ++i) r[i] = __float_as_uint(q[(i / 2 * 8 + i % 2) * stride]);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i / kWords].r[i % kWords] = r[i];
 }
 
 // [gz; gu] = G W of the warp's rows and columns of W, beginning with its own columns of G and with a barrier in here,
@@ -63,34 +64,36 @@ FASTCSM_INLINE void load_columns_b(FragmentB (&b)[2], const T* p, int stride, in
 template <Precision P, int kRows>
 FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, const Pair<kRows>& own,
                                      const Element<P>* g, const Element<P>* w) {
-  constexpr int kStride = Head<P>::kStride, kStep = kDepth<Element<P>>;
-  const auto add_steps = [&](const FragmentA(&a)[2], const FragmentA(&t)[2], int k) {
+  constexpr int kStride = Head<P>::kStride, kStep = kDepth<P>, kTwo = kTogether<P>;
+  const auto add_steps = [&](const FragmentA<P>(&a)[kTwo], const FragmentA<P>(&t)[kTwo], int k) {
 #pragma unroll
     for (int n = 0; n < kTiles<kRows>; ++n) {
-      FragmentB b[2];
-      load_columns_b(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
+      FragmentB<P> b[kTwo];
+      load_columns_b<P>(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        multiply_add<P>(out.a[n], a[i], b[i]);
-        multiply_add<P>(out.t[n], t[i], b[i]);
+      for (int i = 0; i < kTwo; ++i) {
+        multiply_add(out.a[n], a[i], b[i]);
+        multiply_add(out.t[n], t[i], b[i]);
       }
     }
   };
+  if constexpr (kOwnColumns<P, kRows> > 0) {
 #pragma unroll
-  for (int k = 0; k < kOwnColumns<P, kRows>; k += 2 * kStep) {
-    const int n = k / 8, next = n + kStep / 8;
-    add_steps({as_operand<P>(own.a, n), as_operand<P>(own.a, next)},
-              {as_operand<P>(own.t, n), as_operand<P>(own.t, next)}, at.column + k);
+    for (int k = 0; k < kOwnColumns<P, kRows>; k += 2 * kStep) {
+      const int n = k / 8, next = n + kStep / 8;
+      add_steps({as_operand<P>(own.a, n), as_operand<P>(own.a, next)},
+                {as_operand<P>(own.t, n), as_operand<P>(own.t, next)}, at.column + k);
+    }
   }
   __syncthreads();
   const Element<P>* primal = g + at.row * kStride;
   const Element<P>* tangent = primal + kRows * kStride;
 #pragma unroll 1
-  for (int from = kOwnColumns<P, kRows>; from < kUnits; from += 2 * kStep) {
+  for (int from = kOwnColumns<P, kRows>; from < kUnits; from += kTwo * kStep) {
     const int k = (at.column + from) % kUnits;
-    FragmentA a[2], t[2];
+    FragmentA<P> a[kTwo], t[kTwo];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kTwo; ++i) {
       load_a(a[i], primal + k + i * kStep, kStride, at.lane);
       load_a(t[i], tangent + k + i * kStep, kStride, at.lane);
     }
@@ -104,7 +107,7 @@ FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, c
 template <Precision P, int kApart, int kRows, int M, int kWide>
 FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place<kRows>& at, const Element<P>* g,
                               const Element<P>* z, int z_stride, int columns, int tangent_from) {
-  constexpr int kStride = Head<P>::kStride, kStep = 2 * kDepth<Element<P>>;
+  constexpr int kStride = Head<P>::kStride, kTwo = kTogether<P>, kStep = kTwo * kDepth<P>;
   constexpr bool kOwn = P == Precision::exact;
   constexpr int kDown = kOwn ? 1 : M, kAcross = kOwn ? 2 : kWide;  // accumulators that one loop over rows fills
 #pragma unroll
@@ -114,19 +117,19 @@ FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place<kRows>& 
       Accumulator sum[kDown][kAcross] = {};
 #pragma unroll 1
       for (int k = 0; k < 2 * kRows; k += kStep) {
-        FragmentA a[kDown][2];
+        FragmentA<P> a[kDown][kTwo];
 #pragma unroll
-        for (int m = 0; m < kDown; ++m) load_columns_a(a[m], g + k * kStride + 16 * (m0 + m), kStride, at.lane);
+        for (int m = 0; m < kDown; ++m) load_columns_a<P>(a[m], g + k * kStride + 16 * (m0 + m), kStride, at.lane);
 #pragma unroll
         for (int n = 0; n < kAcross && n0 + n < kWide; ++n) {
           const int column = 8 * kApart * (n0 + n);
           if (column >= columns || (k >= kRows && column + 8 * kApart <= tangent_from)) continue;
-          FragmentB b[2];
-          load_columns_b(b, z + k * z_stride + column, z_stride, at.lane);
+          FragmentB<P> b[kTwo];
+          load_columns_b<P>(b, z + k * z_stride + column, z_stride, at.lane);
 #pragma unroll
           for (int m = 0; m < kDown; ++m) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) multiply_add<P>(kOwn ? sum[m][n] : out[m][n], a[m][i], b[i]);
+            for (int i = 0; i < kTwo; ++i) multiply_add(kOwn ? sum[m][n] : out[m][n], a[m][i], b[i]);
           }
         }
       }

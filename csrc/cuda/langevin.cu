@@ -162,8 +162,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(con
       network.find_context(model, variable, k);
       if (model != loaded) {
         __syncthreads();
-        chain.load(head);
-        __syncthreads();
+        chain.load(head);  // to be read after the barriers in set_base
         loaded = model;
       }
       set_base<P>(m.chain.base, m.network.partial, head, args.network.context, network.context());

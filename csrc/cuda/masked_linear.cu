@@ -18,11 +18,12 @@
 //   slim   16 x 32, each warp a quarter of the steps, 8 stages of 64 steps: 54 KiB, 16 sums; four blocks (sm_80: two).
 //          For up to 16 rows, when time is that of reading W: 28 KiB of it are on their way to a block.
 // 64 steps of a tall tile take 96 KiB through shared memory, 32 written and 64 read as fragments: 768 cycles, where the
-// matrix units take 1024 on sm_80; but on sm_90 413 by mma.sync, and 256 by wgmma, which Triton's kernel uses and which
-// reads each operand once. So a large batch is bound there to about a third of the matrix rate.
+// matrix units take 1024 on sm_80, and on sm_90 about 820 by mma.sync and 512 by wgmma, which Triton's kernel uses and
+// which reads each operand once. So a large batch is bound there to 62% of the matrix rate.
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "common/launch.h"
 #include "common/ops.h"
@@ -37,6 +38,7 @@ namespace {
 using Tall = Shape<128, 128, 64, 64, 128, 2, 2>;
 using Flat = Shape<64, 64, 64, 16, 128, 4, 3>;
 using Slim = Shape<16, 32, 16, 32, 128, 8, 4>;
+using DeepSlim = Shape<16, 32, 16, 32, 256, 4, 4>;  // for float32, whose products are twice as deep
 
 constexpr int kGroupRows = 2048;  // whose tiles follow each other, so that they find each other's operands in cache
 constexpr int kLeastBlocks = 8;   // of a sum, that a part of a tile has
@@ -200,10 +202,10 @@ int activation_bytes() {
 }
 
 // Calls function with a value of the shape whose tiles have that many columns.
-template <class Function>
+template <Precision P, class Function>
 void with_shape(int64_t columns, const Function& function) {
   if (columns == Slim::kN) {
-    function(Slim());
+    function(std::conditional_t<P == Precision::exact, DeepSlim, Slim>());
   } else if (columns == Flat::kN) {
     function(Flat());
   } else {
@@ -261,9 +263,8 @@ class Layer {
     const bool few = finish.rows <= Flat::kM || 2 * tall <= device_.multiprocessors();
     const int columns = finish.rows <= Slim::kM ? Slim::kN : few ? Flat::kN : Tall::kN;
     with_precision(storage_, reduced_, [&](auto precision) {
-      with_shape(columns, [&](auto shape) {
-        launch_rows<decltype(precision)::value, decltype(shape), kForward>(given, finish);
-      });
+      constexpr Precision P = decltype(precision)::value;
+      with_shape<P>(columns, [&](auto shape) { launch_rows<P, decltype(shape), kForward>(given, finish); });
     });
   }
 
@@ -395,8 +396,8 @@ class Layer {
 int64_t masked_linear_bytes(const std::string& kernel, bool half, int64_t tile) {
   int64_t bytes = kernel == "masked_linear_bwd_activation" ? activation_bytes() : 0;
   with_precision(half ? Storage::bf16 : Storage::f32, true, [&](auto precision) {
-    with_shape(tile, [&](auto shape) {
-      constexpr Precision P = decltype(precision)::value;
+    constexpr Precision P = decltype(precision)::value;
+    with_shape<P>(tile, [&](auto shape) {
       using S = decltype(shape);
       if (kernel == "masked_linear_fwd") bytes = product_bytes<P, S, true, true>();
       if (kernel == "masked_linear_bwd_x") bytes = product_bytes<P, S, true, false>();

@@ -13,6 +13,8 @@
 // one lane's, and each is computed once in the warp. They too wait in the lanes' words, for each chunk to read.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/activations.h"
 #include "cuda/head.h"
 
@@ -25,6 +27,7 @@ template <Precision P, bool kOneRow, bool kTangent>
 struct PointsMemory {
   using T = Element<P>;
   static constexpr int kStride = padded_stride<T>(kUnits);
+  static constexpr int kHalf = 16 / int(sizeof(T));  // frequencies whose sines lie together, as their cosines do
   static constexpr int kBase = kOneRow ? kUnits : kUnits * kPoints;
 
   int context, context_stride;  // columns of W_c, padded to whole products
@@ -41,9 +44,9 @@ struct PointsMemory {
   uint32_t* kept;               // (warps, words)
 
   __host__ __device__ PointsMemory(const HeadArgs& head, int warps, SharedMemory& memory)
-      : context(round_up(int(head.context), kDepth<T>)),
+      : context(round_up(int(head.context), kDepth<P>)),
         context_stride(padded_stride<T>(context)),
-        waves(2 * round_up(int(head.frequencies), kDepth<T> / 2)),
+        waves(2 * round_up(int(head.frequencies), kDepth<P> / 2)),
         wave_stride(padded_stride<T>(waves)),
         words((head.layers > 2 && waves < kUnits ? kUnits : waves) * kPoints * int(sizeof(T)) / 4 *
               (kTangent ? 2 : 1)) {
@@ -63,7 +66,6 @@ struct PointsMemory {
   // Fills the parameters; a barrier must follow.
   FASTCSM_INLINE void load(const HeadArgs& head) const {
     constexpr bool kBf16 = P == Precision::bf16;
-    constexpr int kHalf = kDepth<T> / 2;
     const int C = int(head.context), E = int(head.frequencies), inputs = C + 1 + 2 * E;
     const int layers = int(head.layers), width = int(head.width[0]), last = int(head.width[layers - 1]);
     const int thread = threadIdx.x, threads = blockDim.x;
@@ -76,7 +78,7 @@ struct PointsMemory {
     }
     for (int i = thread; i < kUnits * waves; i += threads) {
       const int unit = i / waves, column = i % waves, part = column / kHalf % 2;  // 0: sines, 1: cosines
-      const int e = column / kDepth<T> * kHalf + column % kHalf;
+      const int e = column / (2 * kHalf) * kHalf + column % kHalf;
       const float w = e < E ? first_layer(unit, C + 1 + part * E + e) : 0.f;
       wave[unit * wave_stride + column] = to_element<P>(w);
     }
@@ -109,7 +111,14 @@ class Points {
   using Memory = PointsMemory<P, kOneRow, kTangent>;
   using T = Element<P>;
   static constexpr bool kBf16 = P == Precision::bf16;
-  static constexpr int kStep = kDepth<T>, kHalf = kStep / 2;
+  static constexpr int kStep = kDepth<P>, kHalf = Memory::kHalf;
+  using Fragment = FragmentA<P>;
+  static constexpr int kWords = int(sizeof(Fragment) / 4);
+  // What a layer's values are between products. Registers hold them split where there is no tangent.
+  static constexpr bool kSplit = P == Precision::exact && !kTangent;
+  using Operand = std::conditional_t<kSplit, SplitA, Fragment>;
+  // Of the output's terms, which may be far larger than the score: in float64 where scores are integrated.
+  using Sum = std::conditional_t<kSplit, double, float>;
   static constexpr int kChunk = P == Precision::exact && kTangent ? 16 : 32;  // as registers allow
   static constexpr int kChunks = kUnits / kChunk, kChunkTiles = kChunk / 8;
   static constexpr int kSteps = kUnits / kStep, kChunkSteps = kChunk / kStep;
@@ -142,9 +151,9 @@ class Points {
       }
 #pragma unroll 1
       for (int k = 0; k < m_.context; k += kStep) {
-        FragmentA c;
+        Fragment c;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < kWords; ++i) {
           const int own = row + i % 2 * 8, column = k + i / 2 * kHalf;
           if constexpr (kBf16) {
             c.r[i] = pack_bf16(value(own, column + pair), value(own, column + pair + 1));
@@ -152,7 +161,8 @@ class Points {
             c.r[i] = __float_as_uint(to_element<P>(value(own, column + lane_ % 4)));
           }
         }
-        add_products<false>(a, a, c, c, m_.given + begin * 8 * m_.context_stride + k, m_.context_stride);
+        add_products<false>(a, a, Operand(c), Operand(), m_.given + begin * 8 * m_.context_stride + k,
+                            m_.context_stride);
       }
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
@@ -171,8 +181,8 @@ class Points {
   // context feature, and both get the results.
   template <bool kFeature>
   FASTCSM_INLINE void evaluate(float x, float feature, float& s, float& ds) const {
-    FragmentA z[kSteps], u[kSteps];
-    float sum[2] = {0.f, 0.f}, dsum[2] = {0.f, 0.f};
+    Operand z[kSteps], u[kTangent ? kSteps : 1];
+    Sum sum[2] = {0, 0}, dsum[2] = {0, 0};
     first_layer<kFeature>(x, feature, z, u, sum, dsum);
     const int layers = int(args_.layers);
 #pragma unroll 1
@@ -186,7 +196,7 @@ class Points {
         if (k + 1 == layers) {
           add_output(a, t, chunk, sum, dsum);
         } else {
-          FragmentA next[2][kChunkSteps];
+          Fragment next[2][kChunkSteps];
           as_operand(next[0], a);
           if constexpr (kTangent) as_operand(next[1], t);
 #pragma unroll
@@ -200,12 +210,12 @@ class Points {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (i >= chunks * kChunkSteps) break;
-        z[i] = kept(i);
-        if constexpr (kTangent) u[i] = kept(kSteps + i);
+        z[i] = Operand(kept(i));
+        if constexpr (kTangent) u[i] = Operand(kept(kSteps + i));
       }
     }
-    s = of_row(sum) + m_.output[kUnits];
-    ds = kTangent ? of_row(dsum) : 0.f;
+    s = float(of_row(sum) + m_.output[kUnits]);
+    ds = kTangent ? float(of_row(dsum)) : 0.f;
   }
 
  private:
@@ -213,24 +223,25 @@ class Points {
 
   // Adds [z; u] w^T for the units in the rows of w.
   template <bool kBoth, int kTiles>
-  FASTCSM_INLINE void add_products(Accumulator (&a)[kTiles], Accumulator (&t)[kTiles], const FragmentA& z,
-                                   const FragmentA& u, const T* w, int stride) const {
+  FASTCSM_INLINE void add_products(Accumulator (&a)[kTiles], Accumulator (&t)[kTiles], const Operand& z,
+                                   const Operand& u, const T* w, int stride) const {
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
-      FragmentB b[2];
+      FragmentB<P> b[2];
       load_b_transposed(b, w + n * 8 * stride, stride, lane_);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply_add<P>(a[n + i], z, b[i]);
-        if constexpr (kBoth) multiply_add<P>(t[n + i], u, b[i]);
+        multiply_add(a[n + i], z, b[i]);
+        if constexpr (kBoth) multiply_add(t[n + i], u, b[i]);
       }
     }
   }
 
   // A chunk's columns as operands of the next product.
-  FASTCSM_INLINE static void as_operand(FragmentA* to, const Accumulator* from) {
+  template <class To>
+  FASTCSM_INLINE static void as_operand(To* to, const Accumulator* from) {
 #pragma unroll
-    for (int k = 0; k < kChunkSteps; ++k) to[k] = fastcsm::as_operand<P>(from, k * (kStep / 8));
+    for (int k = 0; k < kChunkSteps; ++k) to[k] = To(fastcsm::as_operand<P>(from, k * (kStep / 8)));
   }
 
   // z = f(a) and u = f'(a) t in place.
@@ -250,17 +261,23 @@ class Points {
   }
 
   // A chunk's part of s and s', of the lane's two rows and its columns.
-  FASTCSM_INLINE void add_output(const Accumulator* z, const Accumulator* u, int chunk, float (&sum)[2],
-                                 float (&dsum)[2]) const {
+  FASTCSM_INLINE void add_output(const Accumulator* z, const Accumulator* u, int chunk, Sum (&sum)[2],
+                                 Sum (&dsum)[2]) const {
+    const auto add_terms = [&](Sum(&of)[2], const Accumulator* terms) {
+      float part[2];
 #pragma unroll
-    for (int n = 0; n < kChunkTiles; ++n) {
-      const float2 w = pair_of(m_.output, chunk * kChunkTiles + n);
+      for (int i = 0; i < 2; ++i) part[i] = kSplit ? 0.f : float(of[i]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sum[i] = fmaf(w.y, z[n].r[2 * i + 1], fmaf(w.x, z[n].r[2 * i], sum[i]));
-        if constexpr (kTangent) dsum[i] = fmaf(w.y, u[n].r[2 * i + 1], fmaf(w.x, u[n].r[2 * i], dsum[i]));
+      for (int n = 0; n < kChunkTiles; ++n) {
+        const float2 w = pair_of(m_.output, chunk * kChunkTiles + n);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) part[i] = fmaf(w.y, terms[n].r[2 * i + 1], fmaf(w.x, terms[n].r[2 * i], part[i]));
       }
-    }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) of[i] = kSplit ? of[i] + part[i] : Sum(part[i]);
+    };
+    add_terms(sum, z);
+    if constexpr (kTangent) add_terms(dsum, u);
   }
 
   // Of a vector the elements of the lane's two columns of a tile.
@@ -270,8 +287,8 @@ class Points {
 
   // z_1 and u_1; of a head of one layer its part of s and s' instead.
   template <bool kFeature>
-  FASTCSM_INLINE void first_layer(float x, float feature, FragmentA (&z)[kSteps], FragmentA (&u)[kSteps],
-                                  float (&sum)[2], float (&dsum)[2]) const {
+  FASTCSM_INLINE void first_layer(float x, float feature, Operand (&z)[kSteps], Operand (&u)[kTangent ? kSteps : 1],
+                                  Sum (&sum)[2], Sum (&dsum)[2]) const {
     const float point[2] = {from_row(x, 0), from_row(x, 1)};
     const float own[2] = {kFeature ? from_row(feature, 0) : 0.f, kFeature ? from_row(feature, 1) : 0.f};
     keep_waves(point);
@@ -285,8 +302,8 @@ class Points {
 #pragma unroll 1
       for (int k = 0; k < m_.waves; k += kStep) {
         const T* w = m_.wave + chunk * kChunk * m_.wave_stride + k;
-        add_products<kTangent>(a, t, kept(k / kStep), kTangent ? kept((m_.waves + k) / kStep) : FragmentA{}, w,
-                               m_.wave_stride);
+        add_products<kTangent>(a, t, Operand(kept(k / kStep)),
+                               kTangent ? Operand(kept((m_.waves + k) / kStep)) : Operand(), w, m_.wave_stride);
       }
       activate_chunk(a, t);
       if (args_.layers == 1) {
@@ -324,18 +341,19 @@ class Points {
     constexpr int kOwn = kBf16 ? 2 : 1;  // frequencies of a lane
 #pragma unroll 1
     for (int k = 0; k < m_.waves; k += kStep) {
-      FragmentA h, dh;
+      Fragment h, dh;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int n = 0; n < kWords / 2; ++n) {
+        const int i = n % 2, first = n / 2 * 4 + i;
         float sine[2], cosine[2], dsine[2], dcosine[2];
 #pragma unroll
         for (int j = 0; j < kOwn; ++j) {
-          const float w = m_.frequency[k / 2 + lane_ % 4 * kOwn + j];
+          const float w = m_.frequency[k / 2 + n / 2 * kHalf + lane_ % 4 * kOwn + j];
           wave(w, point[i], sine[j], cosine[j]);
           dsine[j] = w * cosine[j], dcosine[j] = -w * sine[j];
         }
-        h.r[i] = words_of(sine), h.r[2 + i] = words_of(cosine);
-        dh.r[i] = words_of(dsine), dh.r[2 + i] = words_of(dcosine);
+        h.r[first] = words_of(sine), h.r[first + 2] = words_of(cosine);
+        dh.r[first] = words_of(dsine), dh.r[first + 2] = words_of(dcosine);
       }
       keep(h, k / kStep);
       if constexpr (kTangent) keep(dh, (m_.waves + k) / kStep);
@@ -351,7 +369,7 @@ class Points {
 
   // [a; t] of a chunk of units: the bias and the product with matrix k, [z; u] being `below` chunks.
   FASTCSM_INLINE void multiply(Accumulator (&a)[kChunkTiles], Accumulator (&t)[kChunkTiles], int k, int chunk,
-                               int below, const FragmentA (&z)[kSteps], const FragmentA (&u)[kSteps]) const {
+                               int below, const Operand (&z)[kSteps], const Operand (&u)[kTangent ? kSteps : 1]) const {
 #pragma unroll
     for (int n = 0; n < kChunkTiles; ++n) {
       const float2 bias = pair_of(m_.bias + k * kUnits, chunk * kChunkTiles + n);
@@ -362,33 +380,43 @@ class Points {
     // The usual case has no branch between its products.
     if (below == kChunks) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) add_products<kTangent>(a, t, z[i], u[i], w + i * kStep, Memory::kStride);
+      for (int i = 0; i < kSteps; ++i)
+        add_products<kTangent>(a, t, z[i], u[kTangent ? i : 0], w + i * kStep, Memory::kStride);
       return;
     }
 #pragma unroll
     for (int i = 0; i < kSteps - kChunkSteps; ++i) {
       if (i >= below * kChunkSteps) break;
-      add_products<kTangent>(a, t, z[i], u[i], w + i * kStep, Memory::kStride);
+      add_products<kTangent>(a, t, z[i], u[kTangent ? i : 0], w + i * kStep, Memory::kStride);
     }
   }
 
   // Operands in the lane's own words.
-  FASTCSM_INLINE void keep(const FragmentA& operand, int i) const {
+  FASTCSM_INLINE void keep(const Fragment& operand, int i) const {
     const uint32_t* r = operand.r;
-    reinterpret_cast<uint4*>(kept_)[i * kWarp + lane_] = {r[0], r[1], r[2], r[3]};
+#pragma unroll
+    for (int n = 0; n < kWords; n += 4) {
+      reinterpret_cast<uint4*>(kept_)[(i * (kWords / 4) + n / 4) * kWarp + lane_] = {r[n], r[n + 1], r[n + 2],
+                                                                                     r[n + 3]};
+    }
   }
-  FASTCSM_INLINE FragmentA kept(int i) const {
-    const uint4 r = reinterpret_cast<const uint4*>(kept_)[i * kWarp + lane_];
-    return {{r.x, r.y, r.z, r.w}};
+  FASTCSM_INLINE Fragment kept(int i) const {
+    Fragment operand;
+#pragma unroll
+    for (int n = 0; n < kWords; n += 4) {
+      const uint4 r = reinterpret_cast<const uint4*>(kept_)[(i * (kWords / 4) + n / 4) * kWarp + lane_];
+      operand.r[n] = r.x, operand.r[n + 1] = r.y, operand.r[n + 2] = r.z, operand.r[n + 3] = r.w;
+    }
+    return operand;
   }
 
   // What lane i brought for row i, of the lane's first or second row; and back, from sums of each lane's columns.
   FASTCSM_INLINE float from_row(float x, int i) const { return __shfl_sync(0xffffffffu, x, lane_ / 4 + 8 * i); }
-  FASTCSM_INLINE float of_row(const float (&sum)[2]) const {
-    float both[2];
+  FASTCSM_INLINE Sum of_row(const Sum (&sum)[2]) const {
+    Sum both[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float total = sum[i] + __shfl_xor_sync(0xffffffffu, sum[i], 1);
+      Sum total = sum[i] + __shfl_xor_sync(0xffffffffu, sum[i], 1);
       total += __shfl_xor_sync(0xffffffffu, total, 2);
       both[i] = __shfl_sync(0xffffffffu, total, lane_ % 8 * 4);
     }

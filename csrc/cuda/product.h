@@ -221,10 +221,10 @@ struct Product {
 
   FASTCSM_INLINE void multiply(const T* left, const T* right, int filled) {
     const int row = first_row(), column = first_column();
-#pragma unroll
-    for (int step = 0; step < kSteps; step += S::kShares * kDepth<T>) {
-      const int k = step + share() * kDepth<T>;
-      FragmentA fa[S::kFragmentsM];
+#pragma unroll(P == Precision::exact && !kAlongA ? 1 : kSteps)  // as registers allow
+    for (int step = 0; step < kSteps; step += S::kShares * kDepth<P>) {
+      const int k = step + share() * kDepth<P>;
+      FragmentA<P> fa[S::kFragmentsM];
 #pragma unroll
       for (int m = 0; m < S::kFragmentsM; ++m) {
         if (m >= filled) break;
@@ -237,7 +237,7 @@ struct Product {
       }
 #pragma unroll
       for (int n = 0; n < S::kFragmentsN; n += 2) {
-        FragmentB fb[2];
+        FragmentB<P> fb[2];
         if constexpr (kAlongB) {
           load_b_transposed(fb, right + (column + 8 * n) * B::kStride + k, B::kStride, lane);
         } else {
@@ -248,8 +248,8 @@ struct Product {
 #pragma unroll
         for (int m = 0; m < S::kFragmentsM; ++m) {
           if (m >= filled) break;
-          multiply_add<P>(sums[m][n], fa[m], fb[0]);
-          multiply_add<P>(sums[m][n + 1], fa[m], fb[1]);
+          multiply_add(sums[m][n], fa[m], fb[0]);
+          multiply_add(sums[m][n + 1], fa[m], fb[1]);
         }
       }
     }

@@ -9,6 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "sums.h"  // of bench/machine/
+
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
@@ -39,6 +41,8 @@ struct Warp {
   int arrived;
   int turn;         // which of the two sets of slots is being filled
   uint32_t fences;  // barriers of this warp so far
+  bool multiplied;  // what the lanes exchanged last, to sums
+  float sums[16][8];
   char slots[2][32 * kSlotBytes];
 };
 
@@ -306,6 +310,7 @@ const char* exchange(const void* mine, size_t bytes, bool fence, Place at) {
   warp.arrived = 0;
   warp.turn ^= 1;
   warp.fences += fence;
+  warp.multiplied = false;
   return slots;
 }
 
@@ -327,34 +332,46 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Place at)
   }
 }
 
-void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, Place at) {
-  uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  const char* slots = exchange(mine, sizeof mine, false, at);
-  const int lane = block.current % 32, g = lane / 4, t = lane % 4;
-  const auto word = [&](int of, int i) {
-    uint32_t bits;
-    std::memcpy(&bits, slots + kSlotBytes * of + 4 * i, 4);
-    return bits;
-  };
+// The products of a warp and what they are added to, by the first lane that goes on, for all of them.
+void multiply(Warp& warp, const char* slots, bool bf16) {
+  const int depth = bf16 ? 16 : 8;
+  double left[16][16], right[16 * 8], sum[16][8];
   const auto value = [](uint32_t bits) {
     float x;
     std::memcpy(&x, &bits, 4);
-    return x;
+    return double(x);
   };
-  // Words k of A's rows g and g + 8 and of B's columns 2t and 2t + 1: one tf32 or two bfloat16 each.
-  double sum[4] = {};
-  for (int k = 0; k < 8; ++k) {
-    double a_low[2], a_high[2], b_low[2], b_high[2];
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t x = word(4 * g + k % 4, 2 * (k / 4) + i), y = word(4 * (2 * t + i) + k % 4, 4 + k / 4);
-      a_low[i] = bf16 ? value(x << 16) : 0;
-      b_low[i] = bf16 ? value(y << 16) : 0;
-      a_high[i] = value(x & (bf16 ? 0xffff0000u : 0xffffe000u));
-      b_high[i] = value(y & (bf16 ? 0xffff0000u : 0xffffe000u));
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    uint32_t words[10];
+    std::memcpy(words, slots + kSlotBytes * lane, sizeof words);
+    // Words of A's rows g and g + 8 and of B's column g: one tf32 or two bfloat16 each.
+    for (int i = 0; i < 6; ++i) {
+      const int half = i < 4 ? i / 2 : i - 4;
+      for (int k = 0; k < (bf16 ? 2 : 1); ++k) {
+        const double x = value(!bf16 ? words[i] & 0xffffe000u : k == 0 ? words[i] << 16 : words[i] & 0xffff0000u);
+        const int step = bf16 ? 8 * half + 2 * t + k : 4 * half + t;
+        (i < 4 ? left[g + i % 2 * 8][step] : right[8 * step + g]) = x;
+      }
     }
-    for (int n = 0; n < 4; ++n) sum[n] += a_low[n / 2] * b_low[n % 2] + a_high[n / 2] * b_high[n % 2];
+    for (int i = 0; i < 4; ++i) sum[g + i / 2 * 8][2 * t + i % 2] = value(words[6 + i]);
   }
-  for (int n = 0; n < 4; ++n) c[n] = float(c[n] + sum[n]);
+  const machine::Unit unit = machine::unit_of(80, bf16 ? machine::kBfloat : machine::kTf32);
+  for (int row = 0; row < 16; ++row) {
+    machine::multiply_row(sum[row], left[row], right, depth, 8, unit);
+    for (int j = 0; j < 8; ++j) warp.sums[row][j] = float(sum[row][j]);
+  }
+}
+
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, Place at) {
+  uint32_t mine[10] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::memcpy(mine + 6, c, sizeof c);
+  const char* slots = exchange(mine, sizeof mine, false, at);
+  const int lane = block.current % 32;
+  Warp& warp = block.warps[block.current / 32];
+  if (!warp.multiplied) multiply(warp, slots, bf16);
+  warp.multiplied = true;
+  for (int i = 0; i < 4; ++i) c[i] = warp.sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 // A copy may write at any time from here on: a write now for others' accesses, and one more when it has arrived.

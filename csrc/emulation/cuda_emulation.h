@@ -14,7 +14,9 @@
 //   - by AddressSanitizer and UBSan, under which the sources are compiled: accesses outside of tensors, misaligned
 //     vectors, overflows.
 // Not seen: uninitialised registers, bank conflicts, what depends on warps running at once (a missing fence), limits of
-// registers and shared memory, and the rounding inside matrix units, whose sums are rounded here after every product.
+// registers and shared memory. Matrix units add as Ampere's do, and as bench/machine has it (sums.h): four products of
+// tf32 or eight of bfloat16 and the accumulator at a time, cut off one bit below float32's last, where Hopper's take
+// twice as many and keep two bits.
 //
 // The compiler's calls to AddressSanitizer's checks pass through this file's (-Wl,--wrap), which is how accesses to
 // memory are known; kernels are written as usual. They use no static __shared__ memory, but cuda/device.h's

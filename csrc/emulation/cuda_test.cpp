@@ -66,7 +66,7 @@ struct Product {
 template <Precision P>
 __global__ void product_kernel(Product args) {
   using T = Element<P>;
-  constexpr int depth = kDepth<T>;
+  constexpr int depth = kDepth<P>;
   SharedMemory memory(block_memory());
   const int sa = padded_stride<T>(depth), st = padded_stride<T>(16);
   T* a = memory.take<T>(16 * sa);      // a[i][k]
@@ -81,8 +81,8 @@ __global__ void product_kernel(Product args) {
   }
   __syncthreads();
   for (int way = 0; way < 4; ++way) {
-    FragmentA fa;
-    FragmentB fb[2];
+    FragmentA<P> fa;
+    FragmentB<P> fb[2];
     if (way % 2) {
       load_a_transposed(fa, at, st, lane);
     } else {
@@ -95,7 +95,7 @@ __global__ void product_kernel(Product args) {
     }
     for (int half = 0; half < 2; ++half) {
       Accumulator c{};
-      multiply_add<P>(c, fa, fb[half]);
+      multiply_add(c, fa, fb[half]);
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2 + 8 * half;
         args.c[way * 256 + row * 16 + column] = c.r[i];
@@ -118,7 +118,7 @@ void run(void (*kernel)(Args), int blocks, int threads, size_t shared, Args args
 // Largest error of the products over the sum of absolute terms.
 template <Precision P>
 double product_error() {
-  constexpr int depth = kDepth<Element<P>>;
+  constexpr int depth = kDepth<P>;
   std::vector<float> a(16 * depth), b(16 * depth), c(4 * 256);
   for (float& x : a) x = float(drand48() - 0.5);
   for (float& x : b) x = float(drand48() - 0.5);
@@ -137,6 +137,16 @@ double product_error() {
   return worst;
 }
 
+// 2^23 and `more`, the sum of two products.
+double sum_above(float more) {
+  constexpr int depth = kDepth<Precision::tf32>;
+  std::vector<float> a(16 * depth), b(16 * depth), c(4 * 256);
+  a[0] = 0x1p12f, b[0] = 0x1p11f;
+  a[1] = 1, b[16] = more;
+  run(product_kernel<Precision::tf32>, 1, kWarp, 8 << 10, Product{a.data(), b.data(), c.data()});
+  return c[0];
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -144,4 +154,5 @@ int main(int, char** arguments) {
   run(kernel, 2, 64, 3 * (64 * 4 + SharedMemory::kGap), Args{arguments[1], out.data()});
   std::printf("%g %g %g %g\n", out[0], out[63], product_error<Precision::exact>(), product_error<Precision::tf32>());
   std::printf("%g\n", product_error<Precision::bf16>());
+  std::printf("%.9g %.9g\n", sum_above(0.984375f), sum_above(1.984375f));
 }
