@@ -143,8 +143,8 @@ def resident(device: Device, figures: Mapping[str, Any], registers: int) -> int:
 
 def operands(kernel: str, backend: str, precision: str) -> str:
     """The precision of what matrix units multiply."""
-    exact = precision == "float32" or kernel.startswith("probability_flow")
-    return "bfloat16" if backend == "cuda" and exact else precision  # float32 as sums of three
+    exact = backend == "cuda" and kernel.startswith("probability_flow")  # sums of three bfloat16
+    return "bfloat16" if exact else precision
 
 
 def busy(device: Device, figures: Mapping[str, Any], precision: str, ratio: float) -> dict[str, float]:

@@ -7,8 +7,6 @@
 // advance alike: what travels through shared memory in a step is z_k, and the warps' shares of s.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/head.h"
 #include "common/philox.h"
 
@@ -327,7 +325,9 @@ class Chain {
       for (int i = 0; i < kTogether<P>; ++i) load_a(a[i], w + k + i * kDepth<P>, w_stride, lane_);
       load_b_deep(two, b + k, b_stride, lane_);
 #pragma unroll
-      for (int i = 0; i < kTogether<P>; ++i) multiply_add(i == 0 ? c : other, a[i], two[i]);
+      for (int i = 0; i < kTogether<P>; ++i) {
+        multiply_add(i == 0 ? c : other, OperandA<P>(a[i]), OperandB<P>(two[i]));
+      }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) c.r[i] += other.r[i];

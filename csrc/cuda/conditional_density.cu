@@ -6,10 +6,10 @@
 // multiprocessors.
 //
 // What a panel costs a warp, counted in the code for sm_90 (two hidden layers of 128 units, silu, 16 frequencies): some
-// 2300 instructions in bfloat16, 3000 with tf32 and 8300 in float32, among them 160, 320 and 960 matrix instructions
-// and 128, 256 and 256 of the special function units; 600 are the panel's float64 arithmetic. The issue of instructions
-// is the limit: the special function units are busy for 1000, 2000 and 2000 cycles, the matrix units for about 1000,
-// 2000 and 6000. Of float32's instructions half split operands.
+// 2300 instructions in bfloat16 and 3000 with tf32, among them 160 and 320 matrix instructions, and in float32 960; and
+// 128, 256 and 256 of the special function units; 600 are the panel's float64 arithmetic. The issue of instructions is
+// the limit: the special function units are busy for 1000, 2000 and 2000 cycles, the matrix units for about 1000, 2000
+// and 6000.
 #include <tuple>
 
 #include "common/density_args.h"

@@ -75,15 +75,17 @@ FASTCSM_INLINE void inputs_backward(const GradientArgs& args, const GradientMemo
       FragmentA<P> a[kTwo];
       FragmentB<P> b[kTwo];
       load_columns_b<P>(b, m.head.first + k * stride + column, stride, at.lane);
+      OperandB<P> of_w[kTwo];
 #pragma unroll
       for (int i = 0; i < kTwo; ++i) {
         load_a(a[i], primal + k + i * kStep, kStride, at.lane);
-        multiply_add(i == 0 ? gh : rest, a[i], b[i]);
+        of_w[i] = OperandB<P>(b[i]);
+        multiply_add(i == 0 ? gh : rest, OperandA<P>(a[i]), of_w[i]);
       }
 #pragma unroll
       for (int i = 0; need_x && i < kTwo; ++i) {
         load_a(a[i], tangent + k + i * kStep, kStride, at.lane);
-        multiply_add(gdh, a[i], b[i]);
+        multiply_add(gdh, OperandA<P>(a[i]), of_w[i]);
       }
     }
 #pragma unroll

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -18,9 +19,9 @@ namespace fastcsm {
 
 constexpr int kWarp = 32;
 
-// How products of matrices are done: bfloat16 operands; tf32 operands; or float32 operands as sums of three bfloat16
-// each, whose six greatest products are as accurate as float32. All accumulate in float32, truncated where matrix units
-// do.
+// How products of matrices are done: bfloat16 operands; tf32 operands; or float32 operands as sums of two tf32 each, of
+// whose products three count, or of three bfloat16 each, of whose products six do. All accumulate in float32. Matrix
+// units truncate, so that float32 sums leave them after 16 columns and are added up rounded to nearest.
 enum class Precision { bf16, tf32, exact };
 
 // What matrices are made of in memory.
@@ -274,6 +275,7 @@ struct SplitA {
 struct SplitB {
   FragmentB<Precision::bf16> part[3];
 
+  SplitB() = default;
   FASTCSM_INLINE explicit SplitB(const FragmentB<Precision::exact>& b) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -281,6 +283,37 @@ struct SplitB {
     }
   }
 };
+
+// x as the sum of two tf32, to 22 bits: the unit drops those bits of the rest that it cannot hold.
+FASTCSM_INLINE void split_tf32(uint32_t x, uint32_t& high, uint32_t& low) {
+  const float value = __uint_as_float(x), kept = round_tf32(value);
+  high = __float_as_uint(kept);
+  low = __float_as_uint(value - kept) + 0x1000u;
+}
+struct PairA {
+  FragmentA<Precision::tf32> high[2], low[2];
+
+  PairA() = default;
+  FASTCSM_INLINE explicit PairA(const FragmentA<Precision::exact>& a) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) split_tf32(a.r[i], high[i / 4].r[i % 4], low[i / 4].r[i % 4]);
+  }
+};
+struct PairB {
+  FragmentB<Precision::tf32> high[2], low[2];
+
+  PairB() = default;
+  FASTCSM_INLINE explicit PairB(const FragmentB<Precision::exact>& b) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split_tf32(b.r[i], high[i / 2].r[i % 2], low[i / 2].r[i % 2]);
+  }
+};
+
+// What products take: a fragment, or what it is split into once for all of them.
+template <Precision P>
+using OperandA = std::conditional_t<P == Precision::exact, PairA, FragmentA<P>>;
+template <Precision P>
+using OperandB = std::conditional_t<P == Precision::exact, PairB, FragmentB<P>>;
 
 // c += a b, one matrix instruction on bfloat16 (16 deep) or tf32 (8 deep).
 template <Precision P>
@@ -315,7 +348,8 @@ FASTCSM_INLINE void multiply_add_rest(Accumulator& c, const SplitA& a, const Spl
   multiply_add(c, a.part[0], b.part[1]);
 }
 
-// c += a b in float32. Matrix units truncate, so that they add to nothing else: c is rounded to nearest.
+// c += a b in float32, without a bias: where many sums of one sign are added up, as in a density. It takes more
+// instructions than pairs of tf32, and the same time of matrix units.
 FASTCSM_INLINE void multiply_add(Accumulator& c, const SplitA& a, const SplitB& b) {
   Accumulator first = {}, rest = {};
   multiply_add_rest(rest, a, b);
@@ -323,12 +357,19 @@ FASTCSM_INLINE void multiply_add(Accumulator& c, const SplitA& a, const SplitB& 
 #pragma unroll
   for (int i = 0; i < 4; ++i) c.r[i] += first.r[i] + rest.r[i];
 }
-FASTCSM_INLINE void multiply_add(Accumulator& c, const FragmentA<Precision::exact>& a,
-                                 const FragmentB<Precision::exact>& b) {
-  multiply_add(c, SplitA(a), SplitB(b));
-}
-FASTCSM_INLINE void multiply_add(Accumulator& c, const SplitA& a, const FragmentB<Precision::exact>& b) {
-  multiply_add(c, a, SplitB(b));
+
+// c += a b in float32, three products for each of two tf32. A sum loses some 2^-24 of itself on average.
+FASTCSM_INLINE void multiply_add(Accumulator& c, const PairA& a, const PairB& b) {
+  Accumulator sum = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    multiply_add(sum, a.low[i], b.high[i]);
+    multiply_add(sum, a.high[i], b.low[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) multiply_add(sum, a.high[i], b.high[i]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c.r[i] += sum.r[i];
 }
 
 // Copies kBytes, 16 or 4, from device to shared memory while the thread goes on, or zeros unless inside; both places

@@ -213,14 +213,16 @@ struct Inputs {
 template <Precision P, int kRows>
 FASTCSM_INLINE void add_step(Pair<kRows>& out, const Place<kRows>& at, const FragmentA<P>& a, const FragmentA<P>& t,
                              bool both, const Element<P>* w, int stride, int k) {
+  const OperandA<P> of_a(a), of_t(P == Precision::exact && !both ? FragmentA<P>{} : t);
 #pragma unroll
   for (int n = 0; n < kTiles<kRows>; n += 2) {
     FragmentB<P> b[2];
     load_b_transposed(b, w + (at.column + n * 8) * stride + k, stride, at.lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      multiply_add(out.a[n + i], a, b[i]);
-      if (both) multiply_add(out.t[n + i], t, b[i]);
+      const OperandB<P> of_w(b[i]);
+      multiply_add(out.a[n + i], of_a, of_w);
+      if (both) multiply_add(out.t[n + i], of_t, of_w);
     }
   }
 }
@@ -232,9 +234,9 @@ FASTCSM_INLINE void product_first(Pair<kRows>& out, const Place<kRows>& at, cons
   constexpr int kStep = kDepth<P>;
   const Element<P>* primal = h + at.row * stride;
 #pragma unroll 1
-  for (int two = 0; two < columns; two += 2 * kStep) {
+  for (int first = 0; first < columns; first += kTogether<P> * kStep) {
 #pragma unroll
-    for (int k = two; k < two + 2 * kStep; k += kStep) {
+    for (int k = first; k < first + kTogether<P> * kStep; k += kStep) {
       if (k >= columns) break;
       FragmentA<P> a, t;
       load_a(a, primal + k, stride, at.lane);

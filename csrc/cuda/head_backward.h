@@ -66,14 +66,18 @@ FASTCSM_INLINE void product_backward(Pair<kRows>& out, const Place<kRows>& at, c
                                      const Element<P>* g, const Element<P>* w) {
   constexpr int kStride = Head<P>::kStride, kStep = kDepth<P>, kTwo = kTogether<P>;
   const auto add_steps = [&](const FragmentA<P>(&a)[kTwo], const FragmentA<P>(&t)[kTwo], int k) {
+    OperandA<P> of_a[kTwo], of_t[kTwo];
+#pragma unroll
+    for (int i = 0; i < kTwo; ++i) of_a[i] = OperandA<P>(a[i]), of_t[i] = OperandA<P>(t[i]);
 #pragma unroll
     for (int n = 0; n < kTiles<kRows>; ++n) {
       FragmentB<P> b[kTwo];
       load_columns_b<P>(b, w + k * kStride + at.column + n * 8, kStride, at.lane);
 #pragma unroll
       for (int i = 0; i < kTwo; ++i) {
-        multiply_add(out.a[n], a[i], b[i]);
-        multiply_add(out.t[n], t[i], b[i]);
+        const OperandB<P> of_w(b[i]);
+        multiply_add(out.a[n], of_a[i], of_w);
+        multiply_add(out.t[n], of_t[i], of_w);
       }
     }
   };
@@ -117,19 +121,27 @@ FASTCSM_INLINE void add_outer(Accumulator (&out)[M][kWide], const Place<kRows>& 
       Accumulator sum[kDown][kAcross] = {};
 #pragma unroll 1
       for (int k = 0; k < 2 * kRows; k += kStep) {
-        FragmentA<P> a[kDown][kTwo];
+        OperandA<P> of_g[kDown][kTwo];
 #pragma unroll
-        for (int m = 0; m < kDown; ++m) load_columns_a<P>(a[m], g + k * kStride + 16 * (m0 + m), kStride, at.lane);
+        for (int m = 0; m < kDown; ++m) {
+          FragmentA<P> a[kTwo];
+          load_columns_a<P>(a, g + k * kStride + 16 * (m0 + m), kStride, at.lane);
+#pragma unroll
+          for (int i = 0; i < kTwo; ++i) of_g[m][i] = OperandA<P>(a[i]);
+        }
 #pragma unroll
         for (int n = 0; n < kAcross && n0 + n < kWide; ++n) {
           const int column = 8 * kApart * (n0 + n);
           if (column >= columns || (k >= kRows && column + 8 * kApart <= tangent_from)) continue;
           FragmentB<P> b[kTwo];
           load_columns_b<P>(b, z + k * z_stride + column, z_stride, at.lane);
+          OperandB<P> of_z[kTwo];
+#pragma unroll
+          for (int i = 0; i < kTwo; ++i) of_z[i] = OperandB<P>(b[i]);
 #pragma unroll
           for (int m = 0; m < kDown; ++m) {
 #pragma unroll
-            for (int i = 0; i < kTwo; ++i) multiply_add(kOwn ? sum[m][n] : out[m][n], a[m][i], b[i]);
+            for (int i = 0; i < kTwo; ++i) multiply_add(kOwn ? sum[m][n] : out[m][n], of_g[m][i], of_z[i]);
           }
         }
       }

@@ -5,7 +5,7 @@
 // MADE as their degrees come due, between the chains of one variable and the next.
 //
 // What a step costs a warp, counted in the code for sm_90 (two hidden layers, silu, no frequencies): 193 instructions
-// in bfloat16, 207 with tf32 and 439 in float32, among them 8, 16 and 48 matrix instructions; two barriers. A scheduler
+// in bfloat16 and 207 with tf32, among them 8 and 16 matrix instructions, and in float32 48; two barriers. A scheduler
 // has two warps. Frequencies add a barrier, and up to 87 instructions for 16 of them in bfloat16. Noise is drawn for 32
 // steps at once, one number a thread, which makes 4 instructions a step. From a state to the next the longest chain is
 // two activations (some 100 cycles each), the load and two to eight dependent matrix instructions (100 to 300), three

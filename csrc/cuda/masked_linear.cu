@@ -38,7 +38,11 @@ namespace {
 using Tall = Shape<128, 128, 64, 64, 128, 2, 2>;
 using Flat = Shape<64, 64, 64, 16, 128, 4, 3>;
 using Slim = Shape<16, 32, 16, 32, 128, 8, 4>;
-using DeepSlim = Shape<16, 32, 16, 32, 256, 4, 4>;  // for float32, whose products are twice as deep
+// Of float32, whose products are twice as deep and take more registers.
+using DeepSlim = Shape<16, 32, 16, 32, 256, 4, 4>;
+using Low = Shape<64, 128, 32, 64, 128, 2, 2>;
+template <Precision P>
+using Large = std::conditional_t<P == Precision::exact, Low, Tall>;
 
 constexpr int kGroupRows = 2048;  // whose tiles follow each other, so that they find each other's operands in cache
 constexpr int kLeastBlocks = 8;   // of a sum, that a part of a tile has
@@ -140,19 +144,20 @@ struct WeightArgs {
 };
 
 template <Precision P>
-__global__ void __launch_bounds__(kProductThreads, Tall::kBlocks)
+__global__ void __launch_bounds__(kProductThreads, Large<P>::kBlocks)
     masked_linear_bwd_weight_kernel(const __grid_constant__ WeightArgs args) {
   using T = Element<P>;
-  using Tile = Product<P, Tall, false, false>;
+  using S = Large<P>;
+  using Tile = Product<P, S, false, false>;
   SharedMemory memory(block_memory());
   Tile tile(memory);
   const Stairs& stairs = args.stairs;
-  const int in_tiles = (stairs.inputs + Tall::kN - 1) / Tall::kN;
-  const int out_tiles = (stairs.outputs + Tall::kM - 1) / Tall::kM;
+  const int in_tiles = (stairs.inputs + S::kN - 1) / S::kN;
+  const int out_tiles = (stairs.outputs + S::kM - 1) / S::kM;
   const int slice = int(blockIdx.x) % args.slices, place = int(blockIdx.x) / args.slices;
-  const int o0 = (out_tiles - 1 - place / in_tiles) * Tall::kM, i0 = place % in_tiles * Tall::kN;
-  const Range in(stairs.in_bounds, stairs.group, i0, Tall::kN, stairs.inputs);
-  const Range out(stairs.out_bounds, stairs.group, o0, Tall::kM, stairs.outputs);
+  const int o0 = (out_tiles - 1 - place / in_tiles) * S::kM, i0 = place % in_tiles * S::kN;
+  const Range in(stairs.in_bounds, stairs.group, i0, S::kN, stairs.inputs);
+  const Range out(stairs.out_bounds, stairs.group, o0, S::kM, stairs.outputs);
   const bool empty = in.least > out.greatest, edge = !empty && in.greatest > out.least;
   if (empty && args.partials) return;
   const int64_t begin = slice * args.slice_rows;
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(kProductThreads, Tall::kBlocks)
     left.load(a, begin + int64_t(k) * Tile::kSteps);
     right.load(b, begin + int64_t(k) * Tile::kSteps);
   };
-  tile.run(Tall::kFragmentsM, [&] { return block < blocks ? block++ : -1; }, load, [](int, T*, T*) {});
+  tile.run(S::kFragmentsM, [&] { return block < blocks ? block++ : -1; }, load, [](int, T*, T*) {});
   tile.for_each_sum([&](int row, int column, float (&values)[4]) {
     if (args.partials == nullptr) {
       args.finish.template store<P, false>(o0 + row, i0 + column, values, edge);
@@ -209,7 +214,7 @@ void with_shape(int64_t columns, const Function& function) {
   } else if (columns == Flat::kN) {
     function(Flat());
   } else {
-    function(Tall());
+    function(Large<P>());
   }
 }
 
@@ -271,7 +276,9 @@ class Layer {
   // G^T x under the mask to a (O, I) weight's place.
   void weight_product(const void* grad, void* out) {
     if (stairs.group == 0) find_bounds(Tall::kSteps<float>);
-    const int64_t tiles = parts_of(stairs.outputs, Tall::kM) * parts_of(stairs.inputs, Tall::kN);
+    const bool exact = storage_ == Storage::f32 && !reduced_;
+    const int64_t high = parts_of(stairs.outputs, exact ? Low::kM : Tall::kM);
+    const int64_t tiles = high * parts_of(stairs.inputs, Tall::kN);
     const int64_t wanted = parts_of(2 * Tall::kBlocks * device_.multiprocessors(), tiles);
     const int64_t most = parts_of(rows, 4 * Tall::kM), slices = wanted < most ? wanted : most;
     WeightArgs a{};
@@ -290,7 +297,7 @@ class Layer {
     a.partials = a.slices > 1 ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
     with_precision(storage_, reduced_, [&](auto precision) {
       constexpr Precision P = decltype(precision)::value;
-      const int bytes = product_bytes<P, Tall, false, false>();
+      const int bytes = product_bytes<P, Large<P>, false, false>();
       device_.launch(masked_linear_bwd_weight_kernel<P>, tiles * a.slices, kProductThreads, bytes, a);
     });
     if (a.partials) add_up(a.partials, a.slices, a.finish);

@@ -13,8 +13,6 @@
 // one lane's, and each is computed once in the warp. They too wait in the lanes' words, for each chunk to read.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/activations.h"
 #include "cuda/head.h"
 
@@ -116,10 +114,12 @@ class Points {
   static constexpr int kWords = int(sizeof(Fragment) / 4);
   // What a layer's values are between products. Registers hold them split where there is no tangent.
   static constexpr bool kSplit = P == Precision::exact && !kTangent;
-  using Operand = std::conditional_t<kSplit, SplitA, Fragment>;
+  using Left = std::conditional_t<P == Precision::exact, SplitA, Fragment>;
+  using Right = std::conditional_t<P == Precision::exact, SplitB, FragmentB<P>>;
+  using Operand = std::conditional_t<kSplit, Left, Fragment>;
   // Of the output's terms, which may be far larger than the score: in float64 where scores are integrated.
   using Sum = std::conditional_t<kSplit, double, float>;
-  static constexpr int kChunk = P == Precision::exact && kTangent ? 16 : 32;  // as registers allow
+  static constexpr int kChunk = P == Precision::exact ? 16 : 32;  // as registers allow
   static constexpr int kChunks = kUnits / kChunk, kChunkTiles = kChunk / 8;
   static constexpr int kSteps = kUnits / kStep, kChunkSteps = kChunk / kStep;
 
@@ -225,14 +225,16 @@ class Points {
   template <bool kBoth, int kTiles>
   FASTCSM_INLINE void add_products(Accumulator (&a)[kTiles], Accumulator (&t)[kTiles], const Operand& z,
                                    const Operand& u, const T* w, int stride) const {
+    const Left of_z(z), of_u(u);
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
       FragmentB<P> b[2];
       load_b_transposed(b, w + n * 8 * stride, stride, lane_);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        multiply_add(a[n + i], z, b[i]);
-        if constexpr (kBoth) multiply_add(t[n + i], u, b[i]);
+        const Right of_w(b[i]);
+        multiply_add(a[n + i], of_z, of_w);
+        if constexpr (kBoth) multiply_add(t[n + i], of_u, of_w);
       }
     }
   }

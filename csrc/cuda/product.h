@@ -224,16 +224,18 @@ struct Product {
 #pragma unroll(P == Precision::exact && !kAlongA ? 1 : kSteps)  // as registers allow
     for (int step = 0; step < kSteps; step += S::kShares * kDepth<P>) {
       const int k = step + share() * kDepth<P>;
-      FragmentA<P> fa[S::kFragmentsM];
+      OperandA<P> of_a[S::kFragmentsM];
 #pragma unroll
       for (int m = 0; m < S::kFragmentsM; ++m) {
         if (m >= filled) break;
+        FragmentA<P> a;
         if constexpr (kAlongA) {
-          load_a(fa[m], left + (row + 16 * m) * A::kStride + k, A::kStride, lane);
+          load_a(a, left + (row + 16 * m) * A::kStride + k, A::kStride, lane);
         } else {
-          load_a_transposed(fa[m], left + k * A::kStride + row + 16 * m, A::kStride, lane);
+          load_a_transposed(a, left + k * A::kStride + row + 16 * m, A::kStride, lane);
         }
-        round_fragment<P>(fa[m].r);
+        round_fragment<P>(a.r);
+        of_a[m] = OperandA<P>(a);
       }
 #pragma unroll
       for (int n = 0; n < S::kFragmentsN; n += 2) {
@@ -245,11 +247,12 @@ struct Product {
         }
         round_fragment<P>(fb[0].r);
         round_fragment<P>(fb[1].r);
+        const OperandB<P> first(fb[0]), second(fb[1]);
 #pragma unroll
         for (int m = 0; m < S::kFragmentsM; ++m) {
           if (m >= filled) break;
-          multiply_add(sums[m][n], fa[m], fb[0]);
-          multiply_add(sums[m][n + 1], fa[m], fb[1]);
+          multiply_add(sums[m][n], of_a[m], first);
+          multiply_add(sums[m][n + 1], of_a[m], second);
         }
       }
     }

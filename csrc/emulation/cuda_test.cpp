@@ -95,7 +95,7 @@ __global__ void product_kernel(Product args) {
     }
     for (int half = 0; half < 2; ++half) {
       Accumulator c{};
-      multiply_add(c, fa, fb[half]);
+      multiply_add(c, OperandA<P>(fa), OperandB<P>(fb[half]));
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2 + 8 * half;
         args.c[way * 256 + row * 16 + column] = c.r[i];
