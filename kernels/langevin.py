@@ -17,7 +17,7 @@ from fastcsm.host import constant
 
 from .head import Head, read_context
 from .incremental import Made, Network, contexts, finish_units, network_of, of_model
-from .launch import HeadLaunch
+from .launch import HeadLaunch, aligned
 from .philox import normal
 from .points import add_feature, evaluate, shares_of_rows
 
@@ -247,7 +247,7 @@ def _in_a_row(tensors: list[Tensor], models: int) -> tuple[Tensor, ...]:
     """For each tensor of a model, those of all models after one another: itself, or a copy."""
     own = len(tensors) // models
     if models == 1:
-        return tuple(tensors)
+        return tuple(map(aligned, tensors))
     return tuple(torch.stack(tensors[k::own]) for k in range(own))
 
 

@@ -56,6 +56,7 @@ class DoesNotFit(RuntimeError):
 Judge = Callable[[Launch], Fit]
 _recorded: ContextVar[tuple[list[Launch], Judge] | None] = ContextVar("fastcsm_recorded", default=None)
 _chosen: dict[Any, tuple[Any, int]] = {}
+_launched: set[Any] = set()
 
 
 @contextlib.contextmanager
@@ -310,5 +311,9 @@ def _launch(grid: tuple[int, ...], entry: Launch) -> None:
     if recording:
         recording[0].append(entry)
         return
-    with on_device(device_of(entry.args)):
+    device = device_of(entry.args)
+    known = entry.kernel, *entry.constants.values(), *entry.options.values(), device.index
+    patient = INTERPRETED or known in _launched
+    with on_device(device), contextlib.nullcontext() if patient else announced(entry.kernel):
         entry.kernel[grid](*entry.args, **entry.constants, **entry.options)
+    _launched.add(known)

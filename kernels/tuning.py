@@ -7,6 +7,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from .configurations import Key, choices
+from .launch import DoesNotFit
 
 Call = Callable[[], Any]
 
@@ -45,18 +46,21 @@ def tune(call: Call, *, rounds: int = 5, timer: Callable[[Call], float] | None =
 
 def _fastest(key: Key, candidates: tuple[Any, ...], timer: Callable[[Call], float], call: Call) -> Any:
     """Takes the candidate of least time; those that do not fit the device are passed over."""
-    before, times = choices.best.get(key, candidates[0]), {}
+    before, times = choices.best.get(key), {}
     try:
         for candidate in candidates:
             choices.best[key] = candidate
             try:
                 times[candidate] = timer(call)
-            except OutOfResources:
+            except (OutOfResources, DoesNotFit):
                 continue
         before = min(times, key=times.__getitem__, default=before)
     finally:
-        choices.best[key] = before
-    return before
+        if before is None:
+            del choices.best[key]
+        else:
+            choices.best[key] = before
+    return before or candidates[0]
 
 
 def _seconds(rounds: int) -> Callable[[Call], float]:

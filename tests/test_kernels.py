@@ -1,5 +1,6 @@
 """What the Triton kernels share: activations, noise, and how launches are laid out."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -170,14 +171,17 @@ def test_tuning_keeps_what_it_had_when_a_call_fails(choices):
 
     with pytest.raises(KeyError, match="timer"):
         tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=failing)
-    assert list(choices.best.values()) == [configurations.LINEAR[4, "tf32x3"][0]]
+    assert choices.best == {}
     assert choices.asked is None
 
-    def too_large(call):
-        raise OutOfResources(1, 0, "shared memory")
+    for error in (OutOfResources(1, 0, "shared memory"), launch.DoesNotFit("nothing fits")):
 
-    found = tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=too_large)
-    assert list(found.values()) == [configurations.LINEAR[4, "tf32x3"][0]]
+        def too_large(call, error=error):
+            raise error
+
+        found = tuning.tune(lambda: masked_linear.masked_linear(*layer, "silu"), timer=too_large)
+        assert list(found.values()) == [configurations.LINEAR[4, "tf32x3"][0]]
+        assert choices.best == {}
 
 
 def test_no_tuning_during_a_capture(monkeypatch):
@@ -213,6 +217,16 @@ def test_the_first_candidate_that_fits_is_taken(monkeypatch):
         csm_loss.csm_loss(*head(1000, (128, 128)), one, one, one, True, True, True)
     assert launches[0].constants["S"].M == 64
     assert launches[0].options["num_warps"] == 4
+
+
+def test_a_long_compilation_is_announced(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "PATIENCE", 0.05)
+    with launch.announced(csm_loss.csm_loss_kernel):
+        pass
+    assert capsys.readouterr().err == ""
+    with launch.announced(csm_loss.csm_loss_kernel):
+        time.sleep(0.5)
+    assert "compiling csm_loss_kernel" in capsys.readouterr().err
 
 
 def test_what_fits_nowhere_is_refused_in_a_sentence():
