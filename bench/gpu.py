@@ -174,8 +174,7 @@ def environment(scratch: Path, cache: Path, dry: bool, workers: int) -> dict[str
 
 def tool(name: str) -> str | None:
     """One of CUDA's programs, also where it is not on the path."""
-    places = (f"/usr/local/cuda*/bin/{name}", f"/opt/nvidia/nsight-compute/*/{name}")
-    return shutil.which(name) or max((path for place in places for path in glob(place)), default=None)
+    return shutil.which(name) or max(glob(f"/usr/local/cuda*/bin/{name}"), default=None)
 
 
 class Run:
