@@ -105,18 +105,13 @@ class Head:
     def baseline(self, function, leaves):
         return function(*self.split(leaves), self.frequencies, self.activation, 1.0, 1.0)
 
+    def run(self, function, **options):
+        """A function of ``functional`` on the rows and the head."""
+        head = {"activation": self.activation, "frequencies": self.frequencies}
+        return function(self.context, self.x, self.weights, self.biases, **head, **options)
+
     def langevin(self, sizes, steps, seed=3):
-        return functional.langevin(
-            self.context,
-            self.x,
-            self.weights,
-            self.biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            step_sizes=sizes,
-            steps=steps,
-            seed=seed,
-        )
+        return self.run(functional.langevin, step_sizes=sizes, steps=steps, seed=seed)
 
 
 class LinearHead(Head):
@@ -178,16 +173,7 @@ class Conditional(Head):
         return with_gradients(self.density(leaves).log_density.sum(), leaves)
 
     def flow(self, sigma_from, sigma_to):
-        return functional.probability_flow(
-            self.context,
-            self.x,
-            self.weights,
-            self.biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            sigma_from=sigma_from,
-            sigma_to=sigma_to,
-        )
+        return self.run(functional.probability_flow, sigma_from=sigma_from, sigma_to=sigma_to)
 
 
 class Layer:

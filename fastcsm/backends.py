@@ -187,15 +187,7 @@ class CUDA(_Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``dispatch.json`` has as faster."""
 
     name = device = "cuda"
-    ops = (
-        "score_head",
-        "csm_loss",
-        "langevin",
-        "masked_linear",
-        "conditional_density",
-        "probability_flow",
-        "rescale",
-    )
+    ops = (*CPU.ops, "rescale")
     composed = ("conditional_density_backward", "conditional_density_draw")
     dtypes = (torch.float32, torch.bfloat16)
     max_width = 128

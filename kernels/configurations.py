@@ -5,6 +5,7 @@ else ever changes which one is used, so that equal calls give equal bits.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -162,8 +163,9 @@ def head_candidates(
 ) -> tuple[Tiles, ...]:
     """How a kernel of ``op`` may be compiled; ops that HEAD does not name are compiled like csm_loss."""
     table = HEAD.get(op, _PASS)
-    sizes = {64: ("small", "narrow"), NARROW: ("narrow",)}
-    of_size = sizes.get(min(size for size in (64, NARROW, 1 << 30) if max(widths) <= size), ("wide",))
+    of_size = (
+        ("small", "narrow") if max(widths) <= 64 else ("narrow",) if max(widths) <= NARROW else ("wide",)
+    )
     of_precision = (precision, "tf32") if precision == "tf32x3" else (precision,)
     found = next(table[key] for key in product(of_size, of_precision) if key in table)
     if table is _PASS and frequencies > 0 and not reads_along_the_sum():
@@ -189,6 +191,7 @@ def least_shared(op: str, dtype: torch.dtype, widths: Sequence[int]) -> int:
     return 2 * dtype.itemsize * (32 * block * max(-(-width // block) for width in widths) + block * block)
 
 
+@cache
 def head_spec(
     tiles: Tiles,
     context: int,

@@ -254,12 +254,12 @@ class HeadLaunch:
         args: tuple[Any, ...],
         need: tuple[bool, bool, bool],
         scalars: list[Tensor],
-        numbers: tuple[int, ...] = (),
+        after: tuple[int, ...] = (),
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Launch a kernel that sums gradients, and add up its programs' sums.
 
         Args:
-            args, numbers: what it takes between the tensors and the gradients, and after the rows.
+            args, after: what it takes between the tensors and the gradients, and after the rows.
             need: the gradients of context, x, and the parameters.
             scalars: where the further sums go.
 
@@ -273,12 +273,12 @@ class HeadLaunch:
         )
         constants = {"NEED": Need(*need, self.offsets)}
         before, rows = (*self.tensors, *args, outputs), len(x)
-        self.fit(kernel, (*before, x.new_empty(0, dtype=self.dtype), rows, *numbers), **constants)
+        self.fit(kernel, (*before, x.new_empty(0, dtype=self.dtype), rows, *after), **constants)
         size = self.offsets[-1] * need[2] + ALIGNED * len(scalars)
         programs = max(min(self.persistent(), PARTIAL_BYTES // (size * self.dtype.itemsize or 1)), 1)
         make = torch.empty if rows > 0 else torch.zeros  # the first tile of a program writes all its sums
         partials = make(programs * size, dtype=self.dtype, device=x.device)
-        self.run(kernel, (*before, partials, rows, *numbers), lambda: programs, **constants)
+        self.run(kernel, (*before, partials, rows, *after), lambda: programs, **constants)
         parameters = [torch.empty_like(p) for p in (*head.weights, *head.biases)] if need[2] else []
         if parameters or scalars:
             reduce_partials(partials, programs, parameters + scalars, ALIGNED)
