@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
+from .head import INTERPRETED, times
 from .launch import HeadLaunch, numbers
-from .points import add_feature, evaluate, share_of_row, times
+from .points import add_feature, evaluate, share_of_row
 from .quadrature import (
     BASIS,
     COEFFICIENTS,
@@ -251,7 +252,8 @@ class _Quadrature:
         panels: int,
     ):
         self.head = HeadLaunch(
-            "conditional_density", context, point, weights, biases, frequencies, activation
+            *("conditional_density", context, point, weights, biases, frequencies, activation),
+            exact="tf32x3" if INTERPRETED else "bf16x6",  # the interpreter knows one of them
         )
         # A unit of rounding of what enters a product.
         tf32 = self.head.precision == "tf32"

@@ -53,7 +53,7 @@ _PASS = {
     ("small", "tf32x3"): (Tiles(32, 64, 4), Tiles(16, 64, 4), Tiles(16, 64, 8)),
     ("narrow", "ieee"): (Tiles(64, 128, 8, 128), Tiles(32, 128, 8, 128), Tiles(64, 64, 4)),
     ("narrow", "tf32"): (Tiles(64, 128, 8, 128), Tiles(32, 128, 8, 128), Tiles(16, 64, 4)),
-    ("narrow", "tf32x3"): (Tiles(16, 64, 4), Tiles(16, 128, 8, 128), Tiles(32, 128, 8, 128)),
+    ("narrow", "tf32x3"): (Tiles(32, 128, 8, 128), Tiles(16, 64, 4), Tiles(16, 128, 8, 128)),
     ("wide", "ieee"): (Tiles(32, 128, 8), Tiles(16, 64, 4)),
     ("wide", "tf32"): (Tiles(32, 128, 8), Tiles(16, 64, 4)),
     ("wide", "tf32x3"): (Tiles(16, 64, 4), Tiles(16, 64, 8)),
@@ -166,11 +166,12 @@ def head_candidates(
     of_size = (
         ("small", "narrow") if max(widths) <= 64 else ("narrow",) if max(widths) <= NARROW else ("wide",)
     )
-    of_precision = (precision, "tf32") if precision == "tf32x3" else (precision,)
+    of_precision = (precision, "tf32") if precision in ("tf32x3", "bf16x6") else (precision,)
     found = next(table[key] for key in product(of_size, of_precision) if key in table)
-    if table is _PASS and frequencies > 0 and not reads_along_the_sum():
-        # mma.sync takes operands in registers: with sines and cosines, 64 rows leave none.
-        found = tuple(tiles for tiles in found if tiles.rows <= 32)
+    if table is _PASS and frequencies > 0:
+        # Sines and cosines take registers, as operands of mma.sync do, and the parts of exact products.
+        most = 16 if precision == "tf32x3" else 64 if reads_along_the_sum() else 32
+        found = tuple(tiles for tiles in found if tiles.rows <= most)
     return found
 
 
@@ -203,7 +204,7 @@ def head_spec(
 ) -> Spec:
     """The constants of a kernel that is compiled as ``tiles`` has it."""
     chunks = min(chunk(widths), tiles.chunk), min(chunk(widths), tiles.first)
-    features = min(padded(context), CONTEXT_CHUNK), padded(frequencies)
+    features = min(padded(given), CONTEXT_CHUNK), padded(frequencies)
     depth, stride = len(widths), context + 1 + 2 * frequencies
     sizes = tiles.rows, *chunks, *features, depth, stride
     return Spec(context, given, frequencies, widths, activation, precision, *sizes, tiles.held)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .head import layers, output
-from .head_backward import Gradients, backward, read_tile
+from .head_backward import backward, places, read_tile
 from .launch import HeadLaunch
 
 
@@ -19,7 +19,17 @@ class Coefficients(NamedTuple):
     gamma: Any
 
 
-@triton.jit(do_not_specialize=["rows", "per_row"])
+@triton.jit
+def coefficient(pointer, tile, PER_ROW: tl.constexpr):
+    """A coefficient of the tile's rows, (M,) or one number."""
+    if PER_ROW:
+        value = tl.load(pointer + tile.first + tile.row, mask=tile.inside, other=0.0)
+    else:
+        value = tl.load(pointer)
+    return value
+
+
+@triton.jit(do_not_specialize=["rows"])
 def csm_loss_kernel(
     context,
     x,
@@ -28,30 +38,30 @@ def csm_loss_kernel(
     gradients,
     partials,
     rows: tl.int64,
-    per_row: tl.int32,
+    PER_ROW: tl.constexpr,
     NEED: tl.constexpr,
     S: tl.constexpr,
 ):
-    """Bits 0, 1 and 2 of ``per_row`` say whether alpha, beta and gamma have a number for each row."""
+    """Bits 0, 1 and 2 of PER_ROW say whether alpha, beta and gamma have a number for each row."""
     COMPUTE: tl.constexpr = partials.dtype.element_ty
     # A program's slice: the gradients if they are needed, then the loss.
     LOSS: tl.constexpr = NEED.OFFSETS[-1] if NEED.PARAMS else 0
     partial = partials + tl.program_id(0).to(tl.int64) * (LOSS + 16)
-    loss = tl.zeros((S.M,), COMPUTE)
     for t in tl.range(tl.program_id(0), (rows + S.M - 1) // S.M, tl.num_programs(0), disable_licm=True):
+        tl.debug_barrier()  # the tile before has written its sums
         tile = read_tile(t, context, x, rows, head, COMPUTE, S)
-        al = tl.load(coefficients.alpha + tile.rows * (per_row & 1), mask=tile.inside, other=0.0)
-        be = tl.load(coefficients.beta + tile.rows * (per_row >> 1 & 1), mask=tile.inside, other=0.0)
-        ga = tl.load(coefficients.gamma + tile.rows * (per_row >> 2), mask=tile.inside, other=0.0)
+        out = places(gradients, partial, tile, t)
+        before = tl.load(out.partial + LOSS, mask=out.begun > 0, other=0.0)
         hidden = layers(tile.c, tile.x, tile.wave, head, S)
+        be = tl.where(tile.inside, coefficient(coefficients.beta, tile, PER_ROW >> 1 & 1), 0.0)
         s, ds, kept = output(hidden[S.K - 1], tile.x, be, head, S)
-        loss += tl.where(tile.inside, 0.5 * al * s * s + be * ds + ga * s, 0.0)
+        al = coefficient(coefficients.alpha, tile, PER_ROW & 1)
+        ga = coefficient(coefficients.gamma, tile, PER_ROW >> 2)
+        loss = tl.sum(tl.where(tile.inside, 0.5 * al * s * s + be * ds + ga * s, 0.0), 0)
+        tl.store(out.partial + LOSS, before + loss)
         if NEED.CONTEXT or NEED.X or NEED.PARAMS:
-            out = Gradients(
-                gradients.grad_context, gradients.grad_x, partial, tl.minimum(t - tl.program_id(0), 1)
-            )
-            backward(tile, hidden, kept, al * s + ga, be, head, out, NEED, S)
-    tl.store(partial + LOSS, tl.sum(loss, 0))
+            g = tl.where(tile.inside, al * s + ga, 0.0)
+            backward(tile, hidden, kept, g, be, head, out, NEED, S)
 
 
 def csm_loss(
@@ -74,4 +84,4 @@ def csm_loss(
     per_row = sum((coefficient.numel() > 1) << k for k, coefficient in enumerate(coefficients))
     loss = alpha.new_empty(())
     need = need_context, need_x, need_params
-    return loss, *head.gradients(csm_loss_kernel, (coefficients,), need, [loss], (per_row,))
+    return loss, *head.gradients(csm_loss_kernel, (coefficients,), need, [loss], PER_ROW=per_row)

@@ -112,14 +112,12 @@ def vector(pointer, first, END: tl.constexpr, STRIDE: tl.constexpr, B: tl.conste
 
 
 @triton.jit
-def read_context(context, rows, inside, S: tl.constexpr):
-    """Contexts of int64 rows as chunks (M, BC), zero outside."""
+def read_context(rows, inside, S: tl.constexpr):
+    """The contexts at pointers (M,) as chunks (M, BC), zero outside."""
     chunks = ()
     for i in tl.static_range(pieces(S.GIVEN, S.BC)):
         c = i * S.BC + tl.arange(0, S.BC)[None, :]
-        chunks = chunks + (
-            tl.load(context + rows[:, None] * S.GIVEN + c, mask=inside[:, None] & (c < S.GIVEN), other=0.0),
-        )
+        chunks = chunks + (tl.load(rows[:, None] + c, mask=inside[:, None] & (c < S.GIVEN), other=0.0),)
     return chunks
 
 
@@ -142,32 +140,65 @@ def add_dot(a, b, acc, S: tl.constexpr):
 
 
 @triton.jit
+def times(a, b):
+    """a b, rounded before it is summed.
+
+    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
+    """
+    return tl.fma(a, b, tl.zeros_like(a))
+
+
+@triton.jit
+def beside(a, b):
+    """[a, b] of two (M, BE), which one product reads."""
+    return tl.reshape(tl.trans(tl.join(a, b), 0, 2, 1), (a.shape[0], 2 * a.shape[1]))
+
+
+@triton.jit
+def apart(both):
+    """The halves of what was put beside each other."""
+    M: tl.constexpr = both.shape[0]
+    return tl.split(tl.trans(tl.reshape(both, (M, 2, both.shape[1] // 2)), 0, 2, 1))
+
+
+@triton.jit
+def wave_inputs(wave, DTYPE: tl.constexpr):
+    """What the first layer reads of the waves and their derivatives in x, (M, 2 BE) each."""
+    w, sin, cos = wave
+    return beside(sin, cos).to(DTYPE), beside(w * cos, -w * sin).to(DTYPE)
+
+
+@triton.jit
+def wave_places(J, B: tl.constexpr, S: tl.constexpr):
+    """Of the first layer's weights, those for chunk J by which it reads waves: places and which exist."""
+    r = J * B + tl.arange(0, B)[:, None]
+    k = tl.arange(0, 2 * S.BE)[None, :]
+    inside = (r < S.WIDTHS[0]) & (k % S.BE < S.E)
+    return S.C + 1 + r * S.STRIDE + k + k // S.BE * (S.E - S.BE), inside
+
+
+@triton.jit
 def wave_weights(head, J, B: tl.constexpr, S: tl.constexpr):
-    """What chunk J of the first layer reads sines and cosines by, (B, BE) each."""
-    first = head.weights[0] + S.C + 1
-    ws = matrix(first, J * B, 0, S.WIDTHS[0], S.E, S.STRIDE, B, S.BE)
-    wc = matrix(first + S.E, J * B, 0, S.WIDTHS[0], S.E, S.STRIDE, B, S.BE)
-    return ws, wc
+    """What chunk J of the first layer reads sines and cosines by, (B, 2 BE)."""
+    place, inside = wave_places(J, B, S)
+    return tl.load(head.weights[0] + place, mask=inside, other=0.0)
 
 
 @triton.jit
 def first_units(c, x, wave, head, zero, J, B: tl.constexpr, S: tl.constexpr):
-    """Chunk J of the first layer, (a, t); t is (B, 1) without frequencies."""
+    """Chunk J of the first layer, (a, t); t is (B, 1) without frequencies. ``zero`` is that of a Tile."""
     STORE: tl.constexpr = head.weights[0].dtype.element_ty
-    a = tl.zeros((B, S.M), x.dtype) + (vector(head.biases[0], J * B, S.WIDTHS[0], 1, B, x) + zero)[:, None]
+    a = tl.zeros((B, S.M), x.dtype) + vector(head.biases[0] + zero, J * B, S.WIDTHS[0], 1, B, x)[:, None]
     for i in tl.static_range(len(c)):
         w = matrix(head.weights[0], J * B, i * S.BC, S.WIDTHS[0], S.C, S.STRIDE, B, S.BC)
         a = add_dot(w, tl.trans(c[i]), a, S)
-    t = vector(head.weights[0] + S.C, J * B, S.WIDTHS[0], S.STRIDE, B, x)[:, None]
+    t = vector(head.weights[0] + S.C + zero, J * B, S.WIDTHS[0], S.STRIDE, B, x)[:, None]
     a += x[None, :] * t
     if S.E > 0:
-        w, sin, cos = wave
-        ws, wc = wave_weights(head, J, B, S)
-        a = add_dot(ws, tl.trans(sin.to(STORE)), a, S)
-        a = add_dot(wc, tl.trans(cos.to(STORE)), a, S)
-        t = tl.zeros((B, S.M), x.dtype) + t
-        t = add_dot(ws, tl.trans((w * cos).to(STORE)), t, S)
-        t = add_dot(wc, tl.trans((-w * sin).to(STORE)), t, S)
+        w = wave_weights(head, J, B, S)
+        v, d = wave_inputs(wave, STORE)
+        a = add_dot(w, tl.trans(v), a, S)
+        t = add_dot(w, tl.trans(d), tl.zeros((B, S.M), x.dtype) + t, S)
     return a, t
 
 
@@ -191,7 +222,7 @@ def layers(c, x, wave, head, S: tl.constexpr):
     primal, tangent = (), ()
     if S.K == 1:
         for j in tl.static_range(pieces(S.WIDTHS[0], S.B)):
-            a, t = first_units(c, x, wave, head, 0.0, j, S.B, S)
+            a, t = first_units(c, x, wave, head, 0, j, S.B, S)
             primal, tangent = primal + (a,), tangent + (t,)
     hidden = ((primal, tangent),)
     for k in tl.static_range(1, S.K):
@@ -202,7 +233,7 @@ def layers(c, x, wave, head, S: tl.constexpr):
             primal, tangent = primal + (zero + bias[:, None],), tangent + (zero,)
         if k == 1:
             for i in range(pieces(S.WIDTHS[0], S.BI)):
-                a, t = first_units(c, x, wave, head, 0.0, i, S.BI, S)
+                a, t = first_units(c, x, wave, head, 0, i, S.BI, S)
                 primal, tangent = add_units(primal, tangent, a, t, i, head, 1, S)
         else:
             below = hidden[k - 1]

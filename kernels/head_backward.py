@@ -13,10 +13,12 @@ from .activations import activate
 from .head import (
     Constants,
     add_dot,
+    apart,
     first_units,
     matrix,
     pieces,
     read_context,
+    times,
     vector,
     wave_weights,
     waves,
@@ -25,13 +27,14 @@ from .head_sums import add_bias, add_first, add_layer, add_output
 
 
 class Tile(NamedTuple):
-    """M rows: their numbers, which of them exist, contexts (M, BC), x (M,), and sines and cosines.
+    """M rows: the first's number and theirs from there, which of them exist, contexts, x (M,), and waves.
 
-    ``zero`` is a 0 that the compiler does not know to be one: added to what was computed before, it has it
-    computed again.
+    ``zero`` is a 0 that the compiler does not know to be one. Added to what was computed before, it has that
+    computed again; added to an address, it has that computed for each tile, not kept in registers for all.
     """
 
-    rows: Any
+    first: Any
+    row: Any
     inside: Any
     c: Any
     x: Any
@@ -64,11 +67,21 @@ class Need(Constants, _Need):
 @triton.jit
 def read_tile(t, context, x, rows, head, COMPUTE: tl.constexpr, S: tl.constexpr):
     """Tile t of the rows."""
-    r = t * S.M + tl.arange(0, S.M).to(tl.int64)
-    inside = r < rows
-    v = tl.load(x + r, mask=inside, other=0.0).to(COMPUTE)
-    zero = (rows.to(tl.int64) >> 63).to(COMPUTE)
-    return Tile(r, inside, read_context(context, r, inside, S), v, waves(v, head, S), zero)
+    # Only a stride of two is promised: longer stores of sums would have them change threads.
+    zero = tl.multiple_of((rows - t * S.M) >> 63, 2)
+    first = (t | zero) * S.M
+    row = tl.arange(0, S.M)
+    inside = row < tl.minimum(rows - first, S.M).to(tl.int32)
+    v = tl.load(x + first + row, mask=inside, other=0.0).to(COMPUTE)
+    c = read_context(context + first * S.GIVEN + row * S.GIVEN, inside, S)
+    return Tile(first, row, inside, c, v, waves(v, head, S), zero)
+
+
+@triton.jit
+def places(gradients, partial, tile, t):
+    """Where the gradients of tile t go, of context and x and in the program's slice of the partials."""
+    begun = tl.minimum(t - tl.program_id(0), 1)
+    return Gradients(gradients.grad_context, gradients.grad_x, partial + tile.zero, begun)
 
 
 @triton.jit
@@ -104,7 +117,7 @@ def chunk_backward(tile, a, t, gas, gts, I, head, k: tl.constexpr, S: tl.constex
     """(ga, gt) of chunk I, (a, t), of the hidden layer below layer k, and (z, u) for the weights."""
     STORE: tl.constexpr = head.weights[0].dtype.element_ty
     B: tl.constexpr = a.shape[0]
-    f, d, e = activate(a + tile.zero, S.ACTIVATION)
+    f, d, e = activate(a + tile.zero.to(a.dtype), S.ACTIVATION)
     gz, gu = tl.zeros_like(f), tl.zeros_like(f)
     for j in tl.static_range(len(gas)):
         w = matrix(head.weights[k], j * S.B, I * B, S.WIDTHS[k], S.WIDTHS[k - 1], S.WIDTHS[k - 1], S.B, B)
@@ -143,12 +156,12 @@ def first_backward(tile, ga, gt, gcs, gx, J, head, out, NEED: tl.constexpr, S: t
         gx += tl.sum(ga * vector(head.weights[0] + S.C, J * B, S.WIDTHS[0], S.STRIDE, B, gx)[:, None], 0)
         if S.E > 0:
             w, sin, cos = tile.wave
-            ws, wc = wave_weights(head, J, B, S)
-            la, lt = tl.trans(ga.to(ws.dtype)), tl.trans(gt.to(ws.dtype))
-            none = tl.zeros((S.M, S.BE), gx.dtype)
-            sa, ca = add_dot(la, ws, none, S), add_dot(la, wc, none, S)
-            st, ct = add_dot(lt, ws, none, S), add_dot(lt, wc, none, S)
-            gx += tl.sum(w * (sa * cos - ca * sin - w * (st * sin + ct * cos)), 1)
+            weights = wave_weights(head, J, B, S)
+            none = tl.zeros((S.M, 2 * S.BE), gx.dtype)
+            sa, ca = apart(add_dot(tl.trans(ga.to(weights.dtype)), weights, none, S))
+            st, ct = apart(add_dot(tl.trans(gt.to(weights.dtype)), weights, none, S))
+            slope = sa * cos - ca * sin - w * (st * sin + ct * cos)
+            gx += tl.sum(times(slope, w), 1)
     return gcs, gx
 
 
@@ -199,9 +212,7 @@ def backward(tile, hidden, kept, g, p, head, out, NEED: tl.constexpr, S: tl.cons
     if NEED.CONTEXT:
         for i in tl.static_range(len(gcs)):
             column = i * S.BC + tl.arange(0, S.BC)[None, :]
-            place = out.context + tile.rows[:, None] * S.C + column
+            place = out.context + tile.first * S.C + (tile.row[:, None] * S.C + column)
             tl.store(place, gcs[i].to(STORE), mask=tile.inside[:, None] & (column < S.C))
     if NEED.X:
-        tl.store(out.x + tile.rows, gx.to(STORE), mask=tile.inside)
-    if NEED.PARAMS:
-        tl.debug_barrier()
+        tl.store(out.x + tile.first + tile.row, gx.to(STORE), mask=tile.inside)

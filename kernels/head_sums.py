@@ -8,7 +8,7 @@ memory. Every tile adds its own; the first of a program finds nothing there and 
 import triton
 import triton.language as tl
 
-from .head import add_dot
+from .head import add_dot, wave_inputs, wave_places
 
 
 @triton.jit
@@ -51,14 +51,13 @@ def add_first(out, ga, gt, tile, J, head, OFFSETS: tl.constexpr, S: tl.constexpr
         gc = add_dot(ga, tile.c[i], tl.zeros((B, S.BC), tile.x.dtype), S)
         _add_matrix(out, gc, J * B, i * S.BC, 0, S.WIDTHS[0], S.C, S.STRIDE)
     if S.E > 0:
-        w, sin, cos = tile.wave
-        gt = gt.to(STORE)
-        gs = add_dot(ga, sin.to(STORE), tl.zeros((B, S.BE), tile.x.dtype), S)
-        gs = add_dot(gt, (w * cos).to(STORE), gs, S)
-        gc = add_dot(ga, cos.to(STORE), tl.zeros((B, S.BE), tile.x.dtype), S)
-        gc = add_dot(gt, (-w * sin).to(STORE), gc, S)
-        _add_matrix(out, gs, J * B, S.C + 1, 0, S.WIDTHS[0], S.C + 1 + S.E, S.STRIDE)
-        _add_matrix(out, gc, J * B, S.C + 1 + S.E, 0, S.WIDTHS[0], S.STRIDE, S.STRIDE)
+        v, d = wave_inputs(tile.wave, STORE)
+        gw = add_dot(ga, v, tl.zeros((B, 2 * S.BE), tile.x.dtype), S)
+        gw = add_dot(gt.to(STORE), d, gw, S)
+        place, inside = wave_places(J, B, S)
+        begun = inside & (place < S.WIDTHS[0] * S.STRIDE * out.begun)
+        gw += tl.load(out.partial + place, mask=begun, other=0.0)
+        tl.store(out.partial + place, gw, mask=inside)
 
 
 @triton.jit

@@ -89,7 +89,7 @@ def langevin_kernel(
     sample = tl.load(data.samples + r, mask=inside, other=0)
     dimension = tl.load(data.dimensions + r, mask=inside, other=0)
     state = tl.load(data.x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
-    base = shares_of_rows(read_context(data.context, r, inside, S), state, head, S)
+    base = shares_of_rows(read_context(data.context + r * S.GIVEN, inside, S), state, head, S)
     seed, step = seed.to(tl.int64), first_step.to(tl.int64)
     state = dynamics(state, base, schedule, 0, seed, sample, dimension, step, head, S)
     tl.store(data.states + r, state.to(data.states.dtype.element_ty), mask=inside)

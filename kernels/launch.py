@@ -15,7 +15,16 @@ from torch import Tensor
 
 from fastcsm.host import constant
 
-from .configurations import Key, Tiles, choices, head_candidates, head_spec, precision_of, shared_bytes
+from .configurations import (
+    Key,
+    Tiles,
+    choices,
+    head_candidates,
+    head_spec,
+    precision_of,
+    reads_along_the_sum,
+    shared_bytes,
+)
 from .head import INTERPRETED, Head
 from .head_backward import Need
 from .head_sums import reduce_partials_kernel
@@ -28,6 +37,9 @@ PARTIAL_BYTES = 48 << 20
 ALIGNED = 16
 #: Of a multiprocessor of compute capability 8.0 and later.
 REGISTERS = 65_536
+#: Ops of kernels to which ptxas, unless told of a thread's 255 registers, gives 32 or 128, and thousands of
+#: spills, where operands of products take registers.
+GREEDY = ("csm_loss", "score_head_backward", "langevin_draw")
 #: Seconds after which a compilation is announced.
 PATIENCE = 2.0
 
@@ -188,6 +200,8 @@ class HeadLaunch:
     Args:
         full: products of float32 are as accurate as float32 whatever torch's setting.
         given: context features in memory, if ``context`` is something else.
+        exact: products as accurate as float32, whose own would not fit in registers: three of tf32, or six of
+            bfloat16, which are slower and lose less where tensor cores truncate sums.
     """
 
     def __init__(
@@ -201,25 +215,27 @@ class HeadLaunch:
         activation: str,
         full: bool = False,
         given: int | None = None,
+        exact: str = "tf32x3",
     ):
         parameters = Head(tuple(map(aligned, weights)), tuple(map(aligned, biases)), aligned(frequencies))
         self.tensors = aligned(context), aligned(x), parameters
         self.dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self.offsets = offsets([*weights, *biases])
-        # Three products of tensor cores, as accurate as float32; its own products would not fit in registers.
-        self.precision = precision_of(x.dtype, "tf32x3", full)
+        self.precision = precision_of(x.dtype, exact, full)
         widths = tuple(weight.shape[0] for weight in weights[:-1])
         features = weights[0].shape[1] - 1 - 2 * len(frequencies)
         sizes = features, context.shape[1] if given is None else given, len(frequencies), widths
         self._key = op, x.dtype, self.precision, *sizes
         self._spec = sizes, activation, self.precision
         self.rows, self.at_once = 0, 1
+        told = op in GREEDY and not INTERPRETED and not reads_along_the_sum()
+        self._registers = {"maxnreg": 255} if told else {}
         self._tiles: Tiles | None = None
 
     def _entry(self, tiles: Tiles, kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
         sizes, *rest = self._spec
         constants = constants | {"S": head_spec(tiles, *sizes, *rest)}
-        return Launch(kernel, args, constants, _options(tiles.warps, 1))
+        return Launch(kernel, args, constants, _options(tiles.warps, 1) | self._registers)
 
     def fit(self, kernel: Any, args: tuple[Any, ...], **constants: Any) -> None:
         """Settle how the kernel is compiled, for arguments like these."""
@@ -254,12 +270,12 @@ class HeadLaunch:
         args: tuple[Any, ...],
         need: tuple[bool, bool, bool],
         scalars: list[Tensor],
-        after: tuple[int, ...] = (),
+        **constants: Any,
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Launch a kernel that sums gradients, and add up its programs' sums.
 
         Args:
-            args, after: what it takes between the tensors and the gradients, and after the rows.
+            args: what it takes between the tensors and the gradients.
             need: the gradients of context, x, and the parameters.
             scalars: where the further sums go.
 
@@ -271,14 +287,14 @@ class HeadLaunch:
             torch.empty_like(context) if need[0] else context.new_empty(0),
             torch.empty_like(x) if need[1] else x.new_empty(0),
         )
-        constants = {"NEED": Need(*need, self.offsets)}
+        constants |= {"NEED": Need(*need, self.offsets)}
         before, rows = (*self.tensors, *args, outputs), len(x)
-        self.fit(kernel, (*before, x.new_empty(0, dtype=self.dtype), rows, *after), **constants)
+        self.fit(kernel, (*before, x.new_empty(0, dtype=self.dtype), rows), **constants)
         size = self.offsets[-1] * need[2] + ALIGNED * len(scalars)
         programs = max(min(self.persistent(), PARTIAL_BYTES // (size * self.dtype.itemsize or 1)), 1)
         make = torch.empty if rows > 0 else torch.zeros  # the first tile of a program writes all its sums
         partials = make(programs * size, dtype=self.dtype, device=x.device)
-        self.run(kernel, (*before, partials, rows, *after), lambda: programs, **constants)
+        self.run(kernel, (*before, partials, rows), lambda: programs, **constants)
         parameters = [torch.empty_like(p) for p in (*head.weights, *head.biases)] if need[2] else []
         if parameters or scalars:
             reduce_partials(partials, programs, parameters + scalars, ALIGNED)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .head import add_dot, matrix, pieces, vector, wave_weights, waves
+from .head import add_dot, matrix, pieces, times, vector, wave_inputs, wave_weights, waves
 
 
 @triton.jit
@@ -29,15 +29,11 @@ def add_x(a, x, wave, head, J, TANGENT: tl.constexpr, S: tl.constexpr):
     a += x[:, None] * wx
     t = wx
     if S.E > 0:
-        w, sin, cos = wave
-        ws, wc = wave_weights(head, J, S.B, S)
-        ws, wc = tl.trans(ws), tl.trans(wc)
-        a = add_dot(sin.to(ws.dtype), ws, a, S)
-        a = add_dot(cos.to(ws.dtype), wc, a, S)
+        w = tl.trans(wave_weights(head, J, S.B, S))
+        v, d = wave_inputs(wave, w.dtype)
+        a = add_dot(v, w, a, S)
         if TANGENT:
-            t = tl.zeros((S.M, S.B), x.dtype) + wx
-            t = add_dot((w * cos).to(ws.dtype), ws, t, S)
-            t = add_dot((-w * sin).to(ws.dtype), wc, t, S)
+            t = add_dot(d, w, tl.zeros((S.M, S.B), x.dtype) + wx, S)
     return a, t
 
 
@@ -68,15 +64,6 @@ def add_product(chunks, z, weight, I, IN: tl.constexpr, OUT: tl.constexpr, S: tl
         w = tl.trans(matrix(weight, j * S.B, I * S.B, OUT, IN, IN, S.B, S.B))
         sums = sums + (add_dot(z, w, chunks[j], S),)
     return sums
-
-
-@triton.jit
-def times(a, b):
-    """a b, rounded before it is summed.
-
-    A compiler that joins it with a lane's first addition rounds the same sum differently from lane to lane.
-    """
-    return tl.fma(a, b, tl.zeros_like(a))
 
 
 @triton.jit

@@ -71,7 +71,7 @@ def probability_flow_kernel(
     r = tl.program_id(0).to(tl.int64) * S.M + tl.arange(0, S.M)
     inside = r < rows
     like = tl.zeros((S.M,), STORE)
-    share = shares_of_rows(read_context(context, r, inside, S), like, head, S)
+    share = shares_of_rows(read_context(context + r * S.GIVEN, inside, S), like, head, S)
     begin, end, tolerance = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     zero = tl.zeros((S.M,), tl.float64)
     state = tl.load(x + r, mask=inside, other=0.0).to(tl.float64)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature
 
-from .points import times
+from .head import times
 
 NODES = tl.constexpr(quadrature.NODES)
 FINE = tl.constexpr(quadrature.FINE)

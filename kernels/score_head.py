@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .head import layers, output
-from .head_backward import Gradients, backward, read_tile
+from .head_backward import backward, places, read_tile
 from .launch import HeadLaunch
 from .points import evaluate, shares_of_rows
 
@@ -23,10 +23,10 @@ def score_head_fwd_kernel(
         if DERIVATIVE:
             hidden = layers(tile.c, tile.x, tile.wave, head, S)
             s, ds, _ = output(hidden[S.K - 1], tile.x, tile.x, head, S)
-            tl.store(derivative + tile.rows, ds.to(STORE), mask=tile.inside)
+            tl.store(derivative + tile.first + tile.row, ds.to(STORE), mask=tile.inside)
         else:
             s, _ = evaluate(shares_of_rows(tile.c, tile.x, head, S), tile.x, head, False, S)
-        tl.store(score + tile.rows, s.to(STORE), mask=tile.inside)
+        tl.store(score + tile.first + tile.row, s.to(STORE), mask=tile.inside)
 
 
 class Upstream(NamedTuple):
@@ -43,15 +43,13 @@ def score_head_bwd_kernel(
     COMPUTE: tl.constexpr = partials.dtype.element_ty
     partial = partials + tl.program_id(0).to(tl.int64) * NEED.OFFSETS[-1]
     for t in tl.range(tl.program_id(0), (rows + S.M - 1) // S.M, tl.num_programs(0), disable_licm=True):
+        tl.debug_barrier()  # the tile before has written its sums
         tile = read_tile(t, context, x, rows, head, COMPUTE, S)
-        g = tl.load(upstream.grad_score + tile.rows, mask=tile.inside, other=0.0).to(COMPUTE)
-        p = tl.load(upstream.grad_derivative + tile.rows, mask=tile.inside, other=0.0).to(COMPUTE)
+        g = tl.load(upstream.grad_score + tile.first + tile.row, mask=tile.inside, other=0.0).to(COMPUTE)
+        p = tl.load(upstream.grad_derivative + tile.first + tile.row, mask=tile.inside, other=0.0).to(COMPUTE)
         hidden = layers(tile.c, tile.x, tile.wave, head, S)
         _, _, kept = output(hidden[S.K - 1], tile.x, p, head, S)
-        out = Gradients(
-            gradients.grad_context, gradients.grad_x, partial, tl.minimum(t - tl.program_id(0), 1)
-        )
-        backward(tile, hidden, kept, g, p, head, out, NEED, S)
+        backward(tile, hidden, kept, g, p, head, places(gradients, partial, tile, t), NEED, S)
 
 
 def score_head(

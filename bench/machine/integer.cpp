@@ -291,6 +291,11 @@ bool decode_integer(Decoder& d) {
                                           : (type == "u64" || type == "s64") && carry<uint64_t>(d, op);
   }
   if (op == "shf" || op == "prmt" || op == "lop3") return other(d, op);
+  if (op == "add" && !d.has("sat") && (type == "s16x2" || type == "u16x2")) {
+    return d.map<uint32_t, uint32_t, uint32_t>(
+               [](uint32_t a, uint32_t b) { return ((a + b) & 0xffff) | ((a >> 16) + (b >> 16)) << 16; }),
+           true;
+  }
   if (type == "s16") return signed_or_not<int16_t>(d, op);
   if (type == "u16") return signed_or_not<uint16_t>(d, op);
   if (type == "s32") return signed_or_not<int32_t>(d, op);

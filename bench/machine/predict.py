@@ -88,6 +88,13 @@ def problems() -> Iterator[Problem]:
         },
     )
     yield Problem(
+        f"csm_loss, {ROWS} rows, C = 32, 2 x 128, E = 16",
+        "csm_loss_kernel E=16",
+        {"triton": 0, "cuda": 0},
+        {"triton": ROWS / 64, "cuda": ROWS / 32},
+        {},
+    )
+    yield Problem(
         "langevin_draw, 512 samples, D = 784, 200 steps, E = 0",
         "langevin_draw_kernel E=0",
         {"triton": 512 / 16, "cuda": 512 / 8},

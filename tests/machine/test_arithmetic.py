@@ -56,6 +56,7 @@ def byte(a, b, k):
 
 WHOLE = {
     "add.s32": lambda a, b, c: a + b,
+    "add.s16x2": lambda a, b, c: (a + b & 2**16 - 1) | (a >> 16) + (b >> 16) << 16,
     "sub.u32": lambda a, b, c: a - b,
     "mul.lo.s32": lambda a, b, c: a * b,
     "mul.hi.u32": lambda a, b, c: a * b >> 32,

@@ -176,7 +176,7 @@ DENSITIES = [
 ]
 
 
-@chosen({80: [("float32", DENSITIES[0])], 90: [("bfloat16", DENSITIES[3])]}, DENSITIES)
+@chosen({80: [("float32", DENSITIES[2])], 90: [("bfloat16", DENSITIES[3])]}, DENSITIES)
 def test_conditional_density(precision, value):
     hidden, frequencies, context, activation, inverse = value
 
