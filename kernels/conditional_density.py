@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
+from .configurations import NARROW
 from .head import INTERPRETED, times
 from .launch import HeadLaunch, numbers
 from .points import add_feature, evaluate, share_of_row
@@ -251,9 +252,11 @@ class _Quadrature:
         tolerance: float,
         panels: int,
     ):
+        # Six products of wide layers compile for minutes; the interpreter does not know them.
+        few = INTERPRETED or max(len(weight) for weight in weights) > NARROW
         self.head = HeadLaunch(
             *("conditional_density", context, point, weights, biases, frequencies, activation),
-            exact="tf32x3" if INTERPRETED else "bf16x6",  # the interpreter knows one of them
+            exact="tf32x3" if few else "bf16x6",
         )
         # A unit of rounding of what enters a product.
         tf32 = self.head.precision == "tf32"
