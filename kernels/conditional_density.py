@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
-from .configurations import NARROW
 from .head import INTERPRETED, times
 from .launch import HeadLaunch, numbers
 from .points import add_feature, evaluate, share_of_row
@@ -252,11 +251,9 @@ class _Quadrature:
         tolerance: float,
         panels: int,
     ):
-        # Six products of wide layers compile for minutes; the interpreter does not know them.
-        few = INTERPRETED or max(len(weight) for weight in weights) > NARROW
         self.head = HeadLaunch(
             *("conditional_density", context, point, weights, biases, frequencies, activation),
-            exact="tf32x3" if few else "bf16x6",
+            exact="tf32x3" if INTERPRETED else "bf16x6",  # the interpreter knows one of them
         )
         # A unit of rounding of what enters a product.
         tf32 = self.head.precision == "tf32"

@@ -192,7 +192,7 @@ def test_no_tuning_during_a_capture(monkeypatch):
 
 
 @pytest.mark.parametrize("op", [*configurations.HEAD, "another"])
-@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3", "bf16x6"])
 @pytest.mark.parametrize("widths", [(5,), (128, 128), (130, 512)])
 def test_every_candidate_of_a_head_covers_it(op, precision, widths):
     candidates = configurations.head_candidates(op, precision, widths)
