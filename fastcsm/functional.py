@@ -162,7 +162,7 @@ def linear_csm_loss(
     """:func:`csm_loss` of contexts that a masked linear layer computes, block of dimensions by block.
 
     The context of dimension d is [rows d C ... (d + 1) C of (W * M) h + b, extra_d]. It is computed and used
-    up in blocks of 4 MiB on a processor, of 64 MiB elsewhere, and so is its gradient.
+    up in blocks of 4 MiB on a processor, of 256 MiB elsewhere, and so is its gradient.
 
     Args:
         hidden: (..., H), the input h of the masked layer.

@@ -69,11 +69,20 @@ def mapped(case, change):
 
 
 def test_other_rows_compile_nothing():
-    first = Case(rows=65, **HEAD).to(torch.bfloat16)
-    loss(first)
+    """Coefficients of one number for all rows are other code than those of each row, and those of one row."""
+
+    def run(rows, numbers):
+        case = Case(rows=rows, **HEAD).to(torch.bfloat16)
+        if numbers:
+            case.alpha, case.beta, case.gamma = (c[:1] for c in (case.alpha, case.beta, case.gamma))
+        loss(case)
+
+    for numbers in (False, True):
+        run(65, numbers)
     with compiled() as names:
-        for rows in (2, 16, 64, 130):
-            loss(Case(rows=rows, **HEAD).to(torch.bfloat16))
+        for rows in (1, 16, 64, 130):
+            run(rows, False)
+            run(rows, True)
     assert names == []
 
 
