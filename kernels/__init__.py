@@ -1,1 +1,1 @@
-"""Triton kernels, one file an op; installed as ``fastcsm.kernels``."""
+"""Triton kernels, one file an op, parts of several in ``common/``; installed as ``fastcsm.kernels``."""

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fastcsm.reference import quadrature as reference
 
-from .head import INTERPRETED, times
-from .launch import HeadLaunch, numbers
-from .points import add_feature, evaluate, share_of_row
-from .quadrature import (
+from .common.head import INTERPRETED, times
+from .common.points import add_feature, evaluate, share_of_row
+from .common.quadrature import (
     BASIS,
     COEFFICIENTS,
     FINE,
@@ -42,6 +41,7 @@ from .quadrature import (
     rule,
     sides,
 )
+from .launch import HeadLaunch, numbers
 
 CANCELLED = tl.constexpr(reference.CANCELLED)
 #: Most programs of a launch: they take rows in turn.

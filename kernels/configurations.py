@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
-from .head import Spec
+from .common.head import Spec
 
 #: Most columns of the context in one product.
 CONTEXT_CHUNK = 64

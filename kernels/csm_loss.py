@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .head import layers, output
-from .head_backward import backward, places, read_tile
+from .common.head import layers, output
+from .common.head_backward import backward, places, read_tile
 from .launch import HeadLaunch
 
 

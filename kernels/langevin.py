@@ -13,13 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcsm.host import constant
-
-from .head import Head, read_context
-from .incremental import Made, Network, contexts, finish_units, network_of, of_model
-from .launch import HeadLaunch, aligned
-from .philox import normal
-from .points import add_feature, evaluate, shares_of_rows
+from .common.head import Head, read_context
+from .common.incremental import Made, Network, contexts, finish_units, network_of, of_model
+from .common.philox import normal
+from .common.points import add_feature, evaluate, shares_of_rows
+from .launch import HeadLaunch, aligned, constant
 
 
 class Rows(NamedTuple):

@@ -13,8 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from fastcsm.host import constant
-
+from .common.head import INTERPRETED, Head
+from .common.head_backward import Need
+from .common.head_sums import reduce_partials_kernel
 from .configurations import (
     Key,
     Tiles,
@@ -25,9 +26,6 @@ from .configurations import (
     reads_along_the_sum,
     shared_bytes,
 )
-from .head import INTERPRETED, Head
-from .head_backward import Need
-from .head_sums import reduce_partials_kernel
 
 #: Programs on a device without multiprocessors, which is the interpreter.
 INTERPRETED_PROGRAMS = 3
@@ -169,6 +167,15 @@ def device_of(args: tuple[Any, ...]) -> torch.device:
 def aligned(tensor: Tensor) -> Tensor:
     """A copy of what is not aligned to 16 bytes, which would be read by the element, by code of its own."""
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+@cache
+def constant(values: tuple[float | Sequence[float], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers, or lines of them, as a tensor that nobody writes to, kept for the life of the process.
+
+    A captured graph may hold its address. Any stream may read it: torch returns when the copy is done.
+    """
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def numbers(device: torch.device, *values: float) -> Tensor:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import activate
+from .common.activations import activate
 from .configurations import linear_config, linear_precision, reads_along_the_sum
 from .launch import aligned, launch, multiprocessors, reduce_partials
 

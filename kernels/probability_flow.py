@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fastcsm.reference import probability_flow as reference
 
-from .head import read_context
+from .common.head import read_context
+from .common.points import add_feature, evaluate, shares_of_rows
 from .launch import HeadLaunch, numbers
-from .points import add_feature, evaluate, shares_of_rows
 
 #: Evaluations of a step, and the power of two that holds them.
 STAGES = tl.constexpr(len(reference.TIMES))

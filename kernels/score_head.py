@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .head import layers, output
-from .head_backward import backward, places, read_tile
+from .common.head import layers, output
+from .common.head_backward import backward, places, read_tile
+from .common.points import evaluate, shares_of_rows
 from .launch import HeadLaunch
-from .points import evaluate, shares_of_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
