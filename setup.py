@@ -278,7 +278,7 @@ setup(
         *(kernels if Path("kernels").is_dir() else []),
     ],
     package_dir={"fastcsm.kernels": "kernels"},
-    package_data={"fastcsm": ["py.typed", "dispatch.json"]},
+    package_data={"fastcsm": ["py.typed"], "fastcsm.backends": ["measured.json"]},
     include_package_data=False,
     **arguments,
 )

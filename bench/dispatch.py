@@ -1,9 +1,9 @@
 """Which calls go to CUDA C++ rather than Triton: ``python bench/dispatch.py bench/results/<gpu>.json``.
 
-Reads what bench/gpu.py measured of both on a GPU and writes fastcsm/dispatch.json: a row for every op,
-precision and head or masked layer that was checked and timed on both, the faster one and by how much. A row
-speaks for heads, or layers and batches, no larger than the measured one; no row, no use of the CUDA kernel
-but by name.
+Reads what bench/gpu.py measured of both on a GPU and writes fastcsm/backends/measured.json: a row for every
+op, precision and head or masked layer that was checked and timed on both, the faster one and by how much. A
+row speaks for heads, or layers and batches, no larger than the measured one; no row, no use of the CUDA
+kernel but by name.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcsm import dispatch
+from fastcsm.backends import measured
 
-TABLE = Path(dispatch.__file__).with_suffix(".json")
+TABLE = Path(measured.__file__).with_suffix(".json")
 
 
-def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
+def row(result: dict[str, Any], file: str) -> measured.Row | None:
     """The row that one of bench/gpu.py's timings makes, or None if not both were right and timed."""
     rows, config = result.get("rows", {}), result.get("config", {})
     if "triton" not in rows or "cuda" not in rows or not {"head", "layer"} & config.keys():
@@ -27,7 +27,7 @@ def row(result: dict[str, Any], file: str) -> dispatch.Row | None:
         return None
     faster = min(times, key=lambda name: times[name])
     inputs, *widths = config.get("head") or config["layer"]
-    return dispatch.Row(
+    return measured.Row(
         op=result["op"],
         precision=result["precision"],
         layers=len(widths),

@@ -2,9 +2,8 @@
 
 from . import functional, nn
 from .backends import backend, info
+from .backends.info import __version__
 from .losses import csm_loss, denoising_loss, score_and_derivative
-
-__version__ = "0.1.0"
 
 __all__ = [
     "__version__",

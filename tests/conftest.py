@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import settings
 
-collect_ignore = [] if importlib.util.find_spec("triton") else ["test_kernels.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else ["kernels/test_kernels.py"]
 
 settings.register_profile("fastcsm", max_examples=15, deadline=None, derandomize=True)
 settings.load_profile("fastcsm")

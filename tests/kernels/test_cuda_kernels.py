@@ -5,7 +5,6 @@ FASTCSM_WHOLE=1 runs all.
 """
 
 import os
-from pathlib import Path
 
 import emulation
 import pytest
@@ -22,7 +21,7 @@ def test_every_kernel_under_sanitizers(tmp_path):
     options = ["-q", "-s", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--durations=8"]
     if not cuda_launchers.why_not() and not os.environ.get("FASTCSM_WHOLE"):
         options += ["-p", "rotation"]
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [str(emulation.ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 
     def run(names):
         files = [f"tests/emulated_{name}.py" for name in names]

@@ -8,14 +8,14 @@ import dispatch as program
 import pytest
 import torch
 
-from fastcsm import backends, dispatch
-from fastcsm.backends import Request
+from fastcsm import backends
+from fastcsm.backends import Request, measured
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def measured(tmp_path, monkeypatch, capsys):
+def in_force(tmp_path, monkeypatch, capsys):
     """bench/dispatch.py's table of two results, in force."""
 
     def result(op, precision, triton, cuda, **config):
@@ -32,19 +32,19 @@ def measured(tmp_path, monkeypatch, capsys):
         result("masked_linear", "tf32", 1.0, 2.0, layer=[512, 4096], rows=1024),
         result("masked_linear_backward", "tf32", 2.0, 1.0, layer=[512, 4096], rows=1024),
     ]
-    given, table = tmp_path / "gpu.json", tmp_path / "dispatch.json"
+    given, table = tmp_path / "gpu.json", tmp_path / "measured.json"
     parts = {f"part {i}": result for i, result in enumerate([*results, {"status": "timeout"}])}
     given.write_text(json.dumps({"dry": False, "timings": parts}))
     monkeypatch.setattr(sys, "argv", ["dispatch.py", str(given), "--out", str(table)])
     assert program.main() == 0
     assert capsys.readouterr().out == "5 of 9 timings measured both backends\n"
-    rows = tuple(dispatch.Row(**row) for row in json.loads(table.read_text()))
-    monkeypatch.setattr(dispatch, "table", lambda: rows)
+    rows = tuple(measured.Row(**row) for row in json.loads(table.read_text()))
+    monkeypatch.setattr(measured, "table", lambda: rows)
     return rows
 
 
 def test_the_committed_table_is_one():
-    for row in dispatch.table():
+    for row in measured.table():
         assert row.op.removesuffix("_backward") in backends.OPS
         assert row.precision in ("float32", "tf32", "bfloat16")
         assert row.backend in ("cuda", "triton")
@@ -52,25 +52,25 @@ def test_the_committed_table_is_one():
         assert (ROOT / row.file).exists()
 
 
-def test_rows_speak_for_heads_up_to_theirs(measured):
+def test_rows_speak_for_heads_up_to_theirs(in_force):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        assert dispatch.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1)) == ""
-        assert dispatch.why_not_cuda("csm_loss", torch.float32, 5, (64, 1)) == ""
-        slower = dispatch.why_not_cuda("csm_loss", torch.float32, 34, (128, 128, 1))
+        assert measured.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1)) == ""
+        assert measured.why_not_cuda("csm_loss", torch.float32, 5, (64, 1)) == ""
+        slower = measured.why_not_cuda("csm_loss", torch.float32, 34, (128, 128, 1))
         assert slower == "Triton's kernel was 1.50 times as fast (bench/results/gpu.json)"
         for inputs, widths in ((66, (128, 1)), (33, (129, 1)), (33, (8, 8, 8, 1))):
-            assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.float32, inputs, widths)
-        assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.bfloat16, 33, (128, 128, 1))
+            assert "not measured" in measured.why_not_cuda("csm_loss", torch.float32, inputs, widths)
+        assert "not measured" in measured.why_not_cuda("csm_loss", torch.bfloat16, 33, (128, 128, 1))
     finally:
         torch.set_float32_matmul_precision(before)
-    assert "not measured" in dispatch.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1))
+    assert "not measured" in measured.why_not_cuda("csm_loss", torch.float32, 33, (128, 128, 1))
 
 
-def test_rows_on_masked_layers_speak_for_batches_up_to_theirs(measured, monkeypatch):
+def test_rows_on_masked_layers_speak_for_batches_up_to_theirs(in_force, monkeypatch):
     """And for no part of linear_csm_loss, whose own rows do."""
-    monkeypatch.setattr(dispatch, "precision", lambda _: "tf32")
+    monkeypatch.setattr(measured, "precision", lambda _: "tf32")
 
     def refused(op="masked_linear", widths=(4096,), inputs=512, rows=0):
         return "".join(Found().refuses(op, Request("cpu", torch.float32, widths, inputs, rows)))
@@ -100,12 +100,12 @@ class Found(backends.CUDA):
         return Library
 
 
-def test_auto_asks_the_table_and_a_name_does_not(measured, monkeypatch):
+def test_auto_asks_the_table_and_a_name_does_not(in_force, known):
     request = Request("cpu", torch.float32, (128, 128, 1), 33)
     assert Found().refuses("csm_loss", request) == [
         "not measured on a GPU, so it runs only where it is chosen by name"
     ]
-    monkeypatch.setattr(backends, "_backends", {**backends._backends, "found": Found()})
+    known["found"] = Found()
     with backends.backend("found"):
         assert Found().refuses("csm_loss", request) == []
         assert Found().refuses("masked_linear", request) == []

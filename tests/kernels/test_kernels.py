@@ -7,8 +7,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, philox, score_head, tuning
-from fastcsm.kernels.activations import activate
+from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, score_head, tuning
+from fastcsm.kernels.common import philox
+from fastcsm.kernels.common.activations import activate
 from triton.runtime.errors import OutOfResources
 
 from fastcsm import random
@@ -236,6 +237,17 @@ def test_what_fits_nowhere_is_refused_in_a_sentence():
         pytest.raises(launch.DoesNotFit, match="2 bytes of shared memory, a program has 1"),
     ):
         csm_loss.csm_loss(*head(1000, (128, 128)), one, one, one, True, True, True)
+
+
+def test_constants_are_made_once_and_kept():
+    make = [(value, 2.0, dtype) for value in range(200) for dtype in (torch.float32, torch.float64)]
+    first = [launch.constant((a, b), dtype, torch.device("cpu")) for a, b, dtype in make]
+    again = [launch.constant((a, b), dtype, torch.device("cpu")) for a, b, dtype in make]
+    assert all(a is b for a, b in zip(first, again))
+    assert first[3].dtype is torch.float64
+    assert first[3].tolist() == [1.0, 2.0]
+    lines = launch.constant(((1.0, 2.0), (3.0, 4.0)), torch.float32, torch.device("cpu"))
+    assert torch.equal(lines, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
 
 
 def reach(in_degrees, out_degrees, forward):

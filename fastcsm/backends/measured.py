@@ -1,4 +1,4 @@
-"""Which calls the measurements give to the CUDA C++ kernels rather than to Triton's: ``dispatch.json``.
+"""Which calls the measurements give to the CUDA C++ kernels rather than to Triton's: ``measured.json``.
 
 The table's rows come from measurements on a GPU (``python bench/dispatch.py bench/results/<gpu>.json``): a
 call goes to "cuda" where a row for its op, precision and sizes says that the kernel was faster there.
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @cache
 def table() -> tuple[Row, ...]:
-    """The rows of ``dispatch.json``."""
+    """The rows of ``measured.json``."""
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     return tuple(Row(**row) for row in json.loads(text))
 
@@ -56,7 +56,7 @@ def why_not_cuda(
 ) -> str:
     """Why "auto" does not take the CUDA C++ kernel for a call; "" if it does.
 
-    The sizes are those of a :class:`fastcsm.backends.Request`.
+    The sizes are those of a :class:`fastcsm.backends.registry.Request`.
     """
     hidden = widths[:-1] or widths
     rows = [
