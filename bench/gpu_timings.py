@@ -315,7 +315,9 @@ def ceilings(name: str, plan: Plan, keep: gpu_checks.Keep) -> Result:
     """The machine, why a backend is missing on it, and with rounds what it does at most."""
     if not subjects.DRY and not torch.cuda.is_available():
         raise RuntimeError("bench/gpu.py cannot run here: torch finds no CUDA device; --dry-run needs none")
-    names = {label: backends._backends[subjects.stand_in(label)].missing() for label in ("triton", "cuda")}
+    names = {
+        label: backends.registry.known[subjects.stand_in(label)].missing() for label in ("triton", "cuda")
+    }
     found: Result = {"machine": machine(), "missing": names}
     keep(found)
     makers: dict[str, tuple[str, Callable[[], gpu_peaks.Rate]]] = {

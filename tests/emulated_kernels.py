@@ -75,7 +75,7 @@ else:
     assert backends.CUDA().missing() == []
     backends.register(OnDevice())
 #: KiB of shared memory that a block may have.
-LIMIT = backends._backends["emulation"].kernels().shared_bytes("score_head", False, 9, 1)[1] >> 10
+LIMIT = backends.registry.known["emulation"].kernels().shared_bytes("score_head", False, 9, 1)[1] >> 10
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Rows, context, hidden widths and frequencies about the edges of tiles; among them the default head.
 SHAPES = [

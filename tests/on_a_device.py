@@ -113,7 +113,7 @@ def listed(call: Callable[[], Any]) -> Listed:
             ops.first = False
             results = call()
     finally:
-        del backends._backends["meta"]
+        del backends.registry.known["meta"]
     return Listed(launches, ops.kernels, results)
 
 

@@ -155,7 +155,7 @@ class Parts(backends.Reference):
 def parts():
     backends.register(Parts())
     yield "parts"
-    del backends._backends["parts"]
+    del backends.registry.known["parts"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fastcsm
-from fastcsm import backends, dispatch, functional, nn
+from fastcsm import backends, functional, nn
+from fastcsm.backends import measured
 from fastcsm.benchmark.densities import restoring
 
 
@@ -69,7 +70,7 @@ def gradients(backend, head, context, x):
 
 @pytest.mark.gpu
 def test_auto_takes_what_was_measured_as_faster():
-    slower = dispatch.why_not_cuda("csm_loss", torch.float32, 65, (128, 128, 1))
+    slower = measured.why_not_cuda("csm_loss", torch.float32, 65, (128, 128, 1))
     expected = "triton" if slower or backends.CUDA().missing() else "cuda"
     assert fastcsm.info()["ops"]["csm_loss"]["cuda"]["backend"] == expected
 

@@ -93,8 +93,8 @@ def test_every_kernel_for_sm_80():
 def machine():
     backend = cuda_launchers.on_the_machine(90, orders=1)
     yield backend.machine
-    del backends._backends[backend.name]
-    backends._selected.clear()
+    del backends.registry.known[backend.name]
+    backends.registry._selected.clear()
 
 
 def loss():

@@ -29,7 +29,7 @@ def backend_params(op, *names):
     for name in names or ("cpu",):
         request = backends.Request("cpu", torch.float32, (8, 1))
         with backends.backend(name):
-            reasons = backends._reasons(backends._backends[name], op, request)
+            reasons = backends.registry.why_not(backends.registry.known[name], op, request)
         marks = [pytest.mark.skip(reason="; ".join(reasons))] if reasons else []
         params.append(pytest.param(name, marks=marks))
     return params
