@@ -77,15 +77,16 @@ def test_pure_python_wheel(tree, tmp_path):
         "fastcsm",
         f"fastcsm-{fastcsm.__version__}.dist-info",
     }
-    assert {"fastcsm/kernels/__init__.py", "fastcsm/reference/csm_loss.py", "fastcsm/_build.json"} <= set(
-        names
-    )
+    expected = ("kernels/common/head.py", "reference/csm_loss.py", "backends/measured.json", "_build.json")
+    assert {f"fastcsm/{name}" for name in expected} <= set(names)
     assert not any(name.endswith((".so", ".cpp", ".h")) for name in names)
     record = json.loads((site / "fastcsm" / "_build.json").read_text())
     assert record["cpu"] == record["cuda"] == reason
     code = """
-import importlib.util, torch, fastcsm, fastcsm.kernels
+import importlib.util, torch, fastcsm, fastcsm.kernels.common
+from fastcsm.backends import measured
 assert importlib.util.find_spec("kernels") is None
+assert isinstance(measured.table(), tuple)
 assert fastcsm.info()["ops"]["csm_loss"]["cpu"]["backend"] == "reference"
 head = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
 fastcsm.csm_loss(head, torch.zeros(5, 2, 2), torch.zeros(5, 2)).backward()
