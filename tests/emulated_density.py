@@ -1,4 +1,4 @@
-"""conditional_density in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
+"""conditional_density in CUDA, as emulated_kernels.py; tests/kernels/test_cuda_kernels.py runs both."""
 
 import copy
 import math

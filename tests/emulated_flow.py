@@ -1,4 +1,4 @@
-"""probability_flow in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
+"""probability_flow in CUDA, as emulated_kernels.py; tests/kernels/test_cuda_kernels.py runs both."""
 
 from functools import partial
 

@@ -1,8 +1,8 @@
 """Every CUDA kernel against the reference.
 
-tests/test_cuda_kernels.py runs this file on the host under sanitizers, with the library that the variable
-FASTCSM_EMULATION names; tests/machine/test_cuda_on_the_machine.py as compiled for the architecture that
-FASTCSM_MACHINE names, 80 or 90; bench/gpu.py on a device, with neither.
+tests/kernels/test_cuda_kernels.py runs this file on the host under sanitizers, with the library that the
+variable FASTCSM_EMULATION names; tests/machine/test_cuda_on_the_machine.py as compiled for the architecture
+that FASTCSM_MACHINE names, 80 or 90; bench/gpu.py on a device, with neither.
 """
 
 import os

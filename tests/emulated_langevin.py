@@ -1,4 +1,4 @@
-"""langevin and langevin_draw in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs both."""
+"""langevin, langevin_draw in CUDA, as emulated_kernels.py; tests/kernels/test_cuda_kernels.py runs both."""
 
 import emulated_kernels
 import pytest

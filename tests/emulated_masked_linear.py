@@ -1,4 +1,4 @@
-"""masked_linear in CUDA, as emulated_kernels.py; tests/test_cuda_kernels.py runs them."""
+"""masked_linear in CUDA, as emulated_kernels.py; tests/kernels/test_cuda_kernels.py runs them."""
 
 import emulated_kernels
 import pytest
