@@ -77,14 +77,7 @@ class CPU(Library):
     """Fused C++ kernels for processors."""
 
     name = device = "cpu"
-    ops = (
-        "score_head",
-        "csm_loss",
-        "langevin",
-        "masked_linear",
-        "conditional_density",
-        "probability_flow",
-    )
+    ops = ("score_head", "csm_loss", "langevin", "masked_linear", "conditional_density", "probability_flow")
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
     def describe(self) -> str:
