@@ -24,6 +24,7 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("isa() -> str");
   m.def("isas() -> str[]");
   m.def("set_isa(str name) -> ()");
+  m.def("peak(str precision, int rounds) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
@@ -45,4 +46,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("isas", TORCH_BOX(&isas));
   m.impl("set_isa", TORCH_BOX(&set_isa));
+  m.impl("peak", TORCH_BOX(&fastcsm::peak));
 }

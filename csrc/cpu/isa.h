@@ -1,6 +1,7 @@
 // Which instruction set runs is decided once, when the library is loaded; set_isa lets tests ask for a lower one.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,10 @@ Isa current_isa();
 void set_isa(const std::string& name);
 std::string isa_name();
 std::vector<std::string> available_isas();
+
+// Multiply-adds of the widest instruction at a precision, on registers alone and on every thread; returns how many
+// operations were done, two a multiply-add.
+double peak(std::string precision, int64_t rounds);
 
 // Calls fn from the namespace of the chosen instruction set; reduced: products may round their operands to bfloat16.
 #if defined(__x86_64__)

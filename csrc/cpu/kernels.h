@@ -45,4 +45,10 @@ struct MaskedLinearArgs {
   void *grad_x, *grad_weight, *grad_bias;  // null where not wanted
 };
 
+struct PeakArgs {
+  Storage precision;  // bf16: products that may round float32 operands to it
+  int64_t rounds;
+  double operations;  // done
+};
+
 }  // namespace fastcsm
