@@ -25,7 +25,7 @@ test: .venv/.test
 	ruff format --check .
 	$(if $(CXX_FILES),clang-format --dry-run -Werror $(CXX_FILES))
 	.venv/bin/python -m mypy
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # torch 2.13.0 is the version the package is tested with; with a GPU, pip picks the newest torch for it.
 .venv/.torch:

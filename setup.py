@@ -271,13 +271,16 @@ if not reason:
 if not reason or installable:
     arguments["setup_requires"] = ["torch>=2.11", "ninja>=1.11"]
 
+# Rooms beside fastcsm/ that are installed in it; of bench/ not the experiments, the machine and the results.
+bench = ["fastcsm.bench", *(f"fastcsm.bench.{name}" for name in ("harness", "baselines", "micro"))]
 kernels = ["fastcsm.kernels", *(f"fastcsm.kernels.{name}" for name in find_packages("kernels"))]
 setup(
     packages=[
-        *find_packages(include=["fastcsm", "fastcsm.*"]),
+        *find_packages(include=["fastcsm", "fastcsm.*"], exclude=["fastcsm.bench*", "fastcsm.kernels*"]),
         *(kernels if Path("kernels").is_dir() else []),
+        *(bench if Path("bench").is_dir() else []),
     ],
-    package_dir={"fastcsm.kernels": "kernels"},
+    package_dir={"fastcsm.bench": "bench", "fastcsm.kernels": "kernels"},
     package_data={"fastcsm": ["py.typed"], "fastcsm.backends": ["measured.json"]},
     include_package_data=False,
     **arguments,

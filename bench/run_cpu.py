@@ -1,7 +1,7 @@
 """All committed CPU measurements in one command: ``python bench/run_cpu.py``.
 
-Writes bench/results/<processor>-<threads>-threads.json and brings README.md up to date with it; with --out
-FILE it writes only that file.
+Writes bench/results/<processor>-<threads>-threads.json and brings docs/results.md and README.md up to date
+with it; with --out FILE it writes only that file.
 """
 
 import argparse
@@ -12,7 +12,11 @@ from pathlib import Path
 import torch
 
 from fastcsm import nn
-from fastcsm.benchmark import (
+from fastcsm.bench import publish
+from fastcsm.bench.harness.measure import machine_slug
+from fastcsm.bench.harness.report import format_header, format_table
+from fastcsm.bench.harness.runner import document, memory_by_rows, run_case
+from fastcsm.bench.micro.registry import (
     CsmLoss,
     Draw,
     ExactDraw,
@@ -22,15 +26,8 @@ from fastcsm.benchmark import (
     MaskedLayers,
     ScoresOfRows,
     TrainingStep,
-    document,
-    extra_memory,
-    format_header,
-    format_table,
-    machine_slug,
-    run_case,
-    step_table,
-    update_readme,
 )
+from fastcsm.bench.micro.training_step import step_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +53,8 @@ def main() -> int:
         print(f"{format_table(result)}\n", flush=True)
 
     for case in CsmLoss().variants():
-        keep(run_case(case, rounds=rounds, memory_rows=(case.rows // 4, case.rows * 4)))
+        growth = memory_by_rows(case, (case.rows // 4, case.rows * 4))
+        keep(run_case(case, rounds=rounds) | {"extra_bytes_by_rows": growth})
     for scores in ScoresOfRows().variants():
         keep(run_case(scores, rounds=rounds))
     for rows in (64, 4096):
@@ -66,7 +64,7 @@ def main() -> int:
     for masked in MaskedLayers().variants():
         keep(run_case(masked, rounds=rounds))
     for step in TrainingStep().variants():
-        keep(run_case(step, rounds=rounds, memory=None if step.fused else extra_memory))
+        keep(run_case(step, rounds=rounds))
     keep(step_table(model=digits_model(), batch=128, rounds=rounds))
     for draw in Draw().variants():
         keep(run_case(draw, precisions=["highest"], rounds=rounds))
@@ -77,8 +75,7 @@ def main() -> int:
     out = arguments.out or ROOT / "bench" / "results" / f"{machine_slug()}.json"
     out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if arguments.out is None:
-        readme = ROOT / "README.md"
-        readme.write_text(update_readme(readme.read_text(encoding="utf-8"), measured), encoding="utf-8")
+        publish.main()
     return int(any(row["status"] == "failed" for result in results for row in result["rows"]))
 
 

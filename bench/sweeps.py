@@ -26,20 +26,12 @@ import numpy
 import torch
 from torch import nn
 
-from fastcsm.benchmark import (
-    Case,
-    CsmLoss,
-    Draw,
-    Probe,
-    TrainingStep,
-    baselines,
-    document,
-    format_header,
-    interleave,
-    machine_slug,
-    quartiles,
-    run_case,
-)
+from fastcsm.bench.baselines.joint import exact_score_matching, sliced_score_matching
+from fastcsm.bench.harness.case import Case
+from fastcsm.bench.harness.measure import Probe, interleave, machine_slug, quartiles
+from fastcsm.bench.harness.report import format_header
+from fastcsm.bench.harness.runner import document, run_case
+from fastcsm.bench.micro.registry import CsmLoss, Draw, TrainingStep
 
 ROOT = Path(__file__).resolve().parents[1]
 Values = list[float | None]
@@ -139,7 +131,7 @@ def models_sweep(sizes: Sequence[int], most: int, rounds: int) -> dict[str, Any]
         case = TrainingStep(features=features, hidden=(256, 256), batch=64)
         entries = case.contenders(["highest"], compiled=False)
         calls: dict[str, Callable[[], object]] = {
-            name: entries[name].memory for name in ("double_backward", "fastcsm")
+            name: entries[name].memory or entries[name].call for name in ("double_backward", "fastcsm")
         }
         network = nn.Sequential(
             nn.Linear(features, 256),
@@ -149,9 +141,9 @@ def models_sweep(sizes: Sequence[int], most: int, rounds: int) -> dict[str, Any]
             nn.Linear(256, features),
         )
         x, v = torch.randn(2, 64, features)
-        calls["ssm"] = partial(gradients, network, baselines.sliced_score_matching, x, v)
+        calls["ssm"] = partial(gradients, network, sliced_score_matching, x, v)
         if features <= most:
-            calls["sm"] = partial(gradients, network, baselines.exact_score_matching, x)
+            calls["sm"] = partial(gradients, network, exact_score_matching, x)
         seconds = interleave(calls, rounds, warmup=1)
         for name, values in curves.items():
             values.append(quartiles(seconds[name])["median"] if name in seconds else None)

@@ -3,7 +3,8 @@
 from . import functional, nn
 from .backends import backend, info
 from .backends.info import __version__
-from .losses import csm_loss, denoising_loss, score_and_derivative
+from .networks.heads import score_and_derivative
+from .objectives import csm_loss, denoising_loss
 
 __all__ = [
     "__version__",

@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-# What several rooms of tests share, and the measurements that tests look at.
-sys.path.append(str(Path(__file__).resolve().parent / "ops"))
+# Rooms of tests share what they have by its name, of which there is one; and look at programs that measure.
+sys.path.extend(sorted({str(path.parent) for path in Path(__file__).resolve().parent.rglob("*.py")}))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 # Triton reads this when kernels are defined: without a GPU they run in its interpreter.
@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import settings
 
-collect_ignore = [] if importlib.util.find_spec("triton") else ["kernels/test_kernels.py"]
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["*test_kernels.py"]
 
 settings.register_profile("fastcsm", max_examples=15, deadline=None, derandomize=True)
 settings.load_profile("fastcsm")

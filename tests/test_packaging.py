@@ -15,7 +15,17 @@ import pytest
 import fastcsm
 
 ROOT = Path(__file__).resolve().parents[1]
-TREE = ("fastcsm", "kernels", "csrc", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+TREE = (
+    "fastcsm",
+    "kernels",
+    "bench",
+    "csrc",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "LICENSE",
+    "README.md",
+)
 
 
 def run(*command, cwd, **environment):
@@ -58,7 +68,7 @@ print(*sorted(set(sys.modules) - before))
     assert outside == set()
     assert [name for name in new if name.startswith(("torch._dynamo", "torch._inductor", "torch.func"))] == []
     own = {name for name in new if name.partition(".")[0] == "fastcsm"}
-    assert own.isdisjoint({"fastcsm.cli", "fastcsm.training", "fastcsm.benchmark", "fastcsm.plotting"})
+    assert own.isdisjoint({"fastcsm.cli", "fastcsm.training", "fastcsm.bench", "fastcsm.evaluation"})
 
 
 def test_pure_python_wheel(tree, tmp_path):
@@ -77,8 +87,14 @@ def test_pure_python_wheel(tree, tmp_path):
         "fastcsm",
         f"fastcsm-{fastcsm.__version__}.dist-info",
     }
-    expected = ("kernels/common/head.py", "reference/csm_loss.py", "backends/measured.json", "_build.json")
-    assert {f"fastcsm/{name}" for name in expected} <= set(names)
+    modules = (
+        "kernels/common/head.py",
+        "reference/csm_loss.py",
+        "bench/command.py",
+        "bench/micro/csm_loss.py",
+    )
+    assert {f"fastcsm/{name}" for name in (*modules, "backends/measured.json", "_build.json")} <= set(names)
+    assert not any(re.match("fastcsm/bench/(paper|results|machine)", name) for name in names)
     assert not any(name.endswith((".so", ".cpp", ".h")) for name in names)
     record = json.loads((site / "fastcsm" / "_build.json").read_text())
     assert record["cpu"] == record["cuda"] == reason

@@ -84,16 +84,10 @@ def langevin_draw(steps: int, dtype: torch.dtype, frequencies: int) -> None:
     made = [(torch.randn(o, i) / i**0.5).to(dtype) for i, o in ((variables, hidden), (hidden, 2 * CONTEXT))]
     functional.langevin_draw(
         torch.zeros(16, variables).to(dtype),
-        [given["weights"]],
-        [given["biases"]],
-        [made],
-        [[torch.zeros(hidden).to(dtype), torch.zeros(variables * CONTEXT).to(dtype)]],
-        [torch.ones(hidden, dtype=torch.int64)],
-        activation=given["activation"],
-        frequencies=given["frequencies"],
-        step_sizes=[0.1],
-        steps=steps,
-        seed=1,
+        functional.Head(**given),
+        functional.Network(made, [None, None], [torch.ones(hidden, dtype=torch.int64)]),
+        functional.Stages([0.1], steps),
+        functional.Draw(seed=1),
     )
 
 

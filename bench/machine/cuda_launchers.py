@@ -105,7 +105,7 @@ def nvcc_flags() -> list[str]:
     """setup.py's flags for one compilation without a target."""
     names: dict[str, Any] = {}
     for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("TORCH_TARGET", "NVCC_FLAGS"):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("TORCH_TARGET", "NVCC_FLAGS"):
             exec(compile(ast.Module([node], []), "setup.py", "exec"), names)
     left_out = ("-gencode", "-Xcompiler", "--threads")
     includes = [f"-isystem={path}" for path in include_paths()]
@@ -270,21 +270,14 @@ class Machine:
         parameters = bytearray(kernel.parameter_bytes)
         for n, (offset, size) in enumerate(kernel.parameters):
             parameters[offset : offset + size] = ctypes.string_at(arguments[n], size)
-        options = {
-            "grid": grid,
-            "threads": block[0],
-            "shared_bytes": shared,
-            "parameters": bytes(parameters),
-            "ranges": [*self.arguments, *self.allocations()],
-            "architecture": self.architecture,
-            "orders": self.orders,
-        }
+        ranges = [*self.arguments, *self.allocations()]
+        sizes = grid, block[0], shared, bytes(parameters), ranges, self.architecture
         try:
-            host.launch(module, name, **options)
+            host.Launch(text, name, *sizes).run(self.orders)
         except host.Fault:
             # Again with lines of the source, of which the shipped code has none.
             lined = compiled_ptx(source, self.architecture, self.folder, lines=True)
-            host.launch(host.load(lined), entries(lined)[plain], **options)
+            host.Launch(lined, entries(lined)[plain], *sizes).run(self.orders)
             raise
 
 
@@ -296,7 +289,7 @@ class OnTheMachine(backends.CUDA):
     def __init__(self, machine: Machine):
         self.machine = machine
 
-    def missing(self) -> list[str]:
+    def missing(self) -> list[str]:  # type: ignore[override]
         return []
 
     def implementation(self, op: str) -> Callable[..., Any]:

@@ -1,7 +1,6 @@
 """The machine from Python: builds it on first use, loads PTX, and runs launches with every check.
 
-    module = host.load(text)
-    report = host.launch(module, "kernel", (blocks, 1, 1), 128, 0, parameters, ranges, architecture=90)
+    report = host.Launch(ptx, "kernel", (blocks, 1, 1), 128, 0, parameters, ranges, architecture=90).run()
 
 Global memory is the process's own: a pointer among the parameters is the address of a tensor of the
 processor, and every access must lie in one of the ``ranges``.
@@ -25,16 +24,8 @@ from typing import Any, ClassVar, NamedTuple
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "machine"
 #: Contraction is off: an instruction rounds as the device's does.
-FLAGS = [
-    "-std=c++20",
-    "-O2",
-    "-ftree-vectorize",
-    "-march=native",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-]
-FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++20", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=hidden"]
+FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 #: Most bytes of shared memory that a block may have, by architecture.
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10}
 #: Instructions of a warp in a block after which it counts as never ending.
@@ -71,7 +62,7 @@ class Kernel(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One launch, and what was counted of it; see ``counts.py``."""
+    """One launch, and what was counted of it; see ``cases.py``."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -136,7 +127,7 @@ def library() -> ctypes.CDLL:
     """The machine, built where its sources or the compiler changed."""
     sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
     native = subprocess.run(
-        [compiler(), "-march=native", "-Q", "--help=target"], capture_output=True, check=True
+        [str(compiler()), "-march=native", "-Q", "--help=target"], capture_output=True, check=True
     )
     key = hashlib.sha256(native.stdout + " ".join(FLAGS).encode())
     for path in sources:
@@ -158,22 +149,17 @@ def library() -> ctypes.CDLL:
 def compile_into(target: Path, sources: Sequence[Path]) -> None:
     """Compile and link; the library appears whole or not at all, so that processes may build at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        _compile(Path(name), target, sources)
-
-
-def _compile(folder: Path, target: Path, sources: Sequence[Path]) -> None:
 
     def run(*arguments: Any) -> None:
-        done = subprocess.run([compiler(), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run([str(compiler()), *arguments], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the machine does not compile: {done.stderr[:2000]}")
 
-    objects = [folder / f"{path.stem}.o" for path in sources]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects, part = [Path(folder, f"{path.stem}.o") for path in sources], Path(folder, target.name)
         list(pool.map(lambda pair: run(*FLAGS, "-c", pair[0], "-o", pair[1]), zip(sources, objects)))
-    run("-shared", *objects, "-o", folder / target.name)
-    (folder / target.name).replace(target)
+        run("-shared", *objects, "-o", part)
+        part.replace(target)
 
 
 @lru_cache(maxsize=256)
@@ -205,68 +191,72 @@ def recorded(paths: bool = False) -> Iterator[list[Report]]:
         _Settings.listeners = [kept for kept in _Settings.listeners if kept is not reports]
 
 
-def launch(
-    module: Module,
-    kernel: str,
-    grid: Sequence[int],
-    threads: int,
-    shared_bytes: int,
-    parameters: bytes,
-    ranges: Sequence[Range],
-    *,
-    architecture: int,
-    orders: int | None = None,
-    checks: bool = True,
-) -> Report:
-    """Run a launch to its end.
+class Launch(NamedTuple):
+    """One launch of a compiled kernel.
 
-    Args:
+    Attributes:
+        ptx, kernel: the text, and the name of the kernel in it.
         grid: blocks along x, y and z.
         threads: of a block, along x.
         shared_bytes: dynamic shared memory of a block.
         parameters: bytes of the parameter space; short ones are filled with zeros.
         ranges: what the kernel may touch.
         architecture: 80 or 90, whose matrix units it has.
-        orders: how many orders of warps and blocks it is run in; all must give the same bits. By default
-            two, and one inside ``recorded(paths=True)``.
-        checks: whether races are looked for.
-
-    Raises:
-        Fault: for anything that is wrong; memory is then as the fault left it.
+        tensors: what keeps that memory alive.
     """
-    if shared_bytes > SHARED_LIMIT[architecture]:
-        raise Fault(
-            [
-                f"kernel {kernel}: {shared_bytes} bytes of shared memory, a block of sm_{architecture} has "
-                f"{SHARED_LIMIT[architecture]}"
-            ]
+
+    ptx: str
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    parameters: bytes
+    ranges: Sequence[Range]
+    architecture: int
+    tensors: Sequence[Any] = ()
+
+    def run(self, orders: int | None = None) -> Report:
+        """Run it to its end, with every check.
+
+        Args:
+            orders: how many orders of warps and blocks it is run in; all must give the same bits. By default
+                two, and one inside ``recorded(paths=True)``.
+
+        Raises:
+            Fault: for anything that is wrong; memory is then as the fault left it.
+        """
+        most = SHARED_LIMIT[self.architecture]
+        if self.shared_bytes > most:
+            text = f"{self.shared_bytes} bytes of shared memory, a block of sm_{self.architecture} has {most}"
+            raise Fault([f"kernel {self.kernel}: {text}"])
+        module = load(self.ptx)
+        request = self._request(module, orders or (1 if _Settings.paths else 2))
+        module._library.machine_launch(module._handle, ctypes.byref(request))
+        counts = module.answer()
+        if counts["faults"]:
+            raise Fault(counts.pop("faults"))
+        report = Report(self.kernel, self.grid, self.threads, self.shared_bytes, self.architecture, counts)
+        for reports in _Settings.listeners:
+            reports.append(report)
+        return report
+
+    def _request(self, module: Module, orders: int) -> _Request:
+        given, number = len(self.parameters), len(self.ranges)
+        size = module.kernels[self.kernel].parameter_bytes if self.kernel in module.kernels else given
+        return _Request(
+            kernel=self.kernel.encode(),
+            grid=(ctypes.c_uint32 * 3)(*self.grid),
+            threads=self.threads,
+            architecture=self.architecture,
+            orders=orders,
+            checks=True,
+            paths=_Settings.paths,
+            shared_bytes=self.shared_bytes,
+            parameters=self.parameters.ljust(size, b"\0"),
+            parameter_bytes=max(size, given),
+            begins=(ctypes.c_uint64 * number)(*(one.address for one in self.ranges)),
+            sizes=(ctypes.c_uint64 * number)(*(one.bytes for one in self.ranges)),
+            names=(ctypes.c_char_p * number)(*(one.name.encode() for one in self.ranges)),
+            ranges=number,
+            limit=LIMIT,
         )
-    names = (ctypes.c_char_p * len(ranges))(*(one.name.encode() for one in ranges))
-    begins = (ctypes.c_uint64 * len(ranges))(*(one.address for one in ranges))
-    sizes = (ctypes.c_uint64 * len(ranges))(*(one.bytes for one in ranges))
-    size = module.kernels[kernel].parameter_bytes if kernel in module.kernels else len(parameters)
-    request = _Request(
-        kernel=kernel.encode(),
-        grid=(ctypes.c_uint32 * 3)(*(*grid, 1, 1)[:3]),
-        threads=threads,
-        architecture=architecture,
-        orders=orders or (1 if _Settings.paths else 2),
-        checks=checks,
-        paths=_Settings.paths,
-        shared_bytes=shared_bytes,
-        parameters=parameters.ljust(size, b"\0"),
-        parameter_bytes=max(size, len(parameters)),
-        begins=begins,
-        sizes=sizes,
-        names=names,
-        ranges=len(ranges),
-        limit=LIMIT,
-    )
-    module._library.machine_launch(module._handle, ctypes.byref(request))
-    counts = module.answer()
-    if counts["faults"]:
-        raise Fault(counts.pop("faults"))
-    report = Report(kernel, tuple((*grid, 1, 1)[:3]), threads, shared_bytes, architecture, counts)
-    for reports in _Settings.listeners:
-        reports.append(report)
-    return report

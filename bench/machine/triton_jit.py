@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     raise ImportError("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled; unset it.")
@@ -31,67 +31,15 @@ from . import host
 #: Most threads of a program.
 MOST_THREADS = 1024
 #: How a parameter that is no pointer is laid out, by its type in Triton's signature.
-LAYOUT = {
-    "i1": "<b",
-    "i8": "<b",
-    "i16": "<h",
-    "i32": "<i",
-    "i64": "<q",
-    "u1": "<B",
-    "u8": "<B",
-    "u16": "<H",
-    "u32": "<I",
-    "u64": "<Q",
-    "fp16": "<e",
-    "fp32": "<f",
-    "fp64": "<d",
-}
+LAYOUT = {"i1": "<b", "i8": "<b", "i16": "<h", "i32": "<i", "i64": "<q"}
+LAYOUT |= {"u1": "<B", "u8": "<B", "u16": "<H", "u32": "<I", "u64": "<Q"}
+LAYOUT |= {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 
-
-class Launch(NamedTuple):
-    """What a launcher was handed, laid out for the machine.
-
-    Attributes:
-        ptx, name: the compiled kernel.
-        grid: programs along x, y and z.
-        threads: of a program.
-        shared_bytes: of a program.
-        parameters: the bytes of its parameters.
-        ranges: the memory of its tensors, with the names of the parameters.
-        tensors: the arguments that are tensors, which keeps that memory alive.
-        architecture: 80 or 90.
-    """
-
-    ptx: str
-    name: str
-    grid: tuple[int, int, int]
-    threads: int
-    shared_bytes: int
-    parameters: bytes
-    ranges: list[host.Range]
-    tensors: list[Tensor]
-    architecture: int
-
-    def run(self, orders: int = 1) -> Any:
-        """Execute it; the machine's report."""
-        return host.launch(
-            host.load(self.ptx),
-            self.name,
-            grid=self.grid,
-            threads=self.threads,
-            shared_bytes=self.shared_bytes,
-            parameters=self.parameters,
-            ranges=self.ranges,
-            architecture=self.architecture,
-            orders=orders,
-        )
-
-
-_run: ContextVar[Callable[[Launch], Any]] = ContextVar("machine_run")
+_run: ContextVar[Callable[[host.Launch], Any]] = ContextVar("machine_run")
 
 
 @contextmanager
-def launches_to(run: Callable[[Launch], Any]) -> Iterator[None]:
+def launches_to(run: Callable[[host.Launch], Any]) -> Iterator[None]:
     """Hands every launch inside the ``with`` block to ``run`` in place of executing it."""
     token = _run.set(run)
     try:
@@ -176,23 +124,21 @@ class Launcher:
         stream: int,
         function: tuple[str, str],
         packed: tuple[int, int, int],
-        metadata: Any,
-        enter_hook: Callable[[Any], None] | None,
-        exit_hook: Callable[[Any], None] | None,
-        *args: Any,
+        *rest: Any,
     ) -> None:
+        """Of ``rest`` the first are the launch's metadata and two hooks, then come the kernel's arguments."""
+        metadata, enter_hook, exit_hook, *args = rest
         warps, _, shared = packed
         ptx, name = function
         given = list(_flat(self.signature.items(), args))
         parameters = _laid_out(name, host.load(ptx).kernels[name], given)
         tensors = {label: value for label, _, value in given if isinstance(value, Tensor)}
         ranges = [_range(label, tensor) for label, tensor in tensors.items() if tensor.numel() > 0]
-        kept = list(tensors.values())
         if enter_hook is not None:
             enter_hook(metadata)
         if x * y * z > 0:
-            size = (x, y, z), 32 * warps, shared
-            _run.get()(Launch(ptx, name, *size, parameters, ranges, kept, self.architecture))
+            sizes, kept = ((x, y, z), 32 * warps, shared), tuple(tensors.values())
+            _run.get()(host.Launch(ptx, name, *sizes, parameters, ranges, self.architecture, kept))
         if exit_hook is not None:
             exit_hook(metadata)
 
@@ -277,7 +223,7 @@ def on_the_machine(architecture: int, orders: int = 1) -> Iterator[None]:
     compiler = compilers["nvidia"]
     compilers["nvidia"] = type(compiler)(Compiler, compiler.driver)
     try:
-        with with_driver(architecture), launches_to(partial(Launch.run, orders=orders)):
+        with with_driver(architecture), launches_to(partial(host.Launch.run, orders=orders)):
             yield
     finally:
         compilers["nvidia"] = compiler

@@ -8,20 +8,20 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcsm import checkpoint, training
-from fastcsm.baselines import MixtureMADE
-from fastcsm.benchmark.measure import machine, versions
-from fastcsm.config import Config
+from fastcsm import training
+from fastcsm.atomic import atomic_file
+from fastcsm.bench.harness.measure import machine, versions
 from fastcsm.data import Dataset
-from fastcsm.evaluation import Progress
-from fastcsm.nn import ARCSM
+from fastcsm.evaluation.likelihood import Progress
+from fastcsm.nn import ARCSM, MixtureMADE
+from fastcsm.training import Config
 
 #: Added to a seed for Gaussian noise, which must not repeat the dequantisation's random numbers.
 _NOISE = 1_000_003
@@ -43,7 +43,7 @@ def trained(config: Config, data: Dataset, run: Path) -> tuple[ARCSM, dict[str, 
     """The model of a run, trained where it is not there or not finished, and what its training took."""
     summary = training.train(config, data, run, resume=run.exists(), quiet=True)
     keys = ("steps", "seconds", "parameters")
-    return checkpoint.load(run), {key: summary[key] for key in keys}
+    return training.load(run), {key: summary[key] for key in keys}
 
 
 def fit_mixture(
@@ -97,7 +97,7 @@ def fit_mixture(
         "parameters": parameters(model),
     }
     run.mkdir(parents=True, exist_ok=True)
-    with checkpoint.atomic_file(file) as handle:
+    with atomic_file(file) as handle:
         torch.save({"model": average.state_dict(), "training": done}, handle)
     return average, done
 
@@ -124,6 +124,11 @@ def parameters(model: torch.nn.Module) -> int:
     return count
 
 
+def width(model: Callable[[int], torch.nn.Module], least: int, count: int) -> int:
+    """The first of the widths from ``least`` on, by 16, of whose model there are no fewer parameters."""
+    return next(width for width in itertools.count(least, 16) if parameters(model(width)) >= count)
+
+
 def noisy(data: Dataset, sigma: float, repeats: int = 1, limit: int | None = None) -> Tensor:
     """Test rows in model space with noise, ``repeats`` independent draws of dequantisation and noise."""
     parts = []
@@ -143,14 +148,8 @@ def cell(value: dict[str, float] | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value['mean']:.{digits}f} ± {value['standard_error']:.{digits}f}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; all columns but the first to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def write(out: Path, results: dict[str, Any], text: str) -> None:
-    """OUT.json with the machine and the versions, and OUT.md with the table."""
+def write(out: Path, results: dict[str, Any]) -> None:
+    """OUT.json with the machine and the versions; ``python bench/publish.py`` makes docs/results.md of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     head = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -159,8 +158,6 @@ def write(out: Path, results: dict[str, Any], text: str) -> None:
         "threads": torch.get_num_threads(),
     }
     out.with_suffix(".json").write_text(json.dumps(head | results, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
 
 
 def shrink(picture: Path, width: int = 1000) -> None:

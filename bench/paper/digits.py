@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from typing import Any
 
-import common
 import torch
 
-from fastcsm import data, plotting
-from fastcsm.baselines import MixtureMADE
-from fastcsm.config import PRESETS, Config
-from fastcsm.evaluation import log_densities
+from fastcsm import data
+from fastcsm.bench.harness.report import markdown
+from fastcsm.bench.paper import common
+from fastcsm.evaluation import log_densities, plots
+from fastcsm.nn import MixtureMADE
+from fastcsm.training import PRESETS, Config
 
 SIGMA, REPEATS, COMPONENTS = 0.06, 2, 10
 #: A level at which to begin the flow density of the main model, beside sigma_1 = 1.
@@ -68,18 +70,22 @@ def mixture(width: int, dropout: float) -> MixtureMADE:
     return MixtureMADE(64, (width, width), COMPONENTS, dropout=dropout)
 
 
-def width_of_no_fewer_parameters(count: int) -> int:
-    width = 512
-    while common.parameters(mixture(width, 0.0)) < count:
-        width += 16
-    return width
-
-
 def line(name: str, row: dict[str, Any]) -> list[str]:
     cells = [common.cell(row.get(method, {}).get("nats_per_dimension")) for method in ("flow", "quadrature")]
     exact = common.cell(row.get("exact"))
     first = exact if exact != "-" else cells[0]
     return [name, f"{row['training']['parameters']:,}", str(row["training"]["steps"]), first, cells[1]]
+
+
+def text(results: dict[str, Any]) -> str:
+    """The table of the results, and what it shows."""
+    header = ["model", "parameters", "steps", "nats/dim", "quadrature at sigma_L"]
+    lines = [line(name, row) for name, row in results["rows"].items()]
+    return (
+        f"Negative log-likelihood of x + {results['sigma']} z, nats per dimension, mean ± standard error "
+        f"over the {results['samples'] // REPEATS} held-out digits ({REPEATS} draws of dequantisation and "
+        "noise each). nats/dim of an AR-CSM is its flow density.\n\n" + markdown([header, *lines], right=True)
+    )
 
 
 def main() -> int:
@@ -108,7 +114,7 @@ def main() -> int:
     best = run("AR-CSM", "main", main_settings)
     name = f"the same, its flow from sigma = {BASE}"
     rows[name] = {"training": rows["AR-CSM"]["training"]} | evaluated(best, x, BASE)
-    width = width_of_no_fewer_parameters(rows["AR-CSM"]["training"]["parameters"])
+    width = common.width(partial(mixture, dropout=0.0), 512, rows["AR-CSM"]["training"]["parameters"])
     for dropout in given.mixture_dropouts:
         config = Config(**(main_settings | {"dropout": dropout, "steps": given.mixture_steps}))
         folder = given.runs / f"mixture-{dropout}"
@@ -130,17 +136,12 @@ def main() -> int:
             main_settings | {"finetune_steps": given.finetune_steps, "finetune_lr": 5e-4},
         )
 
-    header = ["model", "parameters", "steps", "nats/dim", "quadrature at sigma_L"]
-    lines = [line(name, row) for name, row in rows.items()]
-    text = (
-        f"Negative log-likelihood of x + {SIGMA} z, nats per dimension, mean ± standard error over the "
-        f"{len(x) // REPEATS} held-out digits ({REPEATS} draws of dequantisation and noise each). nats/dim "
-        "of an AR-CSM is its flow density.\n\n" + common.table(header, lines)
-    )
-    common.write(given.out, {"sigma": SIGMA, "samples": len(x), "rows": rows}, text)
+    results = {"sigma": SIGMA, "samples": len(x), "rows": rows}
+    print(text(results))
+    common.write(given.out, results)
     drawn = digits.transform.decode(best.sample(100, seed=0, denoise=True))
     shown = digits.transform.decode(digits.held_out("test", 0, 100))
-    plotting.samples(drawn, digits.transform, given.out.with_suffix(".png"), data=shown)
+    plots.samples(drawn, digits.transform, given.out.with_suffix(".png"), data=shown)
     common.shrink(given.out.with_suffix(".png"))
     return 0
 

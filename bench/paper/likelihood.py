@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
-import common
 import torch
 
-from fastcsm import data, plotting
-from fastcsm.baselines import MixtureMADE
-from fastcsm.config import Config
-from fastcsm.evaluation import likelihood
+from fastcsm import data
+from fastcsm.bench.harness.report import markdown
+from fastcsm.bench.paper import common
+from fastcsm.evaluation import likelihood, plots
+from fastcsm.nn import MixtureMADE
+from fastcsm.training import Config
 
 COMPONENTS, FIRST_WIDTH = 10, 512
 SETTINGS: dict[str, Any] = {
@@ -41,11 +43,18 @@ def mixture(features: int, width: int) -> MixtureMADE:
     return MixtureMADE(features, (width, width), COMPONENTS)
 
 
-def width_of_no_fewer_parameters(features: int, count: int) -> int:
-    width = FIRST_WIDTH
-    while common.parameters(mixture(features, width)) < count:
-        width += 16
-    return width
+def text(results: dict[str, Any]) -> str:
+    """The table of the results, and what it shows."""
+    lines = [["model", "parameters", "steps", "minutes", "bits/dim", "nats", "diverged"]]
+    for row in results["rows"]:
+        done, bits = row["training"], common.cell(row.get("bits_per_dimension"))
+        cells = [f"{done['parameters']:,}", str(done["steps"]), f"{done['seconds'] / 60:.1f}", bits]
+        lines.append([row["model"], *cells, common.cell(row["nats"], 1), str(row["diverged"])])
+    return (
+        f"{results['samples']} test images with uniform dequantisation, no noise; mean ± standard error over "
+        f"images. The AR-CSM's smallest noise level is {results['config']['sigma_min']}.\n\n"
+        f"{markdown(lines, right=True)}"
+    )
 
 
 def main() -> int:
@@ -68,7 +77,7 @@ def main() -> int:
         found = likelihood(model, x, method, grey_levels=levels, progress=common.report(method))
         rows.append({"model": f"AR-CSM by CSM, {method}", "training": done} | found)
         print(rows[-1], flush=True)
-    width = width_of_no_fewer_parameters(features, done["parameters"])
+    width = common.width(partial(mixture, features), FIRST_WIDTH, done["parameters"])
     made, done = common.fit_mixture(mixture(features, width), images, config, run=given.runs / "mixture")
     with torch.no_grad():
         nats = -torch.cat([made.log_prob(part) for part in x.split(100)])
@@ -82,30 +91,13 @@ def main() -> int:
             "diverged": 0,
         }
     )
-    header = ["model", "parameters", "steps", "minutes", "bits/dim", "nats", "diverged"]
-    lines = [
-        [
-            row["model"],
-            f"{row['training']['parameters']:,}",
-            str(row["training"]["steps"]),
-            f"{row['training']['seconds'] / 60:.1f}",
-            common.cell(row.get("bits_per_dimension")),
-            common.cell(row["nats"], 1),
-            str(row["diverged"]),
-        ]
-        for row in rows
-    ]
-    text = (
-        f"{len(x)} test images with uniform dequantisation, no noise; mean ± standard error over images. The "
-        f"AR-CSM's smallest noise level is {given.sigma_min}.\n\n" + common.table(header, lines)
-    )
-    common.write(
-        given.out, {"samples": len(x), "config": config.to_dict() | {"data": "mnist"}, "rows": rows}, text
-    )
+    results = {"samples": len(x), "config": config.to_dict() | {"data": "mnist"}, "rows": rows}
+    print(text(results))
+    common.write(given.out, results)
     drawn = [images.transform.decode(m.sample(64, seed=0)) for m in (model, made)]
     titles = ("samples of the MADE", "samples of the AR-CSM")
     path = given.out.with_suffix(".png")
-    plotting.samples(drawn[0], images.transform, path, data=drawn[1], titles=titles)
+    plots.samples(drawn[0], images.transform, path, data=drawn[1], titles=titles)
     common.shrink(path)
     return 0
 

@@ -1,7 +1,7 @@
 """Densities of the 2-D toys beside the truth: ``python bench/paper/toys.py``.
 
-Each toy's density with noise sigma_L is known (``fastcsm.toys.log_density``), so that the divergence of the
-model's density from it is too: KL = E[log p(x) - log q(x)] over held-out points with that noise, in nats.
+Each toy's density with noise sigma_L is known (``fastcsm.data.toys.log_density``), so that the divergence of
+the model's density from it is too: KL = E[log p(x) - log q(x)] over held-out points with that noise, in nats.
 With --baseline, a MADE with 10 logistics of more parameters, trained by likelihood on the same noisy points
 for as many steps, stands beside it.
 """
@@ -12,18 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import torch
 
-from fastcsm import data, plotting, toys
-from fastcsm.baselines import MixtureMADE
-from fastcsm.checkpoint import atomic_file
-from fastcsm.config import Config
-from fastcsm.density import Conditionals
-from fastcsm.evaluation import log_densities
-from fastcsm.nn import ARCSM
-from fastcsm.sampling import exact
+from fastcsm import data
+from fastcsm.atomic import atomic_file
+from fastcsm.bench.harness.report import markdown
+from fastcsm.bench.paper import common
+from fastcsm.data import toys
+from fastcsm.evaluation import log_densities, plots
+from fastcsm.nn import ARCSM, MixtureMADE
+from fastcsm.training import Config
 
 SETTINGS: dict[str, Any] = {
     "hidden": (128, 128, 128),
@@ -52,7 +51,7 @@ def line() -> torch.Tensor:
 
 def on_grid(model: ARCSM, method: str, base: float | None) -> torch.Tensor:
     """The model's density (points of x_1, points of x_2); q(x_1) is evaluated once a line."""
-    rows, densities = Conditionals(model, method, base=base), []
+    rows, densities = model.conditionals(method, base=base), []
     with torch.no_grad():
         for first in line():
             x = torch.stack([first.expand_as(line()), line()], 1)
@@ -96,7 +95,7 @@ def measure(
             row["mixture"] = {"training": done, "divergence": divergence(truth, mixture.log_prob(x))}
             pictures["mixture"] = mixture.log_prob(points).double().exp().reshape(side, side)
     images = {key: value.T.numpy() for key, value in pictures.items()}
-    images["samples"] = exact(model, 4000, "flow", seed=0, base=BASE).numpy()
+    images["samples"] = model.sample(4000, "flow", seed=0, base=BASE).numpy()
     return row, images
 
 
@@ -110,7 +109,7 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     }
     titles = {key: title for key, title in titles.items() if key in next(iter(found.values()))}
     columns = len(titles) + 1
-    figure = plotting.new_figure(2.6 * columns, 2.6 * len(found))
+    figure = plots.new_figure(2.6 * columns, 2.6 * len(found))
     for row, (name, images) in enumerate(found.items()):
         for column, (key, title) in enumerate(titles.items()):
             axes = figure.add_subplot(len(found), columns, columns * row + column + 1)
@@ -127,6 +126,29 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         figure.savefig(file, format="png", dpi=80, metadata={"Software": None})
 
 
+def text(results: dict[str, Any]) -> str:
+    """The table of the results, and what it shows."""
+    settings, rows = results["settings"], results["rows"]
+    densities = ["flow", "quadrature", "MADE, 10 logistics", "mass, flow", "mass, quadrature"]
+    lines = [["toy", "steps", *densities, "diverged"]]
+    for name, row in rows.items():
+        flow, quadrature = row["flow"], row["quadrature"]
+        mixture = row.get("mixture", {}).get("divergence")
+        divergences = (flow["divergence"], quadrature["divergence"], mixture)
+        cells = [*map(common.cell, divergences), *(f"{way['mass']:.5f}" for way in (flow, quadrature))]
+        diverged = flow["diverged"] + quadrature["diverged"]
+        lines.append([name, str(row["training"]["steps"]), *cells, str(diverged)])
+    first = next(iter(rows.values()))
+    shown = (
+        f"KL(data || model) in nats, of densities with noise {settings['sigma_min']}, mean ± standard error "
+        f"over {POINTS:,} held-out points; the flow from level {BASE}; batches of {settings['batch_size']}, "
+        f"objective {settings['objective']}, {first['training']['parameters']:,} parameters"
+    )
+    if "mixture" in first:
+        shown += f"; the mixture has {first['mixture']['training']['parameters']:,}"
+    return f"{shown}.\n\n{markdown(lines, right=True)}"
+
+
 def main() -> int:
     parser = common.arguments(__doc__, "toys")
     parser.add_argument("--toys", nargs="+", choices=toys.names(), default=toys.names())
@@ -140,39 +162,9 @@ def main() -> int:
     for name in given.toys:
         rows[name], pictures[name] = measure(name, settings, given.runs, given.baseline)
         print(name, rows[name], flush=True)
-    header = [
-        "toy",
-        "steps",
-        "flow",
-        "quadrature",
-        "MADE, 10 logistics",
-        "mass, flow",
-        "mass, quadrature",
-        "diverged",
-    ]
-    lines = [
-        [
-            name,
-            str(row["training"]["steps"]),
-            common.cell(row["flow"]["divergence"]),
-            common.cell(row["quadrature"]["divergence"]),
-            common.cell(row.get("mixture", {}).get("divergence")),
-            f"{row['flow']['mass']:.5f}",
-            f"{row['quadrature']['mass']:.5f}",
-            str(row["flow"]["diverged"] + row["quadrature"]["diverged"]),
-        ]
-        for name, row in rows.items()
-    ]
-    first = next(iter(rows.values()))
-    text = (
-        f"KL(data || model) in nats, of densities with noise {settings['sigma_min']}, mean ± standard error "
-        f"over {POINTS:,} held-out points; the flow from level {BASE}; batches of {settings['batch_size']}, "
-        f"objective {given.objective}, {first['training']['parameters']:,} parameters"
-    )
-    if given.baseline:
-        text += f"; the mixture has {first['mixture']['training']['parameters']:,}"
-    text += ".\n\n" + common.table(header, lines)
-    common.write(given.out, {"settings": settings, "rows": rows}, text)
+    results = {"settings": settings, "rows": rows}
+    print(text(results))
+    common.write(given.out, results)
     draw(pictures, given.out.with_suffix(".png"))
     common.shrink(given.out.with_suffix(".png"))
     return 0

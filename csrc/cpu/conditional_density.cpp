@@ -23,31 +23,27 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
 #include "cpu/head.h"
+#include "cpu/row_tasks.h"
 #include "cpu/points.h"
+#include "cpu/quadrature.h"
 #include "cpu/density.h"
 #include "cpu/flow.h"
 #include "cpu/draw.h"
 
 template <class S, class T>
 struct DensityRows {
-  const DensityArgs& a;
-  Packed<T> head;
-  int64_t capacity, scratch_bytes;
-  char* scratch;
+  Points<T> points;
+  DensityBlock<T> block;
 
   static constexpr int64_t kRows = 2 * kMicroRows;
+  static int64_t capacity(const Packed<T>&, int64_t share) { return share < kRows ? share : kRows; }
+  void layout(const Packed<T>& head, Arena& arena, int64_t rows) {
+    points.layout(head, arena, rows, point_tile(head));
+    block.layout(points, arena, rows);
+  }
 
-  static void task(void* self, int64_t task, int64_t worker) {
-    const auto& d = *static_cast<const DensityRows*>(self);
-    const DensityArgs& a = d.a;
-    Arena arena(d.scratch + worker * d.scratch_bytes);
-    Points<T> points;
-    DensityBlock<T> block;
-    d.layout(points, block, arena);
-    const int64_t begin = task * d.capacity, rows = a.rows - begin < d.capacity ? a.rows - begin : d.capacity;
-    const int64_t given = a.has_feature ? d.head.C - 1 : d.head.C;  // columns of context in memory
-    const S* context = static_cast<const S*>(a.context) + begin * given;
-    points.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
+  void run(const DensityArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
+    load_contexts<S>(points, a.context, begin, rows, head.C - a.has_feature);
     double point[kRows];
     for (int64_t r = 0; r < rows; ++r)
       point[r] = static_cast<double>(from_storage(static_cast<const S*>(a.point)[begin + r]));
@@ -56,22 +52,20 @@ struct DensityRows {
     block.solve(rows, options, point);
     for (int64_t r = 0; r < rows; ++r) {
       if (a.nodes == nullptr) {
-        d.store(begin + r, block.answer(r, options, point[r]));
+        store(a, begin + r, block.answer(r, options, point[r]));
       } else {
-        d.store_nodes(begin + r, block, r, point[r]);
+        store_nodes(a, begin + r, block.row[r], point[r]);
       }
     }
   }
 
-  void store(int64_t r, const DensityRow& row) const {
-    const double values[5] = {row.point, row.log_density, row.log_normalizer, row.cdf, row.error};
-    for (int i = 0; i < 5; ++i) static_cast<T*>(a.out[i])[r] = static_cast<T>(values[i]);
+  static void store(const DensityArgs& a, int64_t r, const DensityRow& row) {
+    store_row<T>(a.out, r, {row.point, row.log_density, row.log_normalizer, row.cdf, row.error});
     for (int side = 0; side < 2; ++side) static_cast<T*>(a.ends)[2 * r + side] = static_cast<T>(row.ends[side]);
   }
 
-  void store_nodes(int64_t r, const DensityBlock<T>& block, int64_t own, double point) const {
+  void store_nodes(const DensityArgs& a, int64_t r, const Row& row, double point) const {
     double t[kMaxPanels * kNodes], weight[kMaxPanels * kNodes], score = kNaN;
-    const Row& row = block.row[own];
     const int64_t count = row.count == 0 ? 0 : row.nodes(*block.q, point, t, weight, score);
     S* to = static_cast<S*>(a.nodes) + r * kMaxPanels * kNodes;
     T* weights = static_cast<T*>(a.weights) + r * kMaxPanels * kNodes;
@@ -82,38 +76,10 @@ struct DensityRows {
     a.counts[r] = count;
     static_cast<T*>(a.scores)[r] = static_cast<T>(score);
   }
-
-  void layout(Points<T>& points, DensityBlock<T>& block, Arena& arena) const {
-    points.layout(head, arena, capacity, point_tile(head));
-    block.layout(points, arena, capacity);
-  }
-
-  void run() {
-    const PackedMemory<S, T> weights(head, a.head, false);
-    const int64_t share = (a.rows + workers() - 1) / workers();
-    capacity = share < kRows ? share : kRows;
-    Arena measure(nullptr);
-    Points<T> points;
-    DensityBlock<T> block;
-    layout(points, block, measure);
-    scratch_bytes = measure.bytes();
-    Scratch memory(scratch_bytes * workers());
-    scratch = static_cast<char*>(memory.p);
-    run_tasks((a.rows + capacity - 1) / capacity, task, this);
-  }
 };
 
-template <class S, class T>
-void density_typed(const DensityArgs& a) {
-  if (a.rows > 0) DensityRows<S, T>{a, {}, 0, 0, nullptr}.run();
-}
-
 void conditional_density_kernel(const DensityArgs& a) {
-  if (a.head.storage == Storage::f32) return density_typed<float, float>(a);
-  if (a.head.storage == Storage::bf16) return density_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  density_typed<double, double>(a);
-#endif
+  by_storage(a.head.storage, [&]<class S, class T>() { run_rows<S, T, DensityRows<S, T>>(a); });
 }
 
 // Quantiles of uniform numbers, u = (w0 div 2^9 + 1/2) 2^-23 of stream 1 at step 0, for the variable next in a draw.
@@ -172,17 +138,8 @@ struct QuantileDrawer {
   }
 };
 
-template <class S, class T>
-void conditional_density_draw_typed(const DrawArgs& a) {
-  DrawRows<S, T, QuantileDrawer<S, T>>{a}.run();
-}
-
 void conditional_density_draw_kernel(const DrawArgs& a) {
-  if (a.storage == Storage::f32) return conditional_density_draw_typed<float, float>(a);
-  if (a.storage == Storage::bf16) return conditional_density_draw_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  conditional_density_draw_typed<double, double>(a);
-#endif
+  by_storage(a.storage, [&]<class S, class T>() { DrawRows<S, T, QuantileDrawer<S, T>>{a}.run(); });
 }
 
 }  // namespace

@@ -45,25 +45,17 @@ double csm_upstream(const void* job, Tile<T>& tile, int64_t begin) {
   return loss;
 }
 
-template <class S, class T>
-void csm_loss_typed(CsmLossArgs& a) {
-  GradientRows<S, T> rows;
-  rows.context = static_cast<const S*>(a.context);
-  rows.x = static_cast<const S*>(a.x);
-  rows.N = a.rows;
-  rows.out = a.out;
-  rows.tangents = csm_tangents<T>;
-  rows.upstream = csm_upstream<T>;
-  rows.job = &a;
-  a.loss = rows.run(a.head);
-}
-
 void csm_loss_kernel(CsmLossArgs& a) {
-  if (a.head.storage == Storage::f32) return csm_loss_typed<float, float>(a);
-  if (a.head.storage == Storage::bf16) return csm_loss_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  csm_loss_typed<double, double>(a);
-#endif
+  by_storage(a.head.storage, [&]<class S, class T>() {
+    GradientRows<S, T> rows{static_cast<const S*>(a.context),
+                            static_cast<const S*>(a.x),
+                            a.rows,
+                            a.out,
+                            csm_tangents<T>,
+                            csm_upstream<T>,
+                            &a};
+    a.loss = rows.run(a.head);
+  });
 }
 
 }  // namespace

@@ -13,8 +13,7 @@ template <class S, class T, class Drawer>
 struct DrawRows {
   const DrawArgs& a;
   Packed<T>* heads = nullptr;  // one a model
-  int64_t scratch_bytes = 0, rows_per_task = 0;
-  char* scratch = nullptr;
+  int64_t rows_per_task = 0;
   const T* weight[kMaxModels][kMaxMadeLayers] = {};  // of each layer, inputs sorted by degree
   const T* bias[kMaxModels][kMaxMadeLayers] = {};
 
@@ -84,29 +83,11 @@ struct DrawRows {
     }
   }
   // Finishes the units of degree k + 1, once the value drawn k-th is in w.x.
-  void feed(Workspace& w, int64_t m, int64_t k) const {
-    switch (a.activation) {
-      case kSoftplus:
-        return feed_as<kSoftplus>(w, m, k);
-      case kTanh:
-        return feed_as<kTanh>(w, m, k);
-      case kSilu:
-        return feed_as<kSilu>(w, m, k);
-      case kGelu:
-        return feed_as<kGelu>(w, m, k);
-      case kElu:
-        return feed_as<kElu>(w, m, k);
-      case kRelu:
-        return feed_as<kRelu>(w, m, k);
-      default:
-        return feed_as<kSigmoid>(w, m, k);
-    }
-  }
+  void feed(Workspace& w, int64_t m, int64_t k) const { FASTCSM_BY_ACTIVATION(a.activation, feed_as<A>(w, m, k)); }
 
-  static void task(void* self, int64_t task, int64_t worker) {
+  static void task(void* self, int64_t task, Arena arena) {
     const auto& d = *static_cast<const DrawRows*>(self);
     const DrawArgs& a = d.a;
-    Arena arena(d.scratch + worker * d.scratch_bytes);
     Workspace w;
     w.layout(a, d.heads, arena);
     const int64_t begin = task * d.rows_per_task, rows = std::min(d.rows_per_task, a.rows - begin);
@@ -151,11 +132,8 @@ struct DrawRows {
     place(arena);
     Arena measure(nullptr);
     Workspace().layout(a, heads, measure);
-    scratch_bytes = measure.bytes();
-    Scratch memory(scratch_bytes * workers());
-    scratch = static_cast<char*>(memory.p);
     rows_per_task = std::min(P, (a.rows + workers() - 1) / workers());
-    run_tasks((a.rows + rows_per_task - 1) / rows_per_task, task, this);
+    run_tasks((a.rows + rows_per_task - 1) / rows_per_task, measure.bytes(), task, this);
   }
 
   // Packs the heads; uses a layer's parameters as they are where their type and order allow, else a copy.

@@ -220,22 +220,7 @@ void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* p
 
 template <class T, int kKeep>
 void activation_pass(const Packed<T>& head, Tile<T>& tile, int64_t k, const T* pre, const T* x_weight) {
-  switch (head.head.activation) {
-    case kSoftplus:
-      return activation_pass<T, kSoftplus, kKeep>(head, tile, k, pre, x_weight);
-    case kTanh:
-      return activation_pass<T, kTanh, kKeep>(head, tile, k, pre, x_weight);
-    case kSilu:
-      return activation_pass<T, kSilu, kKeep>(head, tile, k, pre, x_weight);
-    case kGelu:
-      return activation_pass<T, kGelu, kKeep>(head, tile, k, pre, x_weight);
-    case kElu:
-      return activation_pass<T, kElu, kKeep>(head, tile, k, pre, x_weight);
-    case kRelu:
-      return activation_pass<T, kRelu, kKeep>(head, tile, k, pre, x_weight);
-    default:
-      return activation_pass<T, kSigmoid, kKeep>(head, tile, k, pre, x_weight);
-  }
+  FASTCSM_BY_ACTIVATION(head.head.activation, activation_pass<T, A, kKeep>(head, tile, k, pre, x_weight));
 }
 
 // Hidden layers after the first, from zu[0] on.

@@ -23,9 +23,8 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
 #include "cpu/head.h"
+#include "cpu/row_tasks.h"
 #include "cpu/draw.h"
-
-constexpr int64_t kBlockBytes = 200 << 10;
 
 // A block of rows with their contexts, on its way through the stages.
 template <class T>
@@ -121,21 +120,13 @@ struct Chain {
 
 template <class S, class T>
 struct LangevinRows {
-  const LangevinArgs& a;
-  Packed<T> head;
-  int64_t capacity, scratch_bytes;
-  char* scratch;
+  Chain<T> chain;
 
-  static void task(void* self, int64_t task, int64_t worker) {
-    const auto& l = *static_cast<const LangevinRows*>(self);
-    const LangevinArgs& a = l.a;
-    Arena arena(l.scratch + worker * l.scratch_bytes);
-    Chain<T> chain;
-    chain.layout(l.head, arena, l.capacity);
-    const int64_t begin = task * l.capacity, rows = a.rows - begin < l.capacity ? a.rows - begin : l.capacity;
-    const int64_t given = a.stage_features == nullptr ? l.head.C : l.head.C - 1;  // columns of context in memory
-    const S* context = static_cast<const S*>(a.context) + begin * given;
-    chain.set_context(rows, given, [&](int64_t r, int64_t j) { return from_storage(context[r * given + j]); });
+  static int64_t capacity(const Packed<T>& head, int64_t share) { return shared_rows(head, share); }
+  void layout(const Packed<T>& head, Arena& arena, int64_t rows) { chain.layout(head, arena, rows); }
+
+  void run(const LangevinArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
+    load_contexts<S>(chain, a.context, begin, rows, head.C - (a.stage_features != nullptr));
     for (int64_t r = 0; r < rows; ++r) chain.tile.x[r] = from_storage(static_cast<const S*>(a.x)[begin + r]);
     const Noise noise{a.seed, a.samples + begin, a.dimensions + begin};
     for (int64_t i = 0; i < a.stages; ++i)
@@ -143,21 +134,11 @@ struct LangevinRows {
                   a.stage_features == nullptr ? nullptr : a.stage_features + i, a.steps, a.first_step + i * a.steps);
     for (int64_t r = 0; r < rows; ++r) static_cast<S*>(a.out)[begin + r] = to_storage<S>(chain.tile.x[r]);
   }
-
-  void run() {
-    const PackedMemory<S, T> weights(head, a.head, false);
-    // Few rows are spread over all threads; how rows are split changes no row's result.
-    const int64_t share = (a.rows + workers() - 1) / workers();
-    const int64_t fits = tile_rows(head, kBlockBytes);
-    capacity = share < fits ? share : fits;
-    Arena measure(nullptr);
-    Chain<T>().layout(head, measure, capacity);
-    scratch_bytes = measure.bytes();
-    Scratch memory(scratch_bytes * workers());
-    scratch = static_cast<char*>(memory.p);
-    run_tasks((a.rows + capacity - 1) / capacity, task, this);
-  }
 };
+
+void langevin_kernel(const LangevinArgs& a) {
+  by_storage(a.head.storage, [&]<class S, class T>() { run_rows<S, T, LangevinRows<S, T>>(a); });
+}
 
 // Langevin dynamics of the variable that is next in a draw: one model serves all stages, or stage m has model m.
 template <class S, class T>
@@ -194,30 +175,8 @@ struct LangevinDrawer {
   const T* s() const { return chain[args->models - 1].tile.s; }
 };
 
-template <class S, class T>
-void langevin_typed(const LangevinArgs& a) {
-  if (a.rows > 0) LangevinRows<S, T>{a, {}, 0, 0, nullptr}.run();
-}
-
-void langevin_kernel(const LangevinArgs& a) {
-  if (a.head.storage == Storage::f32) return langevin_typed<float, float>(a);
-  if (a.head.storage == Storage::bf16) return langevin_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  langevin_typed<double, double>(a);
-#endif
-}
-
-template <class S, class T>
-void langevin_draw_typed(const DrawArgs& a) {
-  DrawRows<S, T, LangevinDrawer<S, T>>{a}.run();
-}
-
 void langevin_draw_kernel(const DrawArgs& a) {
-  if (a.storage == Storage::f32) return langevin_draw_typed<float, float>(a);
-  if (a.storage == Storage::bf16) return langevin_draw_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  langevin_draw_typed<double, double>(a);
-#endif
+  by_storage(a.storage, [&]<class S, class T>() { DrawRows<S, T, LangevinDrawer<S, T>>{a}.run(); });
 }
 
 }  // namespace

@@ -7,11 +7,11 @@
 #define FASTCSM_FILE "cpu/masked_linear.cpp"
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <stdexcept>
 #include <tuple>
 
 #include "cpu/launch.h"
+#include "cpu/stairs.h"
 #include "cpu/foreach_isa.h"
 #endif
 
@@ -21,55 +21,12 @@ namespace {
 
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
+#include "cpu/packing.h"
 #include "cpu/storage.h"
 
 constexpr int64_t kDepth = 256;  // K of one packed block
 constexpr int64_t kTiles = 4;    // micro-kernels of rows that share one packing
 constexpr int64_t kBatch = 256;  // samples of one pass over a block of outputs
-
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Word k of a column or row pair: an element, or under FASTCSM_REDUCED two.
-template <class T>
-FASTCSM_INLINE T word(T low, T high) {
-#if FASTCSM_REDUCED
-  const uint32_t pair = bf16_bits(low) | bf16_bits(high) << 16;
-  __builtin_memcpy(&low, &pair, 4);
-#endif
-  (void)high;
-  return low;
-}
-constexpr int64_t kPerWord = FASTCSM_REDUCED ? 2 : 1;
-
-// Words [k][width] of a matrix given by rows: row(k) points at its elements, the first valid(k) of which count; the
-// rest are zero, as are rows at or beyond K.
-template <class T, class Row, class Valid>
-FASTCSM_INLINE void pack_rows(T* out, int64_t K, int64_t width, Row row, Valid valid) {
-  for (int64_t k = 0; k < words<T>(K); ++k, out += width) {
-    const T *low = nullptr, *high = nullptr;
-    int64_t n = 0, m = 0;
-    if (kPerWord * k < K) low = row(kPerWord * k), n = std::min(width, std::max<int64_t>(0, valid(kPerWord * k)));
-    if (FASTCSM_REDUCED && 2 * k + 1 < K)
-      high = row(2 * k + 1), m = std::min(width, std::max<int64_t>(0, valid(2 * k + 1)));
-    const int64_t both = FASTCSM_REDUCED ? std::min(n, m) : n;
-    int64_t j = 0;
-    for (; j < both; ++j) out[j] = word(low[j], FASTCSM_REDUCED ? high[j] : T(0));
-    for (; j < width; ++j) out[j] = word(j < n ? low[j] : T(0), j < m ? high[j] : T(0));
-  }
-}
-
-// The same of a matrix given by columns: column(j) points at its elements, j < cols.
-template <class T, class Column, class Valid>
-FASTCSM_INLINE void pack_columns(T* out, int64_t K, int64_t width, int64_t cols, Column column, Valid valid) {
-  for (int64_t j = 0; j < width; ++j) {
-    const T* from = j < cols ? column(j) : nullptr;
-    const int64_t n = j < cols ? std::min(K, std::max<int64_t>(0, valid(j))) : 0;
-    int64_t k = 0;
-    for (; k < n / kPerWord; ++k)
-      out[k * width + j] = word(from[kPerWord * k], FASTCSM_REDUCED ? from[2 * k + 1] : T(0));
-    for (; k < words<T>(K); ++k) out[k * width + j] = word(kPerWord * k < n ? from[kPerWord * k] : T(0), T(0));
-  }
-}
 
 template <class T, int A>
 void activate_row(T* y, T* a, int64_t n, T bias) {
@@ -90,36 +47,9 @@ void derivative_row(T* a, int64_t n) {
   }
 }
 
-// fn<A>(args...) for the activation code.
-#define FASTCSM_BY_ACTIVATION(code, fn, ...) \
-  switch (code) {                            \
-    case kSoftplus:                          \
-      fn<T, kSoftplus>(__VA_ARGS__);         \
-      break;                                 \
-    case kTanh:                              \
-      fn<T, kTanh>(__VA_ARGS__);             \
-      break;                                 \
-    case kSilu:                              \
-      fn<T, kSilu>(__VA_ARGS__);             \
-      break;                                 \
-    case kGelu:                              \
-      fn<T, kGelu>(__VA_ARGS__);             \
-      break;                                 \
-    case kElu:                               \
-      fn<T, kElu>(__VA_ARGS__);              \
-      break;                                 \
-    case kRelu:                              \
-      fn<T, kRelu>(__VA_ARGS__);             \
-      break;                                 \
-    default:                                 \
-      fn<T, kSigmoid>(__VA_ARGS__);          \
-  }
-
 template <class S, class T>
 struct MaskedLinear {
   const MaskedLinearArgs& a;
-  char* scratch;
-  int64_t scratch_bytes;
   T *x_panels, *grad, *grad_tiles;
   int64_t panels_per_task;
 
@@ -144,7 +74,7 @@ struct MaskedLinear {
   }
 
   // Forward. x_panels: for each P samples, words [input][P].
-  static void pack_samples(void* self, int64_t p, int64_t) {
+  static void pack_samples(void* self, int64_t p, Arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const int64_t I = m.a.inputs;
     for (int64_t k0 = 0; k0 < I; k0 += kDepth) {
@@ -156,13 +86,12 @@ struct MaskedLinear {
     }
   }
 
-  static void forward_task(void* self, int64_t task, int64_t worker) {
+  static void forward_task(void* self, int64_t task, Arena arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const MaskedLinearArgs& a = m.a;
     const int64_t blocks = (a.outputs + kTiles * R - 1) / (kTiles * R);
     const int64_t o0 = (blocks - 1 - task) * kTiles * R;  // the deepest blocks first
     const int64_t outs = std::min(kTiles * R, a.outputs - o0), depth = a.reach[o0 + outs - 1];
-    Arena arena(m.scratch + worker * m.scratch_bytes);
     T* tiles = arena.take<T>(kTiles * R * words<T>(kDepth));
     T* c = arena.take<T>(kTiles * R * kBatch);
     T* y = arena.take<T>(kTiles * R * kBatch);
@@ -192,7 +121,7 @@ struct MaskedLinear {
         if (a.activation < 0) {
           for (int64_t j = 0; j < batch; ++j) y[o * ldc + j] = c[o * ldc + j] + bias;
         } else {
-          FASTCSM_BY_ACTIVATION(a.activation, activate_row, y + o * ldc, c + o * ldc, ldc, bias);
+          FASTCSM_BY_ACTIVATION(a.activation, activate_row<T, A>(y + o * ldc, c + o * ldc, ldc, bias));
         }
       }
       m.write(static_cast<S*>(a.y), y, b0, batch, ldc, o0, outs);
@@ -214,22 +143,16 @@ struct MaskedLinear {
     const int64_t panels = (a.rows + P - 1) / P;
     Scratch x_memory(round_up(a.rows, P) * words<T>(a.inputs) * int64_t(sizeof(T)));
     x_panels = static_cast<T*>(x_memory.p);
-    run_tasks(panels, pack_samples, this);
+    run_tasks(panels, 0, pack_samples, this);
     Arena measure(nullptr);
     measure.take<T>(kTiles * R * words<T>(kDepth));
     measure.take<T>(2 * kTiles * R * kBatch);
-    run_with(measure.bytes(), (a.outputs + kTiles * R - 1) / (kTiles * R), forward_task);
-  }
-  void run_with(int64_t bytes, int64_t tasks, TaskFn fn) {
-    scratch_bytes = round_up(bytes, 64);
-    Scratch memory(scratch_bytes * workers());
-    scratch = static_cast<char*>(memory.p);
-    run_tasks(tasks, fn, this);
+    run_tasks((a.outputs + kTiles * R - 1) / (kTiles * R), measure.bytes(), forward_task, this);
   }
 
   // Backward. grad (B, O): the gradient with respect to the preactivation, outputs in order of degree;
   // grad_tiles: the same for each R samples, words [output][R].
-  static void pack_grad(void* self, int64_t tile, int64_t) {
+  static void pack_grad(void* self, int64_t tile, Arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const MaskedLinearArgs& a = m.a;
     const int64_t count = std::min(R, a.rows - tile * R), ld = round_up(a.outputs, Vec<T>::W);
@@ -241,7 +164,7 @@ struct MaskedLinear {
       } else if (a.activation >= 0) {
         const S* pre = static_cast<const S*>(a.given_preactivation) + b * a.outputs;
         for (int64_t o = 0; o < ld; ++o) g[o] = o < a.outputs ? from_storage(pre[a.out_order[o]]) : T(0);
-        FASTCSM_BY_ACTIVATION(a.activation, derivative_row, g, ld);
+        FASTCSM_BY_ACTIVATION(a.activation, derivative_row<T, A>(g, ld));
         for (int64_t o = 0; o < a.outputs; ++o) g[o] *= from_storage(gy[a.out_order[o]]);
       } else {
         for (int64_t o = 0; o < a.outputs; ++o) g[o] = from_storage(gy[a.out_order[o]]);
@@ -253,14 +176,13 @@ struct MaskedLinear {
           [&](int64_t b) { return m.grad + (tile * R + b) * ld; }, [&](int64_t) { return a.outputs; });
   }
 
-  static void grad_x_task(void* self, int64_t task, int64_t worker) {
+  static void grad_x_task(void* self, int64_t task, Arena arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const MaskedLinearArgs& a = m.a;
     const int64_t width = m.panels_per_task * P, i0 = task * width, cols = std::min(width, a.inputs - i0);
     // Outputs that read input i0 or a later one; even, so that pairs fall on the same words in every task.
     const int64_t first = (std::upper_bound(a.reach, a.reach + a.outputs, i0) - a.reach) / 32 * 32;
     const int64_t rows = round_up(a.rows, R);
-    Arena arena(m.scratch + worker * m.scratch_bytes);
     T* panels = arena.take<T>(words<T>(kDepth) * width);
     T* c = arena.take<T>(rows * width);
     memset(c, 0, rows * width * sizeof(T));
@@ -288,7 +210,7 @@ struct MaskedLinear {
   }
 
   // x_panels for the weight gradient: for each P inputs, words [sample][P].
-  static void pack_inputs(void* self, int64_t p, int64_t) {
+  static void pack_inputs(void* self, int64_t p, Arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const int64_t cols = std::min(P, m.a.inputs - p * P);
     T temp[2][P];
@@ -297,7 +219,7 @@ struct MaskedLinear {
         [&](int64_t b) { return m.in_sorted(m.x_row(b), p * P, cols, temp[b & 1]); }, [&](int64_t) { return cols; });
   }
 
-  static void grad_weight_task(void* self, int64_t task, int64_t worker) {
+  static void grad_weight_task(void* self, int64_t task, Arena arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
     const MaskedLinearArgs& a = m.a;
     const int64_t tiles = (a.outputs + R - 1) / R, o0 = (tiles - 1 - task) * R, ld = round_up(a.outputs, Vec<T>::W);
@@ -310,7 +232,6 @@ struct MaskedLinear {
       }
     }
     if (a.grad_weight == nullptr) return;
-    Arena arena(m.scratch + worker * m.scratch_bytes);
     T* tile = arena.take<T>(R * words<T>(a.rows));
     T* c = arena.take<T>(R * P);
     pack_rows(tile, a.rows, R, [&](int64_t b) { return m.grad + b * ld + o0; }, [&](int64_t) { return outs; });
@@ -341,7 +262,7 @@ struct MaskedLinear {
     Scratch tile_memory(a.grad_x == nullptr ? 0 : tiles * R * words<T>(a.outputs) * int64_t(sizeof(T)));
     grad = static_cast<T*>(grad_memory.p);
     grad_tiles = static_cast<T*>(tile_memory.p);
-    run_tasks(tiles, pack_grad, this);
+    run_tasks(tiles, 0, pack_grad, this);
     if (a.grad_x != nullptr) {
       const int64_t panels = (a.inputs + P - 1) / P;
       panels_per_task = std::max<int64_t>(1, std::min<int64_t>(8, panels / (4 * workers())));
@@ -349,37 +270,30 @@ struct MaskedLinear {
       Arena measure(nullptr);
       measure.take<T>(words<T>(kDepth) * width);
       measure.take<T>(tiles * R * width);
-      run_with(measure.bytes(), (a.inputs + width - 1) / width, grad_x_task);
+      run_tasks((a.inputs + width - 1) / width, measure.bytes(), grad_x_task, this);
     }
     if (a.grad_weight != nullptr || a.grad_bias != nullptr) {
       const int64_t panels = a.grad_weight == nullptr ? 0 : (a.inputs + P - 1) / P;
       Scratch x_memory(panels * P * words<T>(a.rows) * int64_t(sizeof(T)));
       x_panels = static_cast<T*>(x_memory.p);
-      run_tasks(panels, pack_inputs, this);
+      run_tasks(panels, 0, pack_inputs, this);
       Arena measure(nullptr);
       measure.take<T>(R * words<T>(a.rows));
       measure.take<T>(R * P);
-      run_with(measure.bytes(), (a.outputs + R - 1) / R, grad_weight_task);
+      run_tasks((a.outputs + R - 1) / R, measure.bytes(), grad_weight_task, this);
     }
   }
 };
 
-template <class S, class T>
-void masked_linear_typed(const MaskedLinearArgs& a) {
-  MaskedLinear<S, T> m{a, nullptr, 0, nullptr, nullptr, nullptr, 1};
-  if (a.y != nullptr) {
-    m.forward();
-  } else {
-    m.backward();
-  }
-}
-
 void masked_linear_kernel(const MaskedLinearArgs& a) {
-  if (a.storage == Storage::f32) return masked_linear_typed<float, float>(a);
-  if (a.storage == Storage::bf16) return masked_linear_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  masked_linear_typed<double, double>(a);
-#endif
+  by_storage(a.storage, [&]<class S, class T>() {
+    MaskedLinear<S, T> m{a, nullptr, nullptr, nullptr, 1};
+    if (a.y != nullptr) {
+      m.forward();
+    } else {
+      m.backward();
+    }
+  });
 }
 
 }  // namespace
@@ -388,32 +302,6 @@ void masked_linear_kernel(const MaskedLinearArgs& a) {
 #else
 namespace fastcsm {
 namespace {
-
-// Inputs and outputs in order of degree, and how many inputs each output reads.
-struct Staircase {
-  std::vector<int64_t> in_order, out_order, reach;
-  bool inputs_in_order, outputs_in_order;
-
-  Staircase(const Tensor& in_degrees, const Tensor& out_degrees) {
-    const auto* in = static_cast<const int64_t*>(in_degrees.const_data_ptr());
-    const auto* out = static_cast<const int64_t*>(out_degrees.const_data_ptr());
-    in_order = order(in, in_degrees.numel(), inputs_in_order);
-    out_order = order(out, out_degrees.numel(), outputs_in_order);
-    size_t count = 0;
-    for (const int64_t o : out_order) {
-      while (count < in_order.size() && in[in_order[count]] <= out[o]) ++count;
-      reach.push_back(static_cast<int64_t>(count));
-    }
-  }
-  static std::vector<int64_t> order(const int64_t* degrees, int64_t n, bool& sorted) {
-    std::vector<int64_t> position(n);
-    std::iota(position.begin(), position.end(), int64_t(0));
-    sorted = std::is_sorted(degrees, degrees + n);
-    if (!sorted)
-      std::stable_sort(position.begin(), position.end(), [&](int64_t i, int64_t j) { return degrees[i] < degrees[j]; });
-    return position;
-  }
-};
 
 MaskedLinearArgs masked_args(const Tensor& x, const Tensor& weight, const Tensor& in_degrees, const Tensor& out_degrees,
                              int64_t activation, bool reduced, const Staircase& stairs) {

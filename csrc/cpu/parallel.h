@@ -6,11 +6,6 @@
 
 namespace fastcsm {
 
-// Runs fn(context, task, worker) for every task in [0, tasks), handed out one by one in order; worker < workers().
-using TaskFn = void (*)(void* context, int64_t task, int64_t worker);
-int64_t workers();
-void run_tasks(int64_t tasks, TaskFn fn, void* context);
-
 // Cache-line aligned scratch memory; bytes() is known before the memory is.
 class Arena {
  public:
@@ -36,5 +31,11 @@ struct Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 };
+
+// Runs fn(context, task, arena) for every task in [0, tasks), handed out one by one in order to at most workers()
+// threads; arena has `bytes` of the thread's own, with what an earlier task left there.
+using TaskFn = void (*)(void* context, int64_t task, Arena arena);
+int64_t workers();
+void run_tasks(int64_t tasks, int64_t bytes, TaskFn fn, void* context);
 
 }  // namespace fastcsm

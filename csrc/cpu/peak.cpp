@@ -72,14 +72,14 @@ void chains(int64_t rounds, volatile T& given) {
 
 // One thread's share. That what it reads may change at any time keeps the compiler from merging or dropping chains.
 template <class T>
-void task(void* rounds, int64_t, int64_t) {
+void task(void* rounds, int64_t, Arena) {
   volatile T given(0.5);
   chains(*static_cast<const int64_t*>(rounds), given);
 }
 
 template <class T>
 void peak_typed(PeakArgs& a) {
-  run_tasks(workers(), task<T>, &a.rounds);
+  run_tasks(workers(), 0, task<T>, &a.rounds);
   a.operations = static_cast<double>(workers() * a.rounds) * static_cast<double>(kOperations<T>);
 }
 

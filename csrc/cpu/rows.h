@@ -25,13 +25,13 @@ struct GradientRows {
   const void* job;
 
   Packed<T> head;
-  int64_t tile_capacity, tasks, rows_per_task, tile_bytes, partial_bytes;
-  char *tiles, *partials;
+  int64_t tile_capacity, tasks, rows_per_task, partial_bytes;
+  char* partials;
   double* losses;
 
-  static void task(void* self, int64_t task, int64_t worker) {
+  static void task(void* self, int64_t task, Arena tile_arena) {
     const auto& g = *static_cast<const GradientRows*>(self);
-    Arena tile_arena(g.tiles + worker * g.tile_bytes), partial_arena(g.partials + task * g.partial_bytes);
+    Arena partial_arena(g.partials + task * g.partial_bytes);
     Tile<T> tile;
     tile.layout(g.head, tile_arena, g.tile_capacity, true);
     Partial<T> sum;
@@ -61,7 +61,7 @@ struct GradientRows {
   }
 
   // Output rows of all weights, then one task for the biases.
-  static void reduce(void* self, int64_t task, int64_t) {
+  static void reduce(void* self, int64_t task, Arena) {
     const auto& g = *static_cast<const GradientRows*>(self);
     const int64_t K = g.head.K;
     for (int64_t k = 0; k <= K; ++k) {
@@ -95,7 +95,6 @@ struct GradientRows {
     Arena tile_measure(nullptr), partial_measure(nullptr);
     Tile<T>().layout(head, tile_measure, tile_capacity, true);
     Partial<T>().layout(head, partial_measure);
-    tile_bytes = tile_measure.bytes();
     partial_bytes = partial_measure.bytes();
     const int64_t all_tiles = (N + tile_capacity - 1) / tile_capacity;
     const int64_t afford = kPartialBytes / partial_bytes < 8 ? 8 : kPartialBytes / partial_bytes;
@@ -104,16 +103,15 @@ struct GradientRows {
     tasks = tiles_per_task == 0 ? 0 : (all_tiles + tiles_per_task - 1) / tiles_per_task;
     rows_per_task = tiles_per_task * tile_capacity;
 
-    Scratch tile_memory(tile_bytes * workers()), partial_memory(out.params ? tasks * partial_bytes : 0);
-    Scratch loss_memory(tasks * int64_t(sizeof(double)));
-    tiles = static_cast<char*>(tile_memory.p);
+    const Scratch partial_memory(out.params ? tasks * partial_bytes : 0);
+    const Scratch loss_memory(tasks * int64_t(sizeof(double)));
     partials = static_cast<char*>(partial_memory.p);
     losses = static_cast<double*>(loss_memory.p);
-    run_tasks(tasks, task, this);
+    run_tasks(tasks, tile_measure.bytes(), task, this);
     if (out.params) {
       int64_t reductions = 2;
       for (int64_t k = 0; k < head.K; ++k) reductions += head.H[k];
-      run_tasks(reductions, reduce, this);
+      run_tasks(reductions, 0, reduce, this);
     }
     double loss = 0;
     for (int64_t t = 0; t < tasks; ++t) loss += losses[t];

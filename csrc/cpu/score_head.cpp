@@ -16,57 +16,33 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
 #include "cpu/head.h"
+#include "cpu/row_tasks.h"
 #include "cpu/rows.h"
 
 template <class S, class T>
 struct ForwardRows {
-  const ScoreHeadArgs& a;
-  Packed<T> head;
-  int64_t capacity, tile_bytes;
-  char* tiles;
+  Tile<T> tile;
 
-  static void task(void* self, int64_t task, int64_t worker) {
-    const auto& f = *static_cast<const ForwardRows*>(self);
-    Arena arena(f.tiles + worker * f.tile_bytes);
-    Tile<T> tile;
-    tile.layout(f.head, arena, f.capacity, false);
-    const int64_t begin = task * f.capacity;
-    tile.rows = f.a.rows - begin < f.capacity ? f.a.rows - begin : f.capacity;
-    load_rows(f.head, tile, static_cast<const S*>(f.a.context), static_cast<const S*>(f.a.x), begin);
-    if (f.a.derivative != nullptr) {
-      forward_tile<T, kTangent>(f.head, tile);
+  static int64_t capacity(const Packed<T>& head, int64_t) { return tile_rows(head, kTileBytes); }
+  void layout(const Packed<T>& head, Arena& arena, int64_t rows) { tile.layout(head, arena, rows, false); }
+
+  void run(const ScoreHeadArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
+    tile.rows = rows;
+    load_rows(head, tile, static_cast<const S*>(a.context), static_cast<const S*>(a.x), begin);
+    if (a.derivative != nullptr) {
+      forward_tile<T, kTangent>(head, tile);
     } else {
-      forward_tile<T, kValue>(f.head, tile);
+      forward_tile<T, kValue>(head, tile);
     }
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      static_cast<S*>(f.a.score)[begin + r] = to_storage<S>(tile.s[r]);
-      if (f.a.derivative != nullptr) static_cast<S*>(f.a.derivative)[begin + r] = to_storage<S>(tile.ds[r]);
+    for (int64_t r = 0; r < rows; ++r) {
+      static_cast<S*>(a.score)[begin + r] = to_storage<S>(tile.s[r]);
+      if (a.derivative != nullptr) static_cast<S*>(a.derivative)[begin + r] = to_storage<S>(tile.ds[r]);
     }
-  }
-
-  void run() {
-    const PackedMemory<S, T> weights(head, a.head, false);
-    capacity = tile_rows(head, kTileBytes);
-    Arena measure(nullptr);
-    Tile<T>().layout(head, measure, capacity, false);
-    tile_bytes = measure.bytes();
-    Scratch memory(tile_bytes * workers());
-    tiles = static_cast<char*>(memory.p);
-    run_tasks((a.rows + capacity - 1) / capacity, task, this);
   }
 };
 
-template <class S, class T>
-void score_head_typed(const ScoreHeadArgs& a) {
-  ForwardRows<S, T>{a, {}, 0, 0, nullptr}.run();
-}
-
 void score_head_kernel(const ScoreHeadArgs& a) {
-  if (a.head.storage == Storage::f32) return score_head_typed<float, float>(a);
-  if (a.head.storage == Storage::bf16) return score_head_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  score_head_typed<double, double>(a);
-#endif
+  by_storage(a.head.storage, [&]<class S, class T>() { run_rows<S, T, ForwardRows<S, T>>(a); });
 }
 
 template <class S, class T>
@@ -87,25 +63,17 @@ double given_upstream(const void* job, Tile<T>& tile, int64_t begin) {
   return 0;
 }
 
-template <class S, class T>
-void score_head_backward_typed(const ScoreHeadBackwardArgs& a) {
-  GradientRows<S, T> rows;
-  rows.context = static_cast<const S*>(a.context);
-  rows.x = static_cast<const S*>(a.x);
-  rows.N = a.rows;
-  rows.out = a.out;
-  rows.tangents = given_tangents<S, T>;
-  rows.upstream = given_upstream<S, T>;
-  rows.job = &a;
-  rows.run(a.head);
-}
-
 void score_head_backward_kernel(const ScoreHeadBackwardArgs& a) {
-  if (a.head.storage == Storage::f32) return score_head_backward_typed<float, float>(a);
-  if (a.head.storage == Storage::bf16) return score_head_backward_typed<Bf16, float>(a);
-#if !FASTCSM_REDUCED
-  score_head_backward_typed<double, double>(a);
-#endif
+  by_storage(a.head.storage, [&]<class S, class T>() {
+    GradientRows<S, T> rows{static_cast<const S*>(a.context),
+                            static_cast<const S*>(a.x),
+                            a.rows,
+                            a.out,
+                            given_tangents<S, T>,
+                            given_upstream<S, T>,
+                            &a};
+    rows.run(a.head);
+  });
 }
 
 }  // namespace

@@ -314,6 +314,25 @@ FASTCSM_INLINE Vec<T> cos_turn(Vec<T> u) {
 
 #include "common/activations.h"
 
+// The statement with A the activation of the code.
+#define FASTCSM_BY_ACTIVATION(code, ...)                       \
+  switch (code) {                                              \
+    FASTCSM_ACTIVATION(case kSoftplus, kSoftplus, __VA_ARGS__) \
+    FASTCSM_ACTIVATION(case kTanh, kTanh, __VA_ARGS__)         \
+    FASTCSM_ACTIVATION(case kSilu, kSilu, __VA_ARGS__)         \
+    FASTCSM_ACTIVATION(case kGelu, kGelu, __VA_ARGS__)         \
+    FASTCSM_ACTIVATION(case kElu, kElu, __VA_ARGS__)           \
+    FASTCSM_ACTIVATION(case kRelu, kRelu, __VA_ARGS__)         \
+    FASTCSM_ACTIVATION(default, kSigmoid, __VA_ARGS__)         \
+  }
+#define FASTCSM_ACTIVATION(label, activation, ...) \
+  label:                                           \
+  {                                                \
+    constexpr int A = activation;                  \
+    __VA_ARGS__;                                   \
+    break;                                         \
+  }
+
 // f alone, without f' and f''. Made once for many vectors, so that what it looks up stays in registers.
 template <class T, int A>
 struct Value {

@@ -1,4 +1,15 @@
-// Between the storage type S and the compute type T of an element. No include guard: included once per instruction set.
+// The storage type S and the compute type T of elements, and the way between them. No include guard: included once per
+// instruction set.
+
+// fn<S, T>() of a storage type.
+template <class Fn>
+void by_storage(Storage storage, Fn fn) {
+  if (storage == Storage::f32) return fn.template operator()<float, float>();
+  if (storage == Storage::bf16) return fn.template operator()<Bf16, float>();
+#if !FASTCSM_REDUCED
+  fn.template operator()<double, double>();
+#endif
+}
 
 template <class T>
 FASTCSM_INLINE T from_storage(T x) {

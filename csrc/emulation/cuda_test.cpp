@@ -1,5 +1,5 @@
 // Kernels with one planted fault each, by name on the command line, and "none" without: what the instrument reports of
-// them is what tests/test_emulation.py looks at. Also the matrix instructions against plain sums.
+// them is what tests/emulated/test_emulation.py looks at. Also the matrix instructions against plain sums.
 #include "cuda/device.h"
 
 #include <cstdio>

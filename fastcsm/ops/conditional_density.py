@@ -1,17 +1,19 @@
 """conditional_density: schemas, fakes and autograd; log q is differentiable, the other results are not."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backends, random
-from ..host import on_host
-from ..incremental import Incremental
+from .. import backends
+from ..reference.conditional_density import Kernels
+from ..reference.conditional_density import conditional_density_draw as _reference
+from ..reference.incremental import contexts_in_order
+from ..reference.network import Head
+from ..reference.score_head import with_features
 from .langevin import DRAW, draw_request
-from .library import choice, define, differentiable, needs_grad, once, under
+from .library import choice, define, differentiable, halves, needs_grad, once, under
 from .score_head import fake_grads
 
 _HEAD = (
@@ -62,33 +64,30 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
     """
     nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
 
-    def run(grad, context, point, weights, biases, frequencies, activation, scale, features, *rest):
-        *bounds, need_context, need_x, need_params = rest
+    def run(grad: Tensor, context: Tensor, point: Tensor, *args: Any) -> Any:
+        head, options, (need_context, need_x, need_params) = args[:4], args[4:10], args[10:]
+        scale, features = options[:2]
         grad_context = torch.zeros_like(context) if need_context else context.new_empty(0)
         grad_x = torch.empty_like(point) if need_x else point.new_empty(0)
         sums: list[Tensor] = []
         for begin in range(0, max(len(point), 1), _PART):
             part = slice(begin, begin + _PART)
             c, x, g = context[part], point[part], grad[part].to(point.dtype)
-            head = (weights, biases, frequencies, activation)
-            t, weight, count, score = nodes(c, x, *head, scale, features, *bounds)
+            t, weight, count, score = nodes(c, x, *head, *options)
             used = torch.arange(t.shape[1], device=t.device) < count[:, None]
             # How many there are must be known on the host, which waits here for a GPU.
             index = used.flatten().nonzero()[:, 0]
             row, t, weight = index // t.shape[1], t.flatten()[index], weight.flatten()[index].to(t.dtype)
             if need_x:
                 grad_x[part] = g * score
-            own = c[row]
-            if len(features) > 0:
-                own = torch.cat([own, own.new_full((len(row), 1), features[0])], 1)
-            gs = scale * weight * g[row]
+            own, gs = with_features(c[row], features), scale * weight * g[row]
             needs = need_context, False, need_params
             gc, _, gw, gb = head_backward(gs, torch.zeros_like(gs), own, t, *head, *needs)
             if need_context:
                 grad_context[part].index_add_(0, row, gc[:, : c.shape[1]])
             new = [*gw, *gb]
             sums = [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
-        return grad_context, grad_x, sums[: len(weights)], sums[len(weights) :]
+        return grad_context, grad_x, *halves(sums)
 
     return run
 
@@ -101,49 +100,23 @@ backends.compose(
 
 
 def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
-    """The draw from a backend's quantiles, flow and scores, variable by variable.
+    """The draw from a backend's quantiles, flow and scores, each unit of the network evaluated once.
 
     For 16-bit dtypes the contexts are rounded, and the quantiles, which they could not tell apart, float32.
     """
     density, flow = implementation("conditional_density"), implementation("probability_flow")
-    score_head = implementation("score_head")
+    kernels = Kernels(contexts_in_order, density, flow, implementation("score_head"))
 
-    def run(x, weights, biases, frequencies, activation, *rest):
-        made_weights, made_biases, degrees, order, made_activation, residual = rest[:6]
-        sigmas, low, high, tolerance, flow_tolerance, panels, seed, samples, first, last, denoise = rest[6:]
-        variables = on_host(order).tolist()
-        network = made_weights, made_biases, degrees, order, made_activation, residual
-        units = Incremental(len(x), *network)
-        wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-        x, clean = x.clone(), x.clone()
-        head = weights, biases, frequencies, activation
-        wide_head = (
-            [w.to(wide) for w in weights],
-            [b.to(wide) for b in biases],
-            frequencies.to(wide),
-            activation,
-        )
-        scale, levels = 1 / sigmas[0] if sigmas else 1.0, [math.log(sigma) for sigma in sigmas]
-        interval = low, high, tolerance, panels
-        for k, d in enumerate(variables[:last]):
-            if k < first:
-                units.feed(x[:, d])
-                continue
-            context = units.context(k)
-            u = random.uniform(seed, samples, torch.full_like(samples, d), 0, wide)
-            c = context.to(wide)
-            value = density(c, u, *wide_head, scale, levels[:1], *interval, True)[0]
-            if len(sigmas) > 1:
-                value = flow(c, value, *wide_head, *sigmas, flow_tolerance, False)[0]
-            value = value.to(x.dtype)
-            x[:, d] = clean[:, d] = value
-            if denoise != 0:
-                if sigmas:
-                    context = torch.cat([context, context.new_full((len(context), 1), levels[-1])], 1)
-                s, _ = score_head(context, value, *head, False)
-                clean[:, d] = value + denoise * s / (sigmas[-1] if sigmas else 1.0)
-            units.feed(value)
-        return x, clean
+    def run(x: Tensor, weights: list[Tensor], biases: list[Tensor], frequencies: Tensor, *args: Any) -> Any:
+        given = x, weights, biases, frequencies, *args
+        if x.dtype.itemsize >= 4:
+            return _reference(*given, kernels=kernels)
+        wide = [w.float() for w in weights], [b.float() for b in biases], frequencies.float()
+
+        def widened(op: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda context, point, w, b, f, *rest: op(context.float(), point, *wide, *rest)
+
+        return _reference(*given, kernels=kernels._replace(density=widened(density), flow=widened(flow)))
 
     return run
 
@@ -158,9 +131,7 @@ backends.compose(
 class _ConditionalDensity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, context, point, frequencies, options, *params):
-        layers = len(params) // 2
-        head = context, point, list(params[:layers]), list(params[layers:]), frequencies
-        results = _forward(*head, *options, False)
+        results = _forward(context, point, *halves(params), frequencies, *options, False)
         ctx.save_for_backward(context, point, frequencies, *params)
         ctx.options, ctx.choice = options, choice()
         ctx.mark_non_differentiable(results[0], *results[2:])
@@ -170,7 +141,6 @@ class _ConditionalDensity(torch.autograd.Function):
     @once
     def backward(ctx: Any, _, grad, *__):
         context, point, frequencies, *params = ctx.saved_tensors
-        layers = len(params) // 2
         needs = ctx.needs_input_grad
         need_params = any(needs[4:])
         grad_context, grad_x, grad_weights, grad_biases = under(
@@ -179,8 +149,7 @@ class _ConditionalDensity(torch.autograd.Function):
             grad.contiguous(),
             context,
             point,
-            params[:layers],
-            params[layers:],
+            *halves(params),
             frequencies,
             *ctx.options,
             needs[0],
@@ -197,19 +166,16 @@ class _ConditionalDensity(torch.autograd.Function):
 
 
 def conditional_density(
-    context: Tensor,
-    point: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    frequencies: Tensor,
-    *args: Any,
+    context: Tensor, point: Tensor, head: Head, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`fastcsm.reference.conditional_density.conditional_density`; log q is differentiable once."""
     *options, inverse = args
-    if not inverse and needs_grad(context, point, *weights, *biases):
-        return differentiable(_ConditionalDensity, context, point, frequencies, options, *weights, *biases)
+    params = (*head.weights, *head.biases)
+    if not inverse and needs_grad(context, point, *params):
+        options = [head.activation, *options]
+        return differentiable(_ConditionalDensity, context, point, head.frequencies, options, *params)
     with torch.no_grad():
-        return _forward(context, point, weights, biases, frequencies, *args)
+        return _forward(context, point, *head, *args)
 
 
 def conditional_density_draw(*args: Any) -> tuple[Tensor, Tensor]:

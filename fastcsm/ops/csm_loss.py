@@ -1,15 +1,18 @@
 """csm_loss: schema, fake and autograd. The forward pass computes the gradients, the backward scales them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .library import define
+from ..reference.network import Head
+from .library import define, halves
 from .scalar_loss import scalar_loss
 from .score_head import fake_grads
 
 
-def _fake(context, x, weights, biases, frequencies, activation, alpha, beta, gamma, *need):
-    return (alpha.new_empty(()), *fake_grads(context, x, weights, biases, *need))
+def _fake(context, x, weights, biases, frequencies, activation, alpha, *rest):
+    return (alpha.new_empty(()), *fake_grads(context, x, weights, biases, *rest[-3:]))
 
 
 _forward = define(
@@ -20,11 +23,10 @@ _forward = define(
 )
 
 
-def _evaluate(activation, need, context, x, frequencies, alpha, beta, gamma, *params):
-    layers = len(params) // 2
-    weights, biases = list(params[:layers]), list(params[layers:])
+def _evaluate(activation, need, context, x, frequencies, *rest):
+    coefficients, params = rest[:3], rest[3:]
     loss, grad_context, grad_x, grad_weights, grad_biases = _forward(
-        context, x, weights, biases, frequencies, activation, alpha, beta, gamma, *need
+        context, x, *halves(params), frequencies, activation, *coefficients, *need
     )
     need_context, need_x, need_params = need
     return loss, [
@@ -35,21 +37,14 @@ def _evaluate(activation, need, context, x, frequencies, alpha, beta, gamma, *pa
     ]
 
 
-def csm_loss(
-    context: Tensor,
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    frequencies: Tensor,
-    activation: str,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: Tensor,
-) -> Tensor:
-    """The loss of :func:`fastcsm.reference.csm_loss.csm_loss`; differentiable once in the head's inputs."""
-    params = (*weights, *biases)
+def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tensor]) -> Tensor:
+    """The loss of :func:`fastcsm.reference.csm_loss.csm_loss`; differentiable once in the head's inputs.
+
+    ``coefficients`` are (alpha, beta, gamma).
+    """
+    params = (*head.weights, *head.biases)
     need = (context.requires_grad, x.requires_grad, any(p.requires_grad for p in params))
     if torch.is_grad_enabled() and any(need):
-        return scalar_loss(_evaluate, activation, need, context, x, frequencies, alpha, beta, gamma, *params)
-    none = (False, False, False)
-    return _forward(context, x, weights, biases, frequencies, activation, alpha, beta, gamma, *none)[0]
+        tensors = context, x, head.frequencies, *coefficients, *params
+        return scalar_loss(_evaluate, head.activation, need, *tensors)
+    return _forward(context, x, *head, *coefficients, False, False, False)[0]

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,12 @@ def _request(args: tuple[Any, ...]) -> backends.Request:
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd is recording and any of the tensors requires a gradient."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def halves(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases, which autograd takes in a row, as an op takes them."""
+    layers = len(params) // 2
+    return list(params[:layers]), list(params[layers:])
 
 
 def choice() -> str | None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from .. import backends
 from ..reference.linear_csm_loss import Kernels, context_features
 from ..reference.linear_csm_loss import linear_csm_loss as _reference
-from .library import define
+from ..reference.network import Head
+from .library import define, halves
+from .masked_linear import Layer
 from .scalar_loss import scalar_loss
 from .score_head import fake_grads
 
@@ -21,69 +23,83 @@ WEIGHT_BYTES = 16 << 20
 DEVICE_BYTES = 256 << 20
 
 
-def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
-    chain: Callable[..., Any] = functools.partial(
-        _reference, kernels=Kernels(*map(implementation, Kernels._fields))
-    )
+class _Call(NamedTuple):
+    """The arguments of the op."""
 
-    def run(
-        hidden,
-        weight,
-        bias,
-        in_degrees,
-        out_degrees,
-        extra,
-        x,
-        weights,
-        biases,
-        frequencies,
-        activation,
-        *rest,
-    ):
-        *coefficients, need_hidden, need_linear, need_x, need_params = rest
-        batch, c = len(hidden), context_features(extra, weights, frequencies)
-        dimensions = len(weight) // c
-        size = block_size(batch, weight, c + extra.shape[1])
-        layer = hidden, weight, bias, in_degrees, out_degrees
-        head = weights, biases, frequencies, activation
-        if size >= dimensions:
-            return chain(*layer, extra, x, *head, *rest)
-        grad_weight, grad_bias, grad_x = (
-            torch.empty_like(t) if need else t.new_empty(0)
-            for t, need in ((weight, need_linear), (bias, need_linear), (x, need_x))
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    in_degrees: Tensor
+    out_degrees: Tensor
+    extra: Tensor
+    x: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    frequencies: Tensor
+    activation: str
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+    need_hidden: bool
+    need_linear: bool
+    need_x: bool
+    need_params: bool
+
+    @property
+    def features(self) -> int:
+        """C, the context features of a dimension that the layer computes."""
+        return context_features(self.extra, self.weights, self.frequencies)
+
+    def block(self, start: int, size: int) -> "_Call":
+        """The call of the dimensions from ``start`` on, at most ``size`` of them."""
+        c, batch, chosen = self.features, len(self.hidden), slice(start, start + size)
+
+        def part(rows: Tensor) -> Tensor:
+            if len(rows) == 1:
+                return rows
+            return rows.unflatten(0, (batch, len(self.weight) // c))[:, chosen].flatten(0, 1).contiguous()
+
+        outputs = slice(start * c, (start + size) * c)
+        return self._replace(
+            weight=self.weight[outputs],
+            bias=self.bias[outputs],
+            out_degrees=self.out_degrees[outputs],
+            extra=part(self.extra),
+            x=part(self.x),
+            alpha=part(self.alpha),
+            beta=part(self.beta),
+            gamma=part(self.gamma),
         )
-        sums: list[Tensor] = []
-        for start in range(0, dimensions, size):
-            block = slice(start, start + size)
-            outputs = slice(start * c, (start + size) * c)
 
-            def part(rows: Tensor, block: slice = block) -> Tensor:
-                if len(rows) == 1:
-                    return rows
-                return rows.unflatten(0, (batch, dimensions))[:, block].flatten(0, 1).contiguous()
 
-            loss, in_hidden, _, _, in_x, in_weights, in_biases = chain(
-                hidden,
-                weight[outputs],
-                bias[outputs],
-                in_degrees,
-                out_degrees[outputs],
-                part(extra),
-                part(x),
-                *head,
-                *map(part, coefficients),
-                *(need_hidden, need_linear, need_x, need_params),
-                linear_grads=(grad_weight[outputs], grad_bias[outputs]),
-            )
-            if need_x:
-                rows = grad_x.view(batch, dimensions)[:, block]
-                rows.copy_(in_x.view(rows.shape))
-            sums = _add(sums, [loss, in_hidden, *in_weights, *in_biases], loss.dtype)
-        loss, grad_hidden, *params = [sums[0], *(total.to(hidden.dtype) for total in sums[1:])]
-        layers = len(params) // 2
-        return loss, grad_hidden, grad_weight, grad_bias, grad_x, params[:layers], params[layers:]
+def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
+    chain = functools.partial(_reference, kernels=Kernels(*map(implementation, Kernels._fields)))
+
+    def run(*args: Any) -> Any:
+        call = _Call(*args)
+        size = block_size(len(call.hidden), call.weight, call.features + call.extra.shape[1])
+        return chain(*call) if size >= len(call.weight) // call.features else _by_blocks(chain, call, size)
 
     return run
+
+
+def _by_blocks(chain: Callable[..., Any], call: _Call, size: int) -> Any:
+    """The results of ``chain`` for ``size`` dimensions at a time, put together."""
+    batch, c = len(call.hidden), call.features
+    wanted = (call.weight, call.need_linear), (call.bias, call.need_linear), (call.x, call.need_x)
+    grad_weight, grad_bias, grad_x = (torch.empty_like(t) if need else t.new_empty(0) for t, need in wanted)
+    sums: list[Tensor] = []
+    for start in range(0, len(call.weight) // c, size):
+        outputs = slice(start * c, (start + size) * c)
+        loss, in_hidden, _, _, in_x, in_weights, in_biases = chain(
+            *call.block(start, size), linear_grads=(grad_weight[outputs], grad_bias[outputs])
+        )
+        if call.need_x:
+            rows = grad_x.view(batch, len(call.weight) // c)[:, start : start + size]
+            rows.copy_(in_x.view(rows.shape))
+        sums = _add(sums, [loss, in_hidden, *in_weights, *in_biases], loss.dtype)
+    loss, grad_hidden, *params = [sums[0], *(total.to(call.hidden.dtype) for total in sums[1:])]
+    return loss, grad_hidden, grad_weight, grad_bias, grad_x, *halves(params)
 
 
 def _add(sums: list[Tensor], terms: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -103,29 +119,10 @@ def block_size(batch: int, weight: Tensor, features: int) -> int:
     return max(min(by_context, by_weight), 1)
 
 
-def _fake(
-    hidden,
-    weight,
-    bias,
-    in_degrees,
-    out_degrees,
-    extra,
-    x,
-    weights,
-    biases,
-    frequencies,
-    activation,
-    alpha,
-    beta,
-    gamma,
-    need_hidden,
-    need_linear,
-    need_x,
-    need_params,
-):
-    grad_hidden, grad_x, grad_weights, grad_biases = fake_grads(
-        hidden, x, weights, biases, need_hidden, need_x, need_params
-    )
+def _fake(hidden, weight, bias, in_degrees, out_degrees, extra, x, *rest):
+    weights, biases, _, _, alpha, *_, need_hidden, need_linear, need_x, need_params = rest
+    need = need_hidden, need_x, need_params
+    grad_hidden, grad_x, grad_weights, grad_biases = fake_grads(hidden, x, weights, biases, *need)
     linear = [torch.empty_like(t) if need_linear else t.new_empty(0) for t in (weight, bias)]
     return alpha.new_empty(()), grad_hidden, *linear, grad_x, grad_weights, grad_biases
 
@@ -141,33 +138,16 @@ _forward = define(
 backends.compose("linear_csm_loss", ("masked_linear", "csm_loss"), _compose)
 
 
-def _evaluate(
-    activation,
-    need,
-    hidden,
-    weight,
-    bias,
-    in_degrees,
-    out_degrees,
-    extra,
-    x,
-    frequencies,
-    alpha,
-    beta,
-    gamma,
-    *params,
-):
-    layers = len(params) // 2
-    layer = hidden, weight, bias, in_degrees, out_degrees
-    head = list(params[:layers]), list(params[layers:]), frequencies, activation
+def _evaluate(activation, need, *tensors):
+    layer, (extra, x, frequencies, *rest) = tensors[:5], tensors[5:]
+    coefficients, params = rest[:3], rest[3:]
     loss, grad_hidden, grad_weight, grad_bias, grad_x, grad_weights, grad_biases = _forward(
-        *layer, extra, x, *head, alpha, beta, gamma, *need
+        *layer, extra, x, *halves(params), frequencies, activation, *coefficients, *need
     )
     need_hidden, need_linear, need_x, need_params = need
     return loss, [
         grad_hidden if need_hidden else None,
-        grad_weight if need_linear else None,
-        grad_bias if need_linear else None,
+        *((grad_weight, grad_bias) if need_linear else (None, None)),
         *[None] * 3,
         grad_x if need_x else None,
         *[None] * 4,
@@ -176,27 +156,20 @@ def _evaluate(
 
 
 def linear_csm_loss(
-    layer: Sequence[Tensor],
-    extra: Tensor,
-    x: Tensor,
-    head: tuple[list[Tensor], list[Tensor], Tensor, str],
-    coefficients: Sequence[Tensor],
+    layer: Layer, extra: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tensor]
 ) -> Tensor:
     """The loss of :func:`fastcsm.reference.linear_csm_loss.linear_csm_loss`; differentiable once.
 
-    ``layer`` is (hidden, weight, bias, in_degrees, out_degrees), ``head`` (weights, biases, frequencies,
-    activation) and ``coefficients`` (alpha, beta, gamma).
+    ``coefficients`` are (alpha, beta, gamma).
     """
-    weights, biases, frequencies, activation = head
-    params = (*weights, *biases)
-    hidden, weight, bias, *_ = layer
+    params = (*head.weights, *head.biases)
     need = (
-        hidden.requires_grad,
-        weight.requires_grad or bias.requires_grad,
+        layer.x.requires_grad,
+        layer.weight.requires_grad or layer.bias.requires_grad,
         x.requires_grad,
         any(p.requires_grad for p in params),
     )
     if torch.is_grad_enabled() and any(need):
-        tensors = (*layer, extra, x, frequencies, *coefficients, *params)
-        return scalar_loss(_evaluate, activation, need, *tensors)
+        tensors = (*layer, extra, x, head.frequencies, *coefficients, *params)
+        return scalar_loss(_evaluate, head.activation, need, *tensors)
     return _forward(*layer, extra, x, *head, *coefficients, *[False] * 4)[0]

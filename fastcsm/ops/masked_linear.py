@@ -1,6 +1,6 @@
 """masked_linear: schema, fake and autograd."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ def _fake(x, weight, bias, in_degrees, out_degrees, activation):
     return y, x.new_empty(0) if activation == "identity" else torch.empty_like(y)
 
 
-def _fake_backward(
-    grad_y, preactivation, x, weight, in_degrees, out_degrees, activation, need_x, need_weight, need_bias
-):
+def _fake_backward(grad_y, preactivation, x, weight, *rest):
+    need_x, need_weight, need_bias = rest[-3:]
     return (
         torch.empty_like(x) if need_x else x.new_empty(0),
         torch.empty_like(weight) if need_weight else x.new_empty(0),
@@ -60,10 +59,18 @@ class _MaskedLinear(torch.autograd.Function):
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
 
 
-def masked_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, in_degrees: Tensor, out_degrees: Tensor, activation: str
-) -> Tensor:
+class Layer(NamedTuple):
+    """A masked layer and its input, in the order the ops take them: (B, I), (O, I), (O,), (I,) and (O,)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    in_degrees: Tensor
+    out_degrees: Tensor
+
+
+def masked_linear(layer: Layer, activation: str) -> Tensor:
     """The y of :func:`fastcsm.reference.masked_linear.masked_linear`; differentiable once."""
-    if needs_grad(x, weight, bias):
-        return differentiable(_MaskedLinear, x, weight, bias, in_degrees, out_degrees, activation)
-    return _forward(x, weight, bias, in_degrees, out_degrees, activation)[0]
+    if needs_grad(*layer[:3]):
+        return differentiable(_MaskedLinear, *layer, activation)
+    return _forward(*layer, activation)[0]

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import choice, define, differentiable, needs_grad, once, under
+from ..reference.network import Head
+from .library import choice, define, differentiable, halves, needs_grad, once, under
 
 
 def _fake(context, x, weights, biases, frequencies, activation, derivative):
@@ -22,8 +23,8 @@ def fake_grads(context, x, weights, biases, need_context, need_x, need_params):
     )
 
 
-def _fake_backward(gs, gd, context, x, weights, biases, frequencies, activation, *need):
-    return fake_grads(context, x, weights, biases, *need)
+def _fake_backward(gs, gd, context, x, weights, biases, *rest):
+    return fake_grads(context, x, weights, biases, *rest[-3:])
 
 
 _forward = define(
@@ -42,11 +43,9 @@ _backward = define(
 class _ScoreHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, context, x, frequencies, activation, derivative, *params):
-        layers = len(params) // 2
         ctx.save_for_backward(context, x, frequencies, *params)
         ctx.activation, ctx.derivative, ctx.choice = activation, derivative, choice()
-        weights, biases = list(params[:layers]), list(params[layers:])
-        s, ds = _forward(context, x, weights, biases, frequencies, activation, derivative)
+        s, ds = _forward(context, x, *halves(params), frequencies, activation, derivative)
         if not derivative:
             ctx.mark_non_differentiable(ds)
         return s, ds
@@ -55,7 +54,6 @@ class _ScoreHead(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_score, grad_derivative):
         context, x, frequencies, *params = ctx.saved_tensors
-        layers = len(params) // 2
         needs = ctx.needs_input_grad
         need_params = any(needs[5:])
         if not ctx.derivative:
@@ -67,8 +65,7 @@ class _ScoreHead(torch.autograd.Function):
             grad_derivative.contiguous(),
             context,
             x,
-            params[:layers],
-            params[layers:],
+            *halves(params),
             frequencies,
             ctx.activation,
             needs[0],
@@ -85,17 +82,10 @@ class _ScoreHead(torch.autograd.Function):
         )
 
 
-def score_head(
-    context: Tensor,
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    frequencies: Tensor,
-    activation: str,
-    derivative: bool = True,
-) -> tuple[Tensor, Tensor]:
+def score_head(context: Tensor, x: Tensor, head: Head, derivative: bool = True) -> tuple[Tensor, Tensor]:
     """See :func:`fastcsm.reference.score_head.score_head`; differentiable once."""
-    if needs_grad(context, x, *weights, *biases):
-        options = frequencies, activation, derivative
-        return differentiable(_ScoreHead, context, x, *options, *weights, *biases)
-    return _forward(context, x, weights, biases, frequencies, activation, derivative)
+    params = (*head.weights, *head.biases)
+    if needs_grad(context, x, *params):
+        options = head.frequencies, head.activation, derivative
+        return differentiable(_ScoreHead, context, x, *options, *params)
+    return _forward(context, x, *head, derivative)

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import random
-from .langevin import contexts_in_order
-from .probability_flow import head_output
-from .probability_flow import solve as flow
-from .quadrature import NODES, nodes, solve
-from .score_head import score_head
+from .network import Head, Network, contexts_in_order
+from .probability_flow import unrounded as unrounded_flow
+from .quadrature import NODES, Density, Score, nodes, solve
+from .score_head import score_head, with_features
 
 
 def conditional_density(
@@ -51,39 +51,27 @@ def conditional_density(
         density does not exist is NaN.
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
-    found = solve(
-        _head_score(
-            context, point.dtype, weights, biases, frequencies, activation, score_scale, stage_features
-        ),
-        low,
-        high,
-        point.to(torch.float64),
-        inverse,
-        tolerance,
-        panels,
-        torch.finfo(point.dtype).eps,
-    )
+    head = weights, biases, frequencies, activation
+    interval = low, high, tolerance, panels
+    found = unrounded(context, point, *head, score_scale, stage_features, *interval, inverse)
     x, log_density, log_z, cdf, error, ends = (value.to(wide) for value in found)
     return x, log_density, log_z, cdf, error, ends
 
 
-def _head_score(
-    context: Tensor,
-    dtype: torch.dtype,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    frequencies: Tensor,
-    activation: str,
-    score_scale: float,
-    stage_features: Sequence[float],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    c = context
-    if len(stage_features) > 0:
-        c = torch.cat([c, c.new_full((len(c), 1), stage_features[0])], 1)
+def unrounded(context: Tensor, point: Tensor, *args: Any) -> Density:
+    """:func:`conditional_density` with results in float64."""
+    *head, scale, features, low, high, tolerance, panels, inverse = args
+    score, unit = _head_score(context, Head(*head), scale, features), torch.finfo(context.dtype).eps
+    return solve(score, low, high, point.to(torch.float64), inverse, tolerance, panels, unit)
+
+
+def _head_score(context: Tensor, head: Head, score_scale: float, stage_features: Sequence[float]) -> Score:
+    """The score at nodes of rows, from a head that computes in the dtype of the contexts."""
+    c = with_features(context, stage_features)
 
     def score(rows: Tensor, t: Tensor) -> Tensor:
-        x, own = t.to(dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
-        s, _ = score_head(own, x, weights, biases, frequencies, activation, False)
+        x, own = t.to(c.dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
+        s, _ = score_head(own, x, *head, False)
         return score_scale * s.to(torch.float64).reshape(t.shape)
 
     return score
@@ -114,12 +102,27 @@ def conditional_density_nodes(
         x (N,); float32 for 16-bit dtypes. What does not count is zero.
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
-    score = _head_score(
-        context, point.dtype, weights, biases, frequencies, activation, score_scale, stage_features
-    )
+    head = Head(weights, biases, frequencies, activation)
+    score = _head_score(context, head, score_scale, stage_features)
     unit = torch.finfo(point.dtype).eps
     t, weight, count, at_point = nodes(score, low, high, point.to(torch.float64), tolerance, panels, unit)
     return t.to(point.dtype), weight.to(wide), count, at_point.to(wide)
+
+
+class Kernels(NamedTuple):
+    """What :func:`conditional_density_draw` is made of.
+
+    Attributes:
+        contexts: as :func:`fastcsm.reference.network.contexts_in_order`.
+        density, flow: the ops ``conditional_density`` and ``probability_flow``, for probabilities of at least
+            float32; their results need not be rounded to that.
+        score_head: the op.
+    """
+
+    contexts: Callable[..., Any] = contexts_in_order
+    density: Callable[..., Any] = unrounded
+    flow: Callable[..., Any] = unrounded_flow
+    score_head: Callable[..., Any] = score_head
 
 
 def conditional_density_draw(
@@ -145,43 +148,39 @@ def conditional_density_draw(
     first: int,
     last: int,
     denoise: float,
+    *,
+    kernels: Kernels = Kernels(),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, Tensor]:
     """The whole autoregressive draw: variable order[k], k = first, ..., last - 1, by quantiles.
 
     The quantile is that of ``random.uniform(seed, samples, order[k], 0)``.
 
     Args:
-        x, weights, biases, frequencies, activation, made_weights, made_biases, degrees, order,
-            made_activation, residual, seed, samples, first, last: as for
-            :func:`fastcsm.reference.langevin.langevin_draw`, with one network.
+        x, ..., residual, seed, samples, first, last: as for :func:`fastcsm.reference.langevin.langevin_draw`,
+            with one network.
         sigmas: empty for the head's own density; one noise level, of a head whose last context feature is
             log sigma and whose output is sigma times the score; or two: the density of the first, carried to
             the second by :func:`fastcsm.reference.probability_flow.probability_flow`.
         low, high, panels: as for :func:`conditional_density`.
         tolerance, flow_tolerance: of a probability, and of a step of the flow.
         denoise: variance v; 0 for none.
+        kernels: the functions that are chained.
 
     Returns:
-        x with the variables drawn, and the same with x_d + v s(x_d) in their place, s the score of the last
-        level; equal when v = 0.
+        x with the variables drawn, and the same with x_d + v s(x_d) in their place, s that of the last level.
     """
+    network = Network(made_weights, made_biases, degrees, order, made_activation, residual)
+    head, interval = (weights, biases, frequencies, activation), (low, high, tolerance, panels)
+    wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    scale, levels = 1 / sigmas[0] if len(sigmas) > 0 else 1.0, [math.log(sigma) for sigma in sigmas]
     x, clean = x.clone(), x.clone()
-    head = weights, biases, frequencies, activation
-    scale = 1 / sigmas[0] if len(sigmas) > 0 else 1.0
-    levels = [math.log(sigma) for sigma in sigmas]
-    network = made_weights, made_biases, degrees, order, made_activation, residual
-    for d, (c,) in contexts_in_order(x, *network, first, last):
-        u = random.uniform(seed, samples, torch.full_like(samples, d), 0, torch.float64)
-        score = _head_score(c, x.dtype, *head, scale, levels[:1])
-        unit = torch.finfo(x.dtype).eps
-        wide = solve(score, low, high, u, True, tolerance, panels, unit).point
+    for d, (c,) in kernels.contexts(x, network, first, last):
+        u = random.uniform(seed, samples, torch.full_like(samples, d), 0, wide)
+        value = kernels.density(c, u, *head, scale, levels[:1], *interval, True)[0]
         if len(sigmas) > 1:
-            wide = flow(head_output(c, x.dtype, *head), wide, sigmas[0], sigmas[1], flow_tolerance, False)[0]
-        value = wide.to(x.dtype)
-        x[:, d] = clean[:, d] = value
+            value = kernels.flow(c, value, *head, *sigmas, flow_tolerance, False)[0]
+        x[:, d] = clean[:, d] = value = value.to(x.dtype)
         if denoise != 0:
-            if len(sigmas) > 0:
-                c = torch.cat([c, c.new_full((len(c), 1), levels[-1])], 1)
-            s, _ = score_head(c, value, *head, False)
+            s, _ = kernels.score_head(with_features(c, levels[-1:]), value, *head, False)
             clean[:, d] = value + denoise * s / (sigmas[-1] if len(sigmas) > 0 else 1.0)
     return x, clean

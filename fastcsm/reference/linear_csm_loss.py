@@ -44,11 +44,9 @@ def linear_csm_loss(
     """The csm_loss of contexts [row d of (W * M) h + b, extra], and its gradients.
 
     Args:
-        hidden: (B, H).
-        weight, bias, in_degrees, out_degrees: of the masked layer, (D * C, H), (D * C,), (H,) and (D * C,);
-            outputs d C ... (d + 1) C are the context of dimension d.
-        extra: (B * D, X), further context features, X >= 0; they get no gradient.
-        x: (B * D,).
+        hidden, weight, bias, in_degrees, out_degrees: of the masked layer, (B, H), (D * C, H), (D * C,), (H,)
+            and (D * C,); outputs d C ... (d + 1) C are the context of dimension d.
+        extra, x: further context features, (B * D, X), X >= 0, which get no gradient; and (B * D,).
         weights, biases, frequencies, activation, alpha, beta, gamma: as for
             :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
         need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
@@ -57,33 +55,22 @@ def linear_csm_loss(
         kernels: the functions that are chained.
 
     Returns:
-        (loss, grad_hidden, grad_weight, grad_bias, grad_x, grad_weights, grad_biases), gradients being empty
-        where not needed.
+        (loss, grad_hidden, grad_weight, grad_bias, grad_x, grad_weights, grad_biases), empty if not needed.
     """
     c = context_features(extra, weights, frequencies)
+    head = weights, biases, frequencies, activation
     y, none = kernels.masked_linear(hidden, weight, bias, in_degrees, out_degrees, "identity")
     context = y.reshape(len(x), c)
     if extra.shape[1] > 0:
         context = torch.cat([context, extra], 1)
     need_context = need_hidden or need_linear
     loss, grad_context, grad_x, *grad_params = kernels.csm_loss(
-        context,
-        x,
-        weights,
-        biases,
-        frequencies,
-        activation,
-        alpha,
-        beta,
-        gamma,
-        need_context,
-        need_x,
-        need_params,
+        context, x, *head, alpha, beta, gamma, need_context, need_x, need_params
     )
-    grad_hidden = hidden.new_empty(0)
     if linear_grads is None:
         like = (weight, bias) if need_linear else (weight.new_empty(0), bias.new_empty(0))
         linear_grads = torch.empty_like(like[0]), torch.empty_like(like[1])
+    grad_hidden = hidden.new_empty(0)
     if need_context:
         grad_y = grad_context[:, :c].reshape(len(hidden), len(weight)).contiguous()
         grad_hidden = kernels.masked_linear_backward_into(

@@ -11,6 +11,7 @@ taken if its error, in x as a part of sigma and in log p, is at most the toleran
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,24 +123,18 @@ def probability_flow(
         500 steps do not finish.
     """
     wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-    output = head_output(context, x.dtype, weights, biases, frequencies, activation)
-    y, dlog, error = solve(output, x.to(torch.float64), sigma_from, sigma_to, tolerance, change)
+    head = weights, biases, frequencies, activation
+    y, dlog, error = unrounded(context, x, *head, sigma_from, sigma_to, tolerance, change)
     return y.to(wide), dlog.to(wide), error.to(wide)
 
 
-def head_output(
-    context: Tensor,
-    dtype: torch.dtype,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    frequencies: Tensor,
-    activation: str,
-) -> Output:
-    """The output of a conditional head, computed in ``dtype``."""
+def unrounded(context: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`probability_flow` with results in float64; the head computes in the dtype of the contexts."""
+    *head, sigma_from, sigma_to, tolerance, change = args
 
     def output(rows: Tensor, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        c = torch.cat([context[rows], sigma.log()[:, None].to(dtype)], 1)
-        s, ds = score_head(c, x.to(dtype), weights, biases, frequencies, activation)
+        c = torch.cat([context[rows], sigma.log()[:, None].to(context.dtype)], 1)
+        s, ds = score_head(c, x.to(context.dtype), *head)
         return s.to(torch.float64), ds.to(torch.float64)
 
-    return output
+    return solve(output, x.to(torch.float64), sigma_from, sigma_to, tolerance, change)

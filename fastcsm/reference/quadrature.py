@@ -21,24 +21,30 @@ exceed the error of what is returned.
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
+from .panels import (  # noqa: F401 (kernels read all constants here)
+    FINE,
+    HEAVIEST,
+    LEAST,
+    NODES,
+    ROUNDING,
+    TOP,
+    Panels,
+    Parts,
+    Row,
+    influences,
+    parts_of,
+    row_of,
+    rule,
+    series,
+)
 
-NODES, FINE, TOP = 16, 32, 4
 #: Panels a row may have, and panels of doubling width an end may be moved by.
 MAX_PANELS, MAX_MOVES = 64, 16
-#: Of the last coefficients, at least this part is taken to be the error.
-LEAST = 0.25
-#: s' / s^2 up to which a tail is taken to have a mass: that of a power law x^-1.25.
-HEAVIEST = 0.8
-#: Units of rounding allowed for in the score and in where it is taken, relative to their size.
-ROUNDING = 8.0
 #: Units of rounding of the sums of panel integrals, which cancel.
 CANCELLED = 4 * torch.finfo(torch.float64).eps
 
@@ -55,167 +61,6 @@ class Density(NamedTuple):
     cdf: Tensor
     error: Tensor
     ends: Tensor
-
-
-class Panels(NamedTuple):
-    """Panels [a, a + h] of N rows, (N, P), in order; rows that have fewer end in panels of width 0."""
-
-    a: Tensor
-    h: Tensor
-
-
-class _Rule(NamedTuple):
-    nodes: Tensor
-    weights: Tensor
-    coefficients: Tensor  # (n, n) Legendre coefficients from values at the nodes
-    to_fine: Tensor  # (32, n) integral from -1 to the fine nodes
-    to_nodes: Tensor  # (n, n) integral from -1 to the nodes
-
-
-@cache
-def rule(n: int, device: torch.device) -> _Rule:
-    """Gauss-Legendre rule of n nodes on [-1, 1], and integrals of the interpolating polynomial."""
-    import numpy as np
-    from numpy.polynomial import legendre
-
-    nodes, weights = legendre.leggauss(n)
-    degree = np.arange(n)
-    coefficients = (legendre.legvander(nodes, n - 1) * weights[:, None]).T * (2 * degree[:, None] + 1) / 2
-    fine = legendre.leggauss(FINE)[0]
-    tables = [
-        nodes,
-        weights,
-        coefficients,
-        _integrals(fine, n) @ coefficients,
-        _integrals(nodes, n) @ coefficients,
-    ]
-    return _Rule(*(torch.tensor(table, device=device) for table in tables))
-
-
-def _integrals(t: "np.ndarray", n: int) -> "np.ndarray":
-    """Integrals from -1 to t of the Legendre polynomials P_0, ..., P_{n-1}; (len(t), n)."""
-    import numpy as np
-    from numpy.polynomial import legendre
-
-    p = legendre.legvander(t, n)
-    first = t[:, None] + 1
-    return np.concatenate([first, (p[:, 2:] - p[:, :-2]) / (2 * np.arange(1, n) + 1)], 1)
-
-
-def _series(c: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of c_k P_k(t) and its integral from -1 to t; c (..., n), t (...)."""
-    before, p = torch.ones_like(t), t
-    value, integral = c[..., 0], c[..., 0] * (t + 1)
-    for k in range(1, c.shape[-1]):
-        after = ((2 * k + 1) * t * p - k * before) / (k + 1)
-        value = value + c[..., k] * p
-        integral = integral + c[..., k] * (after - before) / (2 * k + 1)
-        before, p = p, after
-    return value, integral
-
-
-class _Parts(NamedTuple):
-    """Of every panel, (N, P): what the row needs of it."""
-
-    integral: Tensor  # of s
-    log_mass: Tensor  # of exp(L), with L = 0 at the left end
-    error: Tensor  # of the integral of s up to any point of the panel
-    rounding: Tensor
-    mass_error: Tensor  # relative
-    ends: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (s, s') at the left and the right end
-    coefficients: Tensor  # (N, P, 16) of s
-    fine: Tensor  # (N, P, 32) L at the fine nodes
-
-
-def _parts(panels: Panels, s: Tensor, unit: float) -> _Parts:
-    coarse, fine, half = rule(NODES, s.device), rule(FINE, s.device), panels.h / 2
-    c = s @ coarse.coefficients.T
-    local = half[..., None] * (s @ coarse.to_fine.T)
-    most = local.detach().amax(-1)
-    density = torch.exp(local - most[..., None])
-    mass = density @ fine.weights
-    rough = torch.exp(half[..., None] * (s @ coarse.to_nodes.T) - most[..., None]) @ coarse.weights
-    k = torch.arange(NODES, dtype=s.dtype, device=s.device)
-    sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
-    # |integral from -1 of P_k| <= 2 / (2k + 1)
-    shares = c.abs() * (2 / (2 * k + 1))
-    high = torch.arange(FINE - TOP, FINE, dtype=s.dtype, device=s.device)
-    inside = ((density @ fine.coefficients[-TOP:].T).abs() * (4 / (2 * high + 1))).sum(-1)
-    top, middle = shares[..., -TOP:].sum(-1), shares[..., -2 * TOP : -TOP].sum(-1)
-    rest = torch.where(2 * top < middle, top / (middle - top), 1.0).clamp_min(LEAST)
-    safe = torch.where(half > 0, half, 1.0)
-    place = torch.maximum(panels.a.abs(), (panels.a + panels.h).abs())
-    return _Parts(
-        half * (s @ coarse.weights),
-        torch.where(half > 0, most + torch.log(safe * mass), -torch.inf),
-        2 * half * top * rest,
-        ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
-        torch.where(half > 0, torch.maximum((rough - mass).abs(), inside) / mass, 0.0),
-        (
-            (c @ sign, -(c @ (sign * slope)) / safe),
-            (c.sum(-1), (c @ slope) / safe),
-        ),
-        c,
-        local,
-    )
-
-
-def _log_tail(inward: Tensor, slope: Tensor) -> Tensor:
-    """Log-mass beyond a point of density 1 where the score towards the inside is ``inward``; inf if none."""
-    ratio = slope / inward.square()
-    exists = (inward > 0) & (ratio < HEAVIEST)
-    return torch.where(exists, -torch.log(inward * (1 - ratio)), torch.inf)
-
-
-class _Row(NamedTuple):
-    """Of every row: its panels put together."""
-
-    start: Tensor  # (N, P) L at the panels' left ends, 0 at the row's
-    log_z: Tensor  # (N,)
-    before: Tensor  # (N, P) probability of what lies left of the panel
-    mass: Tensor  # (N, P) probability of the panel
-    tails: Tensor  # (N, 2) probability beyond the ends; NaN if the row has no normaliser
-    tail_errors: Tensor  # (N, 2)
-
-
-def _row(panels: Panels, parts: _Parts) -> _Row:
-    start = parts.integral.cumsum(1) - parts.integral
-    last = (panels.h > 0).sum(1, keepdim=True) - 1
-
-    def of(value: Tensor, index: Tensor) -> Tensor:
-        return value.gather(1, index)[:, 0]
-
-    first, total = torch.zeros_like(last), parts.integral.sum(1)
-    (left, left_slope), (right, right_slope) = parts.ends
-    beyond = [
-        _log_tail(of(left, first), of(left_slope, first)),
-        _log_tail(-of(right, last), of(right_slope, last)) + total,
-    ]
-    # The same estimate at the inner end of the outermost panels: how far off it was there.
-    inside = [
-        _log_tail(of(right, first), of(right_slope, first)) + of(parts.integral, first),
-        _log_tail(-of(left, last), of(left_slope, last)) + of(start, last),
-    ]
-    log_mass = start + parts.log_mass
-    everything = torch.cat([log_mass, *(b.nan_to_num(posinf=-torch.inf)[:, None] for b in beyond)], 1)
-    log_z = everything.logsumexp(1)
-    mass = torch.exp(log_mass - log_z[:, None])
-    tails = torch.stack([torch.exp(b - log_z) for b in beyond], 1)
-    found = torch.stack([mass.gather(1, first)[:, 0], mass.gather(1, last)[:, 0]], 1) + tails
-    missed = (torch.stack([torch.exp(b - log_z) for b in inside], 1) - found).abs()
-    errors = torch.minimum(tails, missed.nan_to_num(nan=torch.inf))
-    before = tails[:, :1].nan_to_num(posinf=0.0) + mass.cumsum(1) - mass
-    return _Row(start, log_z, before, mass, tails, errors)
-
-
-def _influence(panels: Panels, row: _Row, point: Tensor, inverse: bool) -> Tensor:
-    """How much an error in a panel's integral of s moves the answer; (N, P)."""
-    below, above = row.before + row.mass, 1 - row.before
-    if inverse:
-        return below * above
-    x = point[:, None]
-    right, left = x > panels.a + panels.h, x < panels.a
-    return torch.where(right, below, torch.where(left, above, torch.maximum(below, above)))
 
 
 def refine(
@@ -239,13 +84,12 @@ def refine(
     while True:
         stale &= open_rows[:, None]
         s[stale] = score(*_nodes(grid, stale))
-        parts = _parts(grid, s, unit)
-        row = _row(grid, parts)
-        influence = _influence(grid, row, point, inverse)
+        parts = parts_of(grid, s, unit)
+        row = row_of(grid, parts)
         count = (grid.h > 0).sum(1)
         real = torch.where(parts.error > parts.rounding, parts.error, 0.0)  # splitting does not help rounding
-        share = influence * real + parts.mass_error * row.mass
-        begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
+        share = influences(grid, row, point, inverse) * real + parts.mass_error * row.mass
+        begin, end = grid.ends()
         outside = torch.stack([point < begin, point > end], 1)
         if inverse:
             outside = torch.stack([point, 1 - point], 1) < row.tails
@@ -260,27 +104,30 @@ def refine(
         open_rows = open_rows & (split.any(1) | move.any(1))
         if not open_rows.any():
             return grid
-        widths = (high - low) / 4 * 2.0**moves
+        grid, s, stale = _refined(grid, s, split, torch.where(move, (high - low) / 4 * 2.0**moves, 0.0))
         moves = moves + move
-        half = torch.where(split, grid.h / 2, grid.h)
-        new = [
-            (grid.a, half, s, split),
-            (grid.a + half, torch.where(split, half, 0.0), s, split),
-            (
-                begin[:, None] - widths[:, :1],
-                torch.where(move[:, :1], widths[:, :1], 0.0),
-                s[:, :1],
-                move[:, :1],
-            ),
-            (end[:, None], torch.where(move[:, 1:], widths[:, 1:], 0.0), s[:, :1], move[:, 1:]),
-        ]
-        a, h, s, stale = (torch.cat(part, 1) for part in zip(*new, strict=True))
-        order = torch.where(h > 0, a, torch.inf).argsort(dim=1, stable=True)
-        order = order[:, : int((h > 0).sum(1).max())]
-        a, h, stale = (value.gather(1, order) for value in (a, h, stale))
-        s = s.gather(1, order[..., None].expand(-1, -1, NODES)) * (h > 0)[..., None]
-        ends = (a + h).masked_fill(h == 0, -torch.inf).amax(1, keepdim=True)
-        grid, stale = Panels(torch.where(h > 0, a, ends), h), stale & (h > 0)
+
+
+def _refined(grid: Panels, s: Tensor, split: Tensor, added: Tensor) -> tuple[Panels, Tensor, Tensor]:
+    """Panels (N, P) and their scores, some split in half and some of the widths (N, 2) added at the ends.
+
+    The third result says which of the panels are new: their scores are not known.
+    """
+    (begin, end), half = grid.ends(), torch.where(split, grid.h / 2, grid.h)
+    left, right = added[:, :1], added[:, 1:]
+    pieces = [
+        (grid.a, half, s, split),
+        (grid.a + half, torch.where(split, half, 0.0), s, split),
+        (begin[:, None] - left, left, s[:, :1], left > 0),
+        (end[:, None], right, s[:, :1], right > 0),
+    ]
+    a, h, s, new = (torch.cat(piece, 1) for piece in zip(*pieces, strict=True))
+    order = torch.where(h > 0, a, torch.inf).argsort(dim=1, stable=True)
+    order = order[:, : int((h > 0).sum(1).max())]
+    a, h, new = (value.gather(1, order) for value in (a, h, new))
+    s = s.gather(1, order[..., None].expand(-1, -1, NODES)) * (h > 0)[..., None]
+    ends = (a + h).masked_fill(h == 0, -torch.inf).amax(1, keepdim=True)
+    return Panels(torch.where(h > 0, a, ends), h), s, new & (h > 0)
 
 
 def _valid(point: Tensor, inverse: bool) -> Tensor:
@@ -295,10 +142,11 @@ def _nodes(grid: Panels, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, unit: float) -> Density:
     """The results from scores s (N, P, 16) on the panels; differentiable in s and the point."""
-    parts = _parts(grid, s, unit)
-    row = _row(grid, parts)
-    influence = _influence(grid, row, point, inverse)
-    error = (influence * (parts.error + parts.rounding) + parts.mass_error * row.mass).sum(1)
+    parts = parts_of(grid, s, unit)
+    row = row_of(grid, parts)
+    error = (
+        influences(grid, row, point, inverse) * (parts.error + parts.rounding) + parts.mass_error * row.mass
+    ).sum(1)
     error = error + row.tail_errors.sum(1) + CANCELLED * parts.integral.abs().sum(1)
     count = (grid.h > 0).sum(1, keepdim=True)
     if inverse:
@@ -323,8 +171,8 @@ def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, un
         x = _in_tails(grid, parts, row, point, x)
     else:
         x, t = point, (point - of(grid.a)) / half - 1
-    log_density = of(row.start) + half * _series(c, t)[1] - row.log_z
-    cdf = of(row.before) + unit_mass * _series(d, t)[1]
+    log_density = of(row.start) + half * series(c, t)[1] - row.log_z
+    cdf = of(row.before) + unit_mass * series(d, t)[1]
     if inverse:
         outside = torch.stack([point, 1 - point], 1) < row.tails
         log_density = torch.where(outside.any(1), _tail_density(grid, parts, row, x), log_density)
@@ -344,7 +192,7 @@ def _invert(d: Tensor, target: Tensor) -> Tensor:
     low, high = -torch.ones_like(target), torch.ones_like(target)
     t = torch.zeros_like(target)
     for _ in range(50):
-        value, integral = _series(d, t)
+        value, integral = series(d, t)
         below = integral < target
         low, high = torch.where(below, t, low), torch.where(below, high, t)
         step = t - (integral - target) / value
@@ -352,22 +200,22 @@ def _invert(d: Tensor, target: Tensor) -> Tensor:
     return t
 
 
-def _in_tails(grid: Panels, parts: _Parts, row: _Row, u: Tensor, x: Tensor) -> Tensor:
+def _in_tails(grid: Panels, parts: Parts, row: Row, u: Tensor, x: Tensor) -> Tensor:
     """x, or where u lies beyond an end the quantile of an exponential tail with the score there."""
     (left, _), (right, _) = parts.ends
     last = (grid.h > 0).sum(1, keepdim=True) - 1
-    begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
+    begin, end = grid.ends()
     below = begin + torch.log(u / row.tails[:, 0]) / left[:, 0]
     above = end + torch.log((1 - u) / row.tails[:, 1]) / right.gather(1, last)[:, 0]
     x = torch.where(u < row.tails[:, 0], below, x)
     return torch.where(1 - u < row.tails[:, 1], above, x)
 
 
-def _tail_density(grid: Panels, parts: _Parts, row: _Row, x: Tensor) -> Tensor:
+def _tail_density(grid: Panels, parts: Parts, row: Row, x: Tensor) -> Tensor:
     """Log-density beyond the ends."""
     (left, _), (right, _) = parts.ends
     last = (grid.h > 0).sum(1, keepdim=True) - 1
-    begin, end = grid.a[:, 0], (grid.a + grid.h).amax(1)
+    begin, end = grid.ends()
     below = left[:, 0] * (x - begin)
     above = parts.integral.sum(1) + right.gather(1, last)[:, 0] * (x - end)
     return torch.where(x < begin, below, above) - row.log_z
@@ -412,8 +260,8 @@ def nodes(
     grid = refine(score, low, high, point, False, tolerance, panels, unit)
     coarse, fine = rule(NODES, point.device), rule(FINE, point.device)
     s = _scores(score, grid, point)
-    parts = _parts(grid, s, unit)
-    row = _row(grid, parts)
+    parts = parts_of(grid, s, unit)
+    row = row_of(grid, parts)
     half, count = grid.h / 2, (grid.h > 0).sum(1, keepdim=True)
     own = torch.minimum((grid.a + grid.h < point[:, None]).sum(1, keepdim=True), count - 1)
     density = torch.exp(parts.fine - parts.fine.amax(-1, keepdim=True)) * fine.weights
@@ -423,9 +271,9 @@ def nodes(
     place = torch.arange(grid.h.shape[1], device=point.device)
     moved = moved + (place < own)[..., None] * coarse.weights
     x = ((point[:, None] - grid.a) / half).gather(1, own)[:, 0] - 1
-    basis = torch.stack([_series(c, x)[1] for c in coarse.coefficients.T.unsqueeze(1)], -1)
+    basis = torch.stack([series(c, x)[1] for c in coarse.coefficients.T.unsqueeze(1)], -1)
     moved = moved + (place == own)[..., None] * basis[:, None]
-    at_point = _series(parts.coefficients[torch.arange(len(point), device=point.device), own[:, 0]], x)[0]
+    at_point = series(parts.coefficients[torch.arange(len(point), device=point.device), own[:, 0]], x)[0]
     counts, half = (grid.h > 0)[..., None], half[..., None]
     t = torch.where(counts, grid.a[..., None] + half * (coarse.nodes + 1), 0.0)
     exists = _valid(point, False) & row.tails.isfinite().all(1)

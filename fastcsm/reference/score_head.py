@@ -46,6 +46,12 @@ def score_head(
     return a[:, 0], x.new_empty(0)
 
 
+def with_features(context: Tensor, values: Sequence[float]) -> Tensor:
+    """Contexts (N, C) and further features, the same in all rows: (N, C + len(values))."""
+    columns = [context.new_full((len(context), 1), value) for value in values]
+    return torch.cat([context, *columns], 1) if columns else context
+
+
 class Trace(NamedTuple):
     """What the forward pass computes: inputs and their x-derivatives, and every layer's (a, t)."""
 

@@ -4,19 +4,19 @@ import json
 import sys
 from pathlib import Path
 
-import dispatch as program
 import pytest
 import torch
 
 from fastcsm import backends
 from fastcsm.backends import Request, measured
+from fastcsm.bench.gpu import measured as program
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def in_force(tmp_path, monkeypatch, capsys):
-    """bench/dispatch.py's table of two results, in force."""
+    """bench/gpu/measured.py's table of two results, in force."""
 
     def result(op, precision, triton, cuda, **config):
         rows = {"triton": {"median": triton}, **({"cuda": {"median": cuda}} if cuda else {})}
@@ -35,7 +35,7 @@ def in_force(tmp_path, monkeypatch, capsys):
     given, table = tmp_path / "gpu.json", tmp_path / "measured.json"
     parts = {f"part {i}": result for i, result in enumerate([*results, {"status": "timeout"}])}
     given.write_text(json.dumps({"dry": False, "timings": parts}))
-    monkeypatch.setattr(sys, "argv", ["dispatch.py", str(given), "--out", str(table)])
+    monkeypatch.setattr(sys, "argv", ["measured.py", str(given), "--out", str(table)])
     assert program.main() == 0
     assert capsys.readouterr().out == "5 of 9 timings measured both backends\n"
     rows = tuple(measured.Row(**row) for row in json.loads(table.read_text()))

@@ -7,14 +7,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, score_head, tuning
-from fastcsm.kernels.common import philox
-from fastcsm.kernels.common.activations import activate
 from triton.runtime.errors import OutOfResources
 
 from fastcsm import random
 from fastcsm.activations import ACTIVATIONS
 from fastcsm.backends import Triton
+from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, score_head, tuning
+from fastcsm.kernels.common import philox
+from fastcsm.kernels.common.activations import activate
 
 pytestmark = pytest.mark.skipif(not Triton().interpreted(), reason="needs TRITON_INTERPRET=1")
 

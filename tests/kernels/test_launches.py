@@ -7,7 +7,8 @@ pytest.importorskip("triton")
 
 from on_a_device import META, Ops, listed, named, on_meta
 
-from fastcsm import losses, nn, sampling
+from fastcsm import nn, objectives
+from fastcsm.samplers import fused
 
 
 def model(features=6, hidden=(8, 8), context=4, head=(16, 16), form="conditional", **options):
@@ -46,7 +47,7 @@ def test_a_backward_pass_rescales_all_gradients_at_once(form):
 def test_a_coefficient_of_the_host_is_not_copied():
     arcsm, x = model(), torch.empty(5, 6, device=META)
     head, context = on_meta(arcsm.head), torch.empty(5, 6, 5, device=META)
-    found = listed(lambda: losses.csm_loss(head, context, x, row_weight=torch.tensor(0.5)))
+    found = listed(lambda: objectives.csm_loss(head, context, x, row_weight=torch.tensor(0.5)))
     assert found.names()["csm_loss_kernel"] == 1
 
 
@@ -69,7 +70,7 @@ def test_a_draw_is_one_launch(monkeypatch):
         staged.advance_stage()
     assert draw(staged, 5) == {"langevin_draw_kernel": 1}
     # Of three samples: 16 units in 3 models, and their sums.
-    monkeypatch.setattr(sampling, "_DEVICE_BYTES", 3 * 4 * (3 + 1) * 16)
+    monkeypatch.setattr(fused, "_DEVICE_BYTES", 3 * 4 * (3 + 1) * 16)
     assert draw(staged, 10) == {"langevin_draw_kernel": 4}
     assert draw(staged, 10, batch_size=10) == {"langevin_draw_kernel": 1}
 

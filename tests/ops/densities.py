@@ -7,6 +7,8 @@ import torch
 from scipy import special
 from support import Case
 
+import fastcsm
+from fastcsm import functional
 from fastcsm.reference.score_head import score_head
 
 
@@ -120,3 +122,36 @@ class Restoring(Case):
         s, _ = score_head(self.context, zero, self.weights, self.biases, self.frequencies, self.activation)
         if len(s) > 0:
             self.biases[-1] = self.biases[-1] - s.mean()
+
+
+def density(case, backend="auto", point=None, **settings):
+    context = case.context[:, :-1] if "stage_feature" in settings else case.context
+    with fastcsm.backend(backend):
+        return functional.conditional_density(
+            context,
+            case.x if point is None else point,
+            case.weights,
+            case.biases,
+            activation=case.activation,
+            frequencies=case.frequencies,
+            **({"low": -1.0, "high": 1.0} | settings),
+        )
+
+
+def known(name, backend, dtype, inverse=False, every=1, **settings):
+    """The law, its rows in a dtype (or each ``every``-th of them), and what the op says of them."""
+    case = KNOWN[name]()
+    context, x = case.context[::every].to(dtype), case.x[::every].to(dtype)
+    if inverse:
+        x = torch.linspace(1e-4, 1 - 1e-4, len(x), dtype=dtype)
+    layers = [[p.to(dtype) for p in part] for part in (case.weights, case.biases)]
+    with fastcsm.backend(backend):
+        found = functional.conditional_density(
+            context, x, *layers, activation=case.activation, low=-1.0, high=1.0, inverse=inverse, **settings
+        )
+    return case, context.double(), x.double(), functional.Density._make(v.double() for v in found)
+
+
+def names(dtype):
+    """A jump of s needs relus so steep that float32 cannot take their difference."""
+    return [name for name in KNOWN if dtype is torch.float64 or name != "laplace"]

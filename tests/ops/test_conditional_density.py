@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from densities import KNOWN, Restoring, gaussian
+from densities import KNOWN, Restoring, density, gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
@@ -15,77 +15,6 @@ BACKENDS = backend_params("conditional_density")
 COMPILED = BACKENDS[1:]
 TRITON = backend_params("conditional_density", "triton")[1:]
 BARS = {torch.float64: 1e-6, torch.float32: 1e-4}
-
-
-def density(case, backend="auto", point=None, **settings):
-    context = case.context[:, :-1] if "stage_feature" in settings else case.context
-    with fastcsm.backend(backend):
-        return functional.conditional_density(
-            context,
-            case.x if point is None else point,
-            case.weights,
-            case.biases,
-            activation=case.activation,
-            frequencies=case.frequencies,
-            **({"low": -1.0, "high": 1.0} | settings),
-        )
-
-
-def known(name, backend, dtype, inverse=False, every=1, **settings):
-    """The law, its rows in a dtype (or each ``every``-th of them), and what the op says of them."""
-    case = KNOWN[name]()
-    context, x = case.context[::every].to(dtype), case.x[::every].to(dtype)
-    if inverse:
-        x = torch.linspace(1e-4, 1 - 1e-4, len(x), dtype=dtype)
-    layers = [[p.to(dtype) for p in part] for part in (case.weights, case.biases)]
-    with fastcsm.backend(backend):
-        found = functional.conditional_density(
-            context, x, *layers, activation=case.activation, low=-1.0, high=1.0, inverse=inverse, **settings
-        )
-    return case, context.double(), x.double(), functional.Density._make(v.double() for v in found)
-
-
-def names(dtype):
-    """A jump of s needs relus so steep that float32 cannot take their difference."""
-    return [name for name in KNOWN if dtype is torch.float64 or name != "laplace"]
-
-
-@pytest.mark.parametrize(("dtype", "name"), [(d, n) for d in BARS for n in names(d)])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_known_densities(backend, dtype, name):
-    case, context, x, found = known(name, backend, dtype)
-    error = (found.log_density - case.logpdf(context, x)).abs()
-    assert error.max() <= BARS[dtype]
-    assert (error - found.error).max() <= 0
-    assert (found.cdf - case.cdf(context, x)).abs().max() <= BARS[dtype]
-    assert torch.equal(found.point, x)
-    assert ((found.ends >= 0) & (found.ends < 1e-2)).all()
-
-
-@pytest.mark.parametrize(("dtype", "name"), [(d, n) for d in BARS for n in names(d)])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_known_quantiles(backend, dtype, name):
-    case, context, u, found = known(name, backend, dtype, inverse=True)
-    error = (case.cdf(context, found.point) - u).abs()
-    assert error.max() <= BARS[dtype]
-    assert (error - found.error).max() <= 1e-9
-    assert torch.equal(found.cdf, u)
-    density_error = (found.log_density - case.logpdf(context, found.point)).abs()
-    assert density_error.max() <= 100 * BARS[dtype]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name", "inverse"), [(torch.float64, "gaussian", False), (torch.float32, "two modes", True)]
-)
-@pytest.mark.parametrize("backend", TRITON)
-def test_known_densities_in_triton(backend, dtype, name, inverse):
-    case, context, x, found = known(name, backend, dtype, inverse, every=55)
-    if inverse:
-        error = (case.cdf(context, found.point) - x).abs()
-    else:
-        error = (found.log_density - case.logpdf(context, x)).abs()
-    assert error.max() <= BARS[dtype]
-    assert (error - found.error).max() <= 1e-9
 
 
 def close_to_reference(got, expected, close=1e-9):
@@ -205,39 +134,6 @@ def test_nodes_that_do_not_count_are_zero(backend):
     assert not weight[unused].any()
 
 
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-5, 1e-7])
-@pytest.mark.parametrize("panels", [1, 3, 16])
-@pytest.mark.parametrize("name", list(KNOWN))
-def test_error_estimate_bounds_the_error(name, panels, tolerance):
-    options = {"tolerance": tolerance, "panels": panels}
-    case, context, x, found = known(name, "auto", torch.float64, **options)
-    error = (found.log_density - case.logpdf(context, x)).abs()
-    assert (error - found.error).max() <= 1e-10  # as exactly as the law itself is computed
-    assert found.error.max() <= tolerance + 1e-9
-    case, context, u, found = known(name, "auto", torch.float64, inverse=True, **options)
-    error = (case.cdf(context, found.point) - u).abs()
-    assert (error - found.error).max() <= 1e-9
-    assert found.error.max() <= tolerance + 1e-9
-
-
-def student(degrees):
-    return lambda rows, t: -(degrees + 1) * t / 0.01 / (degrees + t * t / 0.01)
-
-
-@pytest.mark.parametrize("degrees", [1, 3])
-def test_power_law_tails(degrees):
-    stats = pytest.importorskip("scipy.stats")
-    law = stats.t(degrees, scale=0.1)
-    x = torch.cat([torch.linspace(-2, 2, 41, dtype=torch.float64), torch.tensor([60.0, -900.0]).double()])
-    found = quadrature.solve(student(degrees), -1.0, 1.0, x, False, 1e-7, 4, 1e-16)
-    error = (found.log_density - torch.tensor(law.logpdf(x))).abs()
-    assert error.max() <= 1e-6
-    assert (error - found.error).max() <= 0
-    u = torch.tensor([1e-5, 1e-3, 0.3, 0.999, 1 - 1e-5], dtype=torch.float64)
-    found = quadrature.solve(student(degrees), -1.0, 1.0, u, True, 1e-7, 2, 1e-16)
-    assert (torch.tensor(law.cdf(found.point)) - u).abs().max() <= 1e-6
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("activation", NAMES)
@@ -273,74 +169,6 @@ def test_every_instruction_set(isa):
     case = Restoring(rows=29)
     for a, b in zip(density(case, "cpu"), density(case, "reference")):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_without_a_density_are_reported(backend):
-    case = gaussian(0.1)
-    k = torch.tensor([1.0, -1.0, 0.0, 1.0], dtype=torch.float64)
-    # The sign of the context turns s = k z around, or switches it off.
-    weights = [
-        torch.tensor([[50.0, -1.0], [50.0, 1.0], [-50.0, -1.0], [-50.0, 1.0]], dtype=torch.float64),
-        torch.tensor([[100.0, -100.0, -100.0, 100.0]], dtype=torch.float64),
-    ]
-    x = torch.tensor([0.1, 0.1, 0.1, math.nan], dtype=torch.float64)
-    with fastcsm.backend(backend):
-        for inverse in (False, True):
-            found = functional.conditional_density(
-                k[:, None], x, weights, [None, None], activation=case.activation, low=-1.0, high=1.0,
-                inverse=inverse,
-            )  # fmt: skip
-            assert found.log_density.isfinite().tolist() == [True, False, False, False]
-            assert found.point.isfinite().tolist() == [True, False, False, False]
-            assert found.error[0] < 1e-6
-            assert found.error[1:].isposinf().all()
-            assert found.ends.isnan().all(1).tolist() == [False, True, True, True]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_far_points_and_extreme_probabilities(backend):
-    case = gaussian(0.1)
-    context, x = torch.zeros(5, 1).double(), torch.tensor([-30.0, -3.0, 0.0, 3.0, 30.0]).double()
-    options = {"activation": case.activation, "low": -1.0, "high": 1.0}
-    with fastcsm.backend(backend):
-        found = functional.conditional_density(context, x, case.weights, case.biases, **options)
-        torch.testing.assert_close(found.log_density, case.logpdf(context, x), rtol=1e-9, atol=1e-6)
-        u = torch.tensor([0.0, 1e-300, 0.5, 1 - 1e-16, 1.0]).double()
-        found = functional.conditional_density(context, u, case.weights, case.biases, inverse=True, **options)
-        assert (found.point.diff() >= -1e-9).all()
-        assert not found.point.isnan().any()
-        outside = torch.tensor([-0.1, 1.1, math.inf, -math.inf, math.nan]).double()
-        found = functional.conditional_density(
-            context, outside, case.weights, case.biases, inverse=True, **options
-        )
-        assert found.point.isnan().all()
-        assert found.ends.isnan().all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("low", "high"), [(-1e-3, 1e-3), (-100.0, 100.0), (5.0, 6.0), (-6.0, -5.9)], ids=str)
-def test_a_wrong_interval_costs_time_only(backend, low, high):
-    case = Restoring(rows=9)
-    truth = density(case, "reference", tolerance=1e-9)
-    found = density(case, backend, low=low, high=high)
-    error = (found.log_density - truth.log_density).abs()
-    assert (error - found.error - truth.error).max() <= 0
-    assert found.error.max() <= 2e-7
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_normaliser_is_relative_to_low(backend):
-    case = Restoring(rows=6)
-    one, other = (density(case, backend, low=low, high=1.0) for low in (-1.0, -0.5))
-    t = torch.linspace(-1, -0.5, 4001, dtype=torch.float64)
-    with fastcsm.backend("reference"):
-        s, _ = functional.score_head(
-            case.context.repeat_interleave(len(t), 0), t.repeat(6), case.weights, case.biases,
-            frequencies=case.frequencies,
-        )  # fmt: skip
-    between = torch.trapezoid(s.view(6, -1), t)
-    torch.testing.assert_close(one.log_normalizer - other.log_normalizer, between, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

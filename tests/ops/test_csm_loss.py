@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from losses import fused, fused_loss, plain
 from support import (
     DTYPES,
     HIDDEN,
@@ -13,11 +14,8 @@ from support import (
     assert_as_accurate,
     backend_params,
     bitwise_equal,
-    plain_loss,
     plain_score_head,
-    split,
     triton_cases,
-    with_gradients,
 )
 
 import fastcsm
@@ -27,28 +25,6 @@ BACKENDS = backend_params("csm_loss")
 COMPILED = BACKENDS[1:]
 WITH_TRITON = backend_params("csm_loss", "cpu", "triton")
 TRITON = WITH_TRITON[2:]
-
-
-def fused_loss(case, leaves):
-    return functional.csm_loss(
-        *split(leaves),
-        activation=case.activation,
-        frequencies=case.frequencies,
-        alpha=case.alpha,
-        beta=case.beta,
-        gamma=case.gamma,
-    )
-
-
-def fused(case, backend, upstream=1.0):
-    leaves = case.leaves()
-    with fastcsm.backend(backend):
-        return with_gradients(fused_loss(case, leaves), leaves, upstream)
-
-
-def plain(case, upstream=1.0):
-    leaves = case.leaves()
-    return with_gradients(plain_loss(case, leaves), leaves, upstream)
 
 
 def named(results):
@@ -207,91 +183,6 @@ def test_coefficients_may_require_gradients(backend):
     torch.testing.assert_close(grad_x, plain(case)["x"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_upstream_scales_the_gradients(backend, dtype):
-    case = Case().to(dtype)
-    one, scaled = fused(case, backend), fused(case, backend, upstream=-2.0)
-    for name in case.leaves():
-        assert torch.equal(scaled[name], -2 * one[name]), name
-
-
-@pytest.mark.parametrize("upstream", [1.0, 2.0])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_second_backward_is_right(backend, upstream):
-    case = Case()
-    expected = fused(case, backend, upstream)
-    leaves = case.leaves()
-    with fastcsm.backend(backend):
-        loss = fused_loss(case, leaves) * upstream
-    for times in (1, 2, 3):
-        loss.backward(retain_graph=True)
-        for name, leaf in leaves.items():
-            torch.testing.assert_close(leaf.grad, times * expected[name], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("upstream", [1.0, 2.0])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_changing_a_gradient_does_not_change_the_next(backend, upstream):
-    case = Case()
-    leaves = case.leaves()
-    expected = fused(case, backend, upstream)
-    with fastcsm.backend(backend):
-        loss = fused_loss(case, leaves) * upstream
-    for _ in range(3):
-        for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)):
-            torch.testing.assert_close(grad, expected[name], rtol=1e-12, atol=0)
-            grad.zero_()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_second_backward_after_the_inputs_changed_raises(backend):
-    leaves = Case().leaves()
-    with fastcsm.backend(backend):
-        loss = fused_loss(Case(), leaves)
-    loss.backward(retain_graph=True)
-    with torch.no_grad():
-        leaves["weights[0]"].add_(1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_second_backward_without_retain_graph_raises(backend):
-    leaves = Case().leaves()
-    with fastcsm.backend(backend):
-        loss = fused_loss(Case(), leaves)
-    loss.backward()
-    with pytest.raises(RuntimeError, match="second time"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_of_a_later_graph_accumulate(backend):
-    case = Case()
-    expected = fused(case, backend)
-    leaves = case.leaves()
-    with fastcsm.backend(backend):
-        for _ in range(2):
-            fused_loss(case, leaves).backward()
-    for name, leaf in leaves.items():
-        torch.testing.assert_close(leaf.grad, 2 * expected[name], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_second_derivatives_raise(backend):
-    case = Case()
-    leaves = case.leaves()
-    with fastcsm.backend(backend):
-        loss = fused_loss(case, leaves)
-        (grad,) = torch.autograd.grad(loss, leaves["x"], create_graph=True)
-        total = loss + (grad**2).sum()
-        with pytest.raises(RuntimeError, match="differentiated once"):
-            torch.autograd.grad(total, leaves["weights[0]"], retain_graph=True)
-        with pytest.raises(RuntimeError, match="differentiated once"):
-            total.backward()
-
-
 @pytest.mark.parametrize("needed", ["context", "x", "weights[1]", "biases[0]"])
 @pytest.mark.parametrize("backend", WITH_TRITON)
 def test_gradient_of_one_input_only(backend, needed):
@@ -398,19 +289,3 @@ def test_compiles_whole_and_once(backend):
             for a, b in zip(got, expected):
                 torch.testing.assert_close(a, b)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"alpha": torch.ones(3)}, ValueError, r"alpha must broadcast to .* \(4,\), got \(3,\)"),
-        ({"beta": torch.ones(2, 4)}, ValueError, "beta must broadcast"),
-        ({"gamma": torch.ones(4, device="meta")}, TypeError, "gamma must be on cpu like x, got meta"),
-        ({"x": torch.zeros(3)}, ValueError, "x must have the shape of context"),
-    ],
-)
-def test_bad_arguments(change, error, message):
-    weights, biases = [torch.zeros(5, 3), torch.zeros(1, 5)], [None, None]
-    arguments = {"context": torch.zeros(4, 2), "x": torch.zeros(4), "weights": weights, "biases": biases}
-    with pytest.raises(error, match=message):
-        functional.csm_loss(**(arguments | change))

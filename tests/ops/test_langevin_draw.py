@@ -38,22 +38,12 @@ class Draw:
         ]
         self.frequencies = self.heads[0].frequencies
 
-    def run(
-        self,
-        backend,
-        dtype=torch.float64,
-        batch=37,
-        first=0,
-        last=None,
-        denoise=0.02,
-        sample=5,
-        x=None,
-        seed=77,
-        steps=4,
-        storage=None,
-    ):
+    def run(self, backend, dtype=torch.float64, x=None, storage=None, batch=37, **options):
         """The draw in ``dtype``, of x and parameters rounded to ``storage``."""
         storage = storage or dtype
+        given = {"first": 0, "last": self.features, "denoise": 0.02, "sample": 5, "seed": 77, "steps": 4}
+        assert options.keys() <= given.keys()
+        first, last, denoise, sample, seed, steps = (given | options).values()
         layers = [[*made.layers, made.output] for made in self.made]
 
         def cast(tensors):
@@ -81,7 +71,7 @@ class Draw:
                 seed,
                 torch.arange(sample, sample + len(x)),
                 first,
-                self.features if last is None else last,
+                last,
                 denoise,
             )
 

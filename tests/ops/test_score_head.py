@@ -248,30 +248,6 @@ def test_layouts(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_expanded_inputs_and_leading_axes(backend):
-    case = Case(rows=1).to(torch.float32)
-    with fastcsm.backend(backend):
-        one = functional.score_head(
-            case.context, case.x, case.weights, case.biases, frequencies=case.frequencies
-        )
-        many = functional.score_head(
-            case.context.expand(2, 3, 5, 6),
-            case.x.expand(2, 3, 5),
-            case.weights,
-            case.biases,
-            frequencies=case.frequencies,
-        )
-        single = functional.score_head(
-            case.context[0], case.x[0], case.weights, case.biases, frequencies=case.frequencies
-        )
-    for a, b, c in zip(one, many, single):
-        assert b.shape == (2, 3, 5)
-        assert c.shape == ()
-        torch.testing.assert_close(b, a.expand(2, 3, 5))
-        torch.testing.assert_close(c, a[0])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("needed", ["context", "x", "weights[1]"])
 def test_gradient_of_one_input_only(backend, needed):
     case = Case()
@@ -283,30 +259,6 @@ def test_gradient_of_one_input_only(backend, needed):
         grad_score = torch.autograd.grad(score, leaves[needed], case.grads[0], retain_graph=True)[0]
         grad_derivative = torch.autograd.grad(derivative, leaves[needed], case.grads[1])[0]
     torch.testing.assert_close(grad_score + grad_derivative, plain(case)[needed], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_missing_biases_are_zeros(backend):
-    case = Case()
-    zeros = [torch.zeros_like(b) for b in case.biases]
-    with fastcsm.backend(backend):
-        a = functional.score_head(case.context, case.x, case.weights, zeros, frequencies=case.frequencies)
-        b = functional.score_head(
-            case.context, case.x, case.weights, [None] * 3, frequencies=case.frequencies
-        )
-    assert torch.equal(a[0], b[0])
-    assert torch.equal(a[1], b[1])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_second_derivatives_raise(backend):
-    case = Case()
-    leaves = case.leaves()
-    with fastcsm.backend(backend):
-        score, _ = functional.score_head(*split(leaves), frequencies=case.frequencies)
-        (grad,) = torch.autograd.grad(score.sum(), leaves["x"], create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiated once"):
-            torch.autograd.grad((grad**2).sum() + score.sum(), leaves["weights[0]"])
 
 
 def test_reference_itself_has_every_derivative():
@@ -401,41 +353,6 @@ def test_compiles_whole_and_once(backend):
             for a, b in zip(got, expected):
                 torch.testing.assert_close(a, b)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-ARGUMENTS = {
-    "context": torch.zeros(4, 2),
-    "x": torch.zeros(4),
-    "weights": [torch.zeros(5, 3), torch.zeros(1, 5)],
-    "biases": [torch.zeros(5), None],
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"context": None}, TypeError, "context must be a tensor, got NoneType"),
-        ({"context": torch.zeros(4, 2, dtype=torch.int64)}, TypeError, "context must have a floating dtype"),
-        ({"x": torch.zeros(5)}, ValueError, r"x must have the shape of context .* \(4,\), got \(5,\)"),
-        ({"x": torch.zeros(4, dtype=torch.float64)}, TypeError, "x must be torch.float32 on cpu"),
-        ({"x": 1.0}, TypeError, "x must be a tensor, got float"),
-        ({"weights": [torch.zeros(1, 3)], "biases": [None]}, ValueError, "weights must hold at least 2"),
-        ({"weights": [torch.zeros(5, 4), torch.zeros(1, 5)]}, ValueError, r"weights\[0\] .*\(5, 3\), got"),
-        ({"weights": [torch.zeros(5, 3), torch.zeros(2, 5)]}, ValueError, r"weights\[1\] .*\(1, 5\), got"),
-        ({"weights": [torch.zeros(5), torch.zeros(1, 5)]}, ValueError, r"weights\[0\] must have 2 axes"),
-        ({"biases": [None]}, ValueError, "biases must hold one entry for each of the 2 weights, got 1"),
-        ({"biases": [torch.zeros(4), None]}, ValueError, r"biases\[0\] must have shape \(5,\), got \(4,\)"),
-        ({"biases": [torch.zeros(5).bfloat16(), None]}, TypeError, r"biases\[0\] must be torch.float32"),
-        ({"frequencies": torch.zeros(2, 2)}, ValueError, "frequencies must have 1 axes"),
-        ({"frequencies": torch.zeros(2)}, ValueError, r"weights\[0\] must have shape \(5, 7\)"),
-        ({"activation": "swish"}, ValueError, "activation must be one of softplus, .*, got 'swish'"),
-        ({"weights": [torch.zeros(5, 3, device="meta"), torch.zeros(1, 5)]}, TypeError, "on cpu .* on meta"),
-    ],
-)
-def test_bad_arguments(change, error, message):
-    with pytest.raises(error, match=message) as caught:
-        functional.score_head(**(ARGUMENTS | change))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.gpu

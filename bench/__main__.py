@@ -1,0 +1,7 @@
+"""``python -m fastcsm.bench``: the same as ``fastcsm bench``."""
+
+import sys
+
+from .command import main
+
+sys.exit(main())

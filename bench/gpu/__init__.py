@@ -1,0 +1,1 @@
+"""Checks, then timings, of every kernel on a GPU; ``python bench/gpu --help``."""

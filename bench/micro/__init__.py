@@ -1,0 +1,1 @@
+"""The cases of every op: sizes, contenders, the float64 truth, and what is counted for the floor."""

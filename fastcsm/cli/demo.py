@@ -1,0 +1,131 @@
+"""``fastcsm demo``: an AR-CSM of the digits in at most three minutes, its samples, the time of a step."""
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import backends, data
+from ..atomic import atomic_file
+from ..evaluation import evaluate, plots
+from ..models.model import Model
+from ..progress import Bar
+from ..training import Config, checkpoint, read_log, train
+from ..training.config import RunConfig
+from ..training.folder import is_new
+from . import bench
+from .options import Help, add_device, device_of
+
+SETTINGS = Config.presets["digits"] | {"data": "digits", "steps": 4000, "max_minutes": 2.5, "eval_every": 250}
+_PICTURE = 100
+_SEED = 0
+
+
+def add(commands: Any) -> None:
+    """The command's arguments."""
+    demo = commands.add_parser(
+        "demo",
+        help="train on the digits for up to three minutes, draw samples, time a step",
+        description="Train on scikit-learn's 8x8 digits for up to three minutes, draw samples, "
+        "and time a training step by four ways to the derivative. A second call reuses the trained model.",
+        formatter_class=Help,
+    )
+    demo.add_argument(
+        "--out", default="runs/demo", metavar="DIR", help="folder of the demo (default: %(default)s)"
+    )
+    add_device(demo)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the demo."""
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(line_buffering=True)
+    run_demo(Path(given.out), device_of(given.device))
+    return 0
+
+
+def run_demo(run: Path, device: torch.device) -> dict[str, Any]:
+    """Train (or reuse the trained model), sample, time a step.
+
+    Writes samples.png, loss.png, summary.json and table.txt into the run's folder.
+
+    A folder left by an interrupted demo is continued. One that holds a run with other settings is kept under
+    another name, and the demo starts afresh.
+
+    Args:
+        run: folder of the demo.
+        device: where to train and sample.
+
+    Returns:
+        What summary.json holds.
+    """
+    config = Config(**SETTINGS)
+    resume = _prepare(run, config)
+    digits = data.load("digits")
+    trained = train(config, digits, run, device=device, resume=resume)
+    plots.loss_curve(read_log(run / "log.csv"), run / "loss.png")
+    print(f"trained {trained['steps']} steps in {trained['seconds']:.0f} s")
+
+    model, started = checkpoint.load(run, device=device), time.monotonic()
+    x = model.sample(
+        _PICTURE,
+        "langevin",
+        seed=_SEED,
+        steps=config.langevin_steps,
+        step_size=config.step_size,
+        denoise=True,
+        progress=Bar("sampling", unit="dimension").to,
+    )
+    seconds = time.monotonic() - started
+    drawn, shown = digits.transform.decode(x), digits.transform.decode(digits.held_out("test", 0, _PICTURE))
+    plots.samples(drawn, digits.transform, run / "samples.png", data=shown)
+    print(f"drew {_PICTURE} samples in {seconds:.1f} s")
+
+    held_out = digits.held_out("test", 0).to(next(model.parameters()))
+    levels = evaluate(model, held_out, seed=1)
+    table, rows = _table(model, config)
+    print(table)
+    summary = {
+        "training": trained,
+        "sampling": {"samples": _PICTURE, "seconds": round(seconds, 2), "seed": _SEED},
+        "held_out": levels,
+        "step_table": rows,
+        "info": json.loads(json.dumps(backends.info(), default=str)),
+        "config": config.to_dict(),
+    }
+    for name, text in (("summary.json", json.dumps(summary, indent=1)), ("table.txt", table)):
+        with atomic_file(run / name) as file:
+            file.write((text + "\n").encode())
+    print(f"see {run / 'samples.png'} (data beside samples) and {run / 'loss.png'}")
+    return summary
+
+
+def _prepare(run: Path, config: RunConfig) -> bool:
+    """Whether ``run`` holds this demo's checkpoint; anything else there is moved aside."""
+    if is_new(run):
+        return False
+    try:
+        if checkpoint.read(run, tensors=()).config == config:
+            print(f"going on with the model in {run}; remove that folder to train afresh")
+            return True
+        reason = "a run with other settings"
+    except checkpoint.CheckpointError:
+        reason = "something else than a demo"
+    number = 1
+    while (aside := run.with_name(f"{run.name}.{number}")).exists():
+        number += 1
+    shutil.move(run, aside)
+    print(f"{run} held {reason}, which is kept as {aside}", file=sys.stderr)
+    return False
+
+
+def _table(model: Model, config: RunConfig) -> tuple[str, dict[str, Any]]:
+    print("timing a training step by each way to the derivative", file=sys.stderr)
+    rows = bench.load("micro.training_step").step_table(model=model, batch=config.batch_size)
+    return bench.load("harness.report").format_table(rows), rows

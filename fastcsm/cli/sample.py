@@ -1,0 +1,98 @@
+"""``fastcsm sample``: draw samples from a run."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from ..atomic import atomic_file
+from ..evaluation import plots
+from ..progress import Bar
+from ..samplers import BY_NAME
+from ..training import checkpoint
+from .options import Help, UsageError, add_device, device_of, output
+
+
+def add(commands: Any) -> None:
+    """The command's arguments."""
+    sample = commands.add_parser(
+        "sample",
+        help="draw samples from a run",
+        formatter_class=Help,
+        description="Draw samples, one dimension after the other. A seed means the same samples for any "
+        "--batch-size.",
+    )
+    sample.add_argument("run", metavar="RUN", help="run folder")
+    sample.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".png picture, or .npz with x (model space) and samples (raw values)",
+    )
+    sample.add_argument(
+        "--method",
+        choices=list(BY_NAME),
+        help="exact draws at the largest noise level carried down the probability flow, exact draws at the "
+        "smallest level, or annealed Langevin dynamics (default: flow, or langevin where the noise is not "
+        "conditional or --steps or --step-size is given)",
+    )
+    sample.add_argument("--n", type=int, default=64, metavar="N", help="number of samples (default: 64)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    sample.add_argument(
+        "--steps", type=int, metavar="T", help="Langevin steps per noise level (default: the run's)"
+    )
+    sample.add_argument(
+        "--step-size",
+        type=float,
+        metavar="X",
+        help="step size e_0 at the smallest level (default: the run's)",
+    )
+    sample.add_argument(
+        "--denoise", action="store_true", help="return the mean of the noise-free value (Tweedie)"
+    )
+    sample.add_argument("--batch-size", type=int, metavar="N", help="samples drawn together (default: all)")
+    sample.add_argument("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
+    sample.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    add_device(sample)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Draw, and write the samples."""
+    method = given.method
+    if given.steps is not None or given.step_size is not None:
+        if method not in (None, "langevin"):
+            raise UsageError(f"steps and step-size belong to Langevin dynamics, got method '{method}'")
+        method = "langevin"
+    path, device = output(given.out, given.overwrite, (".png", ".npz")), device_of(given.device)
+    if given.n < 1:
+        raise UsageError(f"n is {given.n}, expected at least 1")
+    if not 0 <= given.seed < 2**63:
+        raise UsageError(f"seed is {given.seed}, expected a number in 0..2^63-1")
+    saved = checkpoint.read(given.run, tensors=())
+    model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
+    method = method or model.sample_methods[0]
+    options = saved.config.sample_options(method)
+    for name in ("steps", "step_size", "batch_size"):
+        if getattr(given, name) is not None:
+            options[name] = getattr(given, name)
+    if given.denoise:
+        options["denoise"] = True
+    started, bar = time.monotonic(), Bar("sampling", unit="dimension")
+    x = model.sample(given.n, method, seed=given.seed, progress=bar.to, **options)
+    exists = x.isfinite().all(1)
+    if not exists.all():
+        missing = f"{int((~exists).sum())} of {given.n} samples have a conditional without a density"
+        if not exists.any():
+            raise UsageError(f"{missing}: train for longer, or use --method langevin")
+        print(f"fastcsm: warning: {missing} and are left out", file=sys.stderr)
+        x = x[exists]
+    raw = saved.transform.decode(x)
+    if path.suffix.lower() == ".png":
+        plots.samples(raw, saved.transform, path)
+    else:
+        with atomic_file(path) as file:
+            np.savez_compressed(file, x=x.float().cpu().numpy(), samples=raw)
+    print(f"{path}: {len(x)} samples in {time.monotonic() - started:.1f} s")
+    return 0

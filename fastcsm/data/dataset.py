@@ -1,0 +1,112 @@
+"""Rows in three splits, and the transform that takes raw values to model space and back."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The map between raw rows and model space.
+
+    Grey values v in 0..grey_levels-1 become 2 (v + u) / grey_levels - 1 with u uniform on [0, 1)
+    (dequantisation); with ``grey_levels = 0`` the map is (v - shift) / scale per feature.
+
+    Args:
+        shape: shape of one raw sample; its product is the number of features D.
+        grey_levels: number of levels of an image, or 0.
+        shift, scale: (D,) tuples of floats; empty for images.
+    """
+
+    shape: tuple[int, ...]
+    grey_levels: int = 0
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    @property
+    def features(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[-1] in (1, 3))
+
+    def encode(self, rows: Tensor, uniform: Tensor) -> Tensor:
+        """Raw rows (B, D) and uniforms (B, D) on [0, 1) to float32 model space (B, D)."""
+        if self.grey_levels:
+            return (rows.float() + uniform) * (2.0 / self.grey_levels) - 1.0
+        return (rows - torch.tensor(self.shift)) / torch.tensor(self.scale)
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """Model space (B, D) to raw values (B, *shape): whole grey values (uint8), or float32."""
+        x = x.detach().to("cpu", torch.float32)
+        if self.grey_levels:
+            values = ((x + 1.0) * (self.grey_levels / 2.0)).floor().clamp(0, self.grey_levels - 1)
+            return values.to(torch.uint8).numpy().reshape(-1, *self.shape)
+        values = x * torch.tensor(self.scale) + torch.tensor(self.shift)
+        return values.numpy().reshape(-1, *self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "grey_levels": self.grey_levels,
+            "shift": list(self.shift),
+            "scale": list(self.scale),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Transform:
+        return cls(
+            tuple(int(v) for v in values["shape"]),
+            int(values["grey_levels"]),
+            tuple(float(v) for v in values["shift"]),
+            tuple(float(v) for v in values["scale"]),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Raw rows (uint8 or float32, (N, D)) in three splits and their transform.
+
+    ``val`` is watched during training and ``test`` is what ``fastcsm evaluate`` reports; where a source has
+    only one held-out split both names mean that split, unless part of the training rows is set aside for
+    ``val`` (see :func:`fastcsm.data.load`).
+    """
+
+    name: str
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    transform: Transform
+
+    @property
+    def features(self) -> int:
+        return self.train.shape[1]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether ``val`` holds other rows than ``test``."""
+        return self.val.data_ptr() != self.test.data_ptr()
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Training rows ``indices`` (B,) in model space (B, D), dequantised afresh from ``generator``."""
+        rows = self.train[indices]
+        return self.transform.encode(rows, torch.rand(rows.shape, generator=generator))
+
+    def held_out(self, split: str, seed: int, limit: int | None = None) -> Tensor:
+        """Split "val" or "test" in model space, at most ``limit`` rows, dequantised once from ``seed``."""
+        rows = {"val": self.val, "test": self.test}[split][:limit]
+        generator = torch.Generator().manual_seed(seed)
+        return self.transform.encode(rows, torch.rand(rows.shape, generator=generator))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the raw training rows, shape and type: a resumed run must see the same data."""
+        digest = hashlib.sha256(f"{tuple(self.train.shape)} {self.train.dtype}".encode())
+        digest.update(self.train.contiguous().numpy().data)
+        return digest.hexdigest()

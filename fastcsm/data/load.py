@@ -1,0 +1,93 @@
+"""Data sets by name or from a file."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import readers, toys
+from .dataset import Dataset, Transform
+
+_TOY_TRAIN, _TOY_HELD_OUT = 50_000, 10_000
+_DIGITS_TRAIN = 1500
+
+
+def names() -> list[str]:
+    """The built-in data sets."""
+    return [*_BUILT_IN, *toys.names()]
+
+
+def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0) -> Dataset:
+    """Load a built-in data set or a file.
+
+    Args:
+        source: ``digits`` (scikit-learn's 1,797 scans of 8x8; rows 0-1499 train, the rest held out), a 2-D
+            toy (see :func:`names`), or the path of a ``.npz``, ``.npy`` or ``.csv`` file. In a .npz the
+            training split is ``train_x`` (or ``x``), held-out splits are ``val_x`` and ``test_x``; without
+            them every tenth row, after a fixed permutation, is held out. Other axes are flattened. uint8
+            values are dequantised to [-1, 1]; other numbers are standardised per feature with the mean and
+            deviation of the train split.
+        grey_levels: number of grey levels of uint8 files.
+        validation: share in [0, 1) of the training rows, the last ones of a fixed permutation, that is taken
+            out of ``train`` and becomes ``val``; 0 leaves both as they are.
+
+    Raises:
+        ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, no rows, or
+            validation out of range or leaving no row on one side.
+        FileNotFoundError: no such file.
+    """
+    return _with_validation(_load(source, grey_levels), validation)
+
+
+def _with_validation(found: Dataset, share: float) -> Dataset:
+    if not 0 <= share < 1:
+        raise ValueError(f"validation is {share}, expected a number in [0, 1)")
+    if share == 0:
+        return found
+    rows = len(found.train)
+    count = max(1, round(share * rows))
+    if count >= rows:
+        raise ValueError(f"validation is {share} of {rows} training rows, expected to leave at least one")
+    order = np.random.RandomState(0).permutation(rows)
+    return replace(found, train=found.train[order[:-count]], val=found.train[order[-count:]])
+
+
+def _load(source: str | Path, grey_levels: int) -> Dataset:
+    name = str(source)
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
+    if name in toys.names():
+        return _toy(name)
+    path = Path(source)
+    if path.suffix.lower() not in readers.SUFFIXES:
+        raise ValueError(
+            f"data is '{name}', expected one of {', '.join(names())} or the path of a .npz, .npy or .csv file"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"data: no file '{name}'")
+    return readers.read(name, grey_levels)
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError(
+            "data 'digits' is embedded in scikit-learn, which is not installed: pip install scikit-learn"
+        ) from None
+    rows = torch.from_numpy(load_digits().data.astype(np.uint8))
+    train, held_out = rows[:_DIGITS_TRAIN], rows[_DIGITS_TRAIN:]
+    return Dataset("digits", train, held_out, held_out, Transform((8, 8), 17))
+
+
+def _toy(name: str) -> Dataset:
+    points = toys.sample(name, _TOY_TRAIN + _TOY_HELD_OUT, np.random.default_rng(0)).astype(np.float32)
+    rows = torch.from_numpy(points)
+    held_out = rows[_TOY_TRAIN:]
+    return Dataset(name, rows[:_TOY_TRAIN], held_out, held_out, Transform((2,), 0, (0.0, 0.0), (1.0, 1.0)))
+
+
+#: Data sets by name, beside the toys.
+_BUILT_IN: dict[str, Callable[[], Dataset]] = {"digits": _digits}

@@ -1,0 +1,145 @@
+"""Normalised one-dimensional conditionals of a score head: log-densities, distribution functions, quantiles.
+
+Two densities go with one head. **Quadrature** integrates the score of one noise level, the last by default.
+The **flow** (of a head that reads log sigma) integrates the score of the first level, where it is smooth, and
+carries the result to the last along the probability flow: mode weights then come from the large noise levels,
+which know them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+
+METHODS = ("quadrature", "flow")
+
+
+class Accuracy(NamedTuple):
+    """How exact densities are.
+
+    Attributes:
+        tolerance: as for :func:`fastcsm.functional.conditional_density` and
+            :func:`fastcsm.functional.probability_flow`.
+        flow_tolerance: of the flow, where it differs.
+        panels, margin: to begin with: their number, and how many sigmas outside the range of the data.
+    """
+
+    tolerance: float | None = None
+    flow_tolerance: float | None = None
+    panels: int = 4
+    margin: float = 5.0
+
+
+class LogDensity(NamedTuple):
+    """Log-densities (...) in nats, estimates of their errors (...), and the probabilities (..., 2) beyond the
+    panels' ends."""
+
+    log_density: Tensor
+    error: Tensor
+    ends: Tensor
+
+
+class Conditionals:
+    """The one-dimensional conditionals q(x_d given c_d) of a score head, for rows of contexts.
+
+    Args:
+        head: what :func:`fastcsm.networks.heads.of` makes of a head.
+        sigmas: its noise levels, largest first; none where it is trained without noise.
+        data_range: the interval that holds the data's values.
+        method: "quadrature" or "flow"; by default the flow where the head reads log sigma.
+        sigma: noise level of the density, of a head that reads log sigma only; the last level by default.
+        base: noise level at which the score is integrated for the flow; the first by default. Any at which
+            the conditionals are smooth will do, and a lower one leaves less of the flow's error.
+        accuracy: tolerances, and where the panels begin.
+
+    Attributes:
+        sigma: the noise level of the density, 0 without noise.
+
+    Raises:
+        ValueError: the method is not known, or it or sigma needs a head that reads log sigma.
+    """
+
+    def __init__(
+        self,
+        head: Any,
+        sigmas: Sequence[float],
+        data_range: tuple[float, float],
+        method: str | None = None,
+        *,
+        sigma: float | None = None,
+        base: float | None = None,
+        accuracy: Accuracy = Accuracy(),  # noqa: B008 (a NamedTuple of numbers)
+    ):
+        if method is None:
+            method = "flow" if head.reads_level else "quadrature"
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if not head.reads_level and (method == "flow" or sigma is not None):
+            given = ("method", method) if method == "flow" else ("sigma", sigma)
+            raise ValueError(
+                f"{given[0]} is {given[1]!r}, expected a model whose noise schedule is conditional"
+            )
+        if base is not None and method != "flow":
+            raise ValueError(f"base is {base}, expected none with method {method!r}")
+        for name, value in (("sigma", sigma), ("base", base)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        self.sigma = sigma or (sigmas[-1] if sigmas else 0.0)
+        self._head = head
+        #: The level at which the score is integrated.
+        self._base = (base or sigmas[0]) if method == "flow" else self.sigma
+        self._range, self._accuracy = data_range, accuracy
+        tolerance, flow_tolerance, *_ = accuracy
+        self._flow_tolerance = tolerance if flow_tolerance is None else flow_tolerance
+
+    def log_density(self, context: Tensor, x: Tensor) -> LogDensity:
+        """log q(x given c) of rows: context (..., C) without log sigma, x (...).
+
+        Differentiable by quadrature, not by the flow.
+        """
+        if self._base == self.sigma:
+            found = self._integrate(context, x, False)
+            return LogDensity(found.log_density, found.error, found.ends)
+        with torch.no_grad():
+            x, change, error = self._flow(context, x, (self.sigma, self._base), True)
+            found = self._integrate(context, x, False)
+            return LogDensity(found.log_density - change, found.error + error, found.ends)
+
+    @torch.no_grad()
+    def cdf(self, context: Tensor, x: Tensor) -> Tensor:
+        """P(X <= x given c) of rows; the flow keeps it, being monotone."""
+        return self._integrate(context, self._flow(context, x, (self.sigma, self._base))[0], False).cdf
+
+    @torch.no_grad()
+    def quantile(self, context: Tensor, u: Tensor) -> Tensor:
+        """x with P(X <= x given c) = u of rows."""
+        x = self._integrate(context, u, True).point
+        return self._flow(context, x.to(u.dtype), (self._base, self.sigma))[0].to(u.dtype)
+
+    def interval(self) -> functional.Interval:
+        """Where the panels begin."""
+        low, high = self._range
+        margin = self._accuracy.margin * self._base
+        return functional.Interval(
+            low - margin, high + margin, self._accuracy.tolerance, self._accuracy.panels
+        )
+
+    def draw_options(self) -> dict[str, Any]:
+        """Of :func:`fastcsm.functional.conditional_density_draw`, for draws of the same conditionals."""
+        levels = [self._base, self.sigma] if self._base != self.sigma else [self.sigma]
+        sigmas = levels if self._head.reads_level else []
+        return {"interval": self.interval(), "sigmas": sigmas, "flow_tolerance": self._flow_tolerance}
+
+    def _integrate(self, context: Tensor, x: Tensor, inverse: bool) -> functional.Density:
+        return self._head.at(self._base).density(context, x, self.interval(), inverse)
+
+    def _flow(
+        self, context: Tensor, x: Tensor, levels: tuple[float, float], change: bool = False
+    ) -> tuple[Tensor, Any, Any]:
+        if levels[0] == levels[1]:
+            return x, None, None
+        return self._head.flow(context, x, levels, self._flow_tolerance, change)

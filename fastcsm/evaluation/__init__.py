@@ -1,0 +1,7 @@
+"""What a trained model is worth: losses, likelihoods, anomaly scores, and how they are shown."""
+
+from .anomaly import anomaly_scores, auroc
+from .likelihood import Grid, density_grid, likelihood, log_densities
+from .losses import evaluate
+
+__all__ = ["Grid", "anomaly_scores", "auroc", "density_grid", "evaluate", "likelihood", "log_densities"]

@@ -1,0 +1,109 @@
+"""The likelihood of a trained model on held-out samples, and the density of a two-dimensional one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..densities import LogDensity
+from ..models.model import Model
+from .losses import summary
+
+Progress = Callable[[int, int], None]
+#: Rows (sample, dimension) of a density evaluated together.
+_DENSITY_ROWS = 4096
+#: Points a side of the grid of a two-dimensional density.
+GRID_POINTS = 120
+
+
+@torch.no_grad()
+def log_densities(
+    model: Model,
+    x: Tensor,
+    method: str | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LogDensity:
+    """``model.log_density(x, method, **options)`` of x (N, D), a part of the samples at a time.
+
+    Args:
+        model: in evaluation mode.
+        x: in model space, on the model's device and in its dtype.
+        method, options: as for the model's ``log_density``.
+        progress: called with (samples done, samples in all).
+    """
+    size = max(1, _DENSITY_ROWS // x.shape[1])
+    parts = []
+    for part in x.split(size):
+        parts.append(model.log_density(part, method, **options))
+        if progress:
+            progress(min(size * len(parts), len(x)), len(x))
+    return LogDensity(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def likelihood(
+    model: Model,
+    x: Tensor,
+    method: str | None = None,
+    *,
+    grey_levels: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Negative log-likelihood of held-out samples x (N, D), in nats and, of grey values, in bits.
+
+    Args:
+        model: in evaluation mode.
+        x: in model space, on the model's device and in its dtype.
+        method: as for the model's ``log_density``.
+        grey_levels: number of levels of dequantised images, for bits per dimension; 0 for other data.
+        progress: called with (samples done, samples in all).
+
+    Returns:
+        Dictionary: ``nats`` and ``nats_per_dimension`` (and ``bits_per_dimension`` where there are grey
+        levels), each the mean and standard_error over samples whose density exists, or None where it exists
+        for none; ``error``, the mean and the largest estimated error of a sample's log-likelihood in nats;
+        ``ends``, the largest probability outside an interval of integration; ``samples``; ``diverged``, the
+        number of samples of which a conditional has no density, which the means leave out.
+    """
+    found = log_densities(model, x, method, progress=progress)
+    nats, features = -found.log_density.double().sum(1), x.shape[1]
+    exists = nats.isfinite()
+    nats, error = nats[exists], found.error[exists].double().sum(1)
+    result: dict[str, Any] = {"nats": None, "nats_per_dimension": None, "error": None, "ends": None}
+    if len(nats):
+        result["nats"] = summary([nats], 1)
+        result["nats_per_dimension"] = summary([nats], features)
+        if grey_levels:
+            bits = (nats / features + math.log(grey_levels / 2)) / math.log(2)
+            result["bits_per_dimension"] = summary([bits], 1)
+        result["error"] = {"mean": error.mean().item(), "largest": error.max().item()}
+        result["ends"] = found.ends[exists].max().item()
+    return result | {"samples": len(x), "diverged": int((~exists).sum())}
+
+
+class Grid(NamedTuple):
+    """A density (rows of y, columns of x) at the points of a regular grid, and its corner points (2,)."""
+
+    density: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def density_grid(model: Model, x: Tensor, method: str | None = None) -> Grid:
+    """The density of a two-dimensional model around samples x (N, 2); 0 where it does not exist.
+
+    Arguments as for :func:`likelihood`.
+    """
+    points = GRID_POINTS
+    low, high = (x.quantile(q, dim=0) for q in (0.002, 0.998))
+    margin = 0.15 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
+    lines = [torch.linspace(float(a), float(b), points).to(x) for a, b in zip(low, high, strict=True)]
+    grid = torch.cartesian_prod(lines[1], lines[0]).flip(1)
+    found = log_densities(model, grid, method).log_density.sum(1).exp().nan_to_num(nan=0.0)
+    return Grid(found.reshape(points, points), low, high)

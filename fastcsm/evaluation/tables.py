@@ -1,0 +1,60 @@
+"""What ``fastcsm evaluate`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def evaluation(result: dict[str, Any]) -> str:
+    """The tables of an evaluation, from what its JSON holds."""
+    lines = [
+        f"{result['run']} at step {result['step']}: {result['samples']} {result['split']} rows of "
+        f"{result['data']}, {result['dimensions']} dimensions",
+    ]
+    if result["levels"]:
+        lines.append("sigma^2-weighted loss per dimension, mean +- standard error over samples")
+        lines.append(f"{'sigma':>8}  {'csm':>20}  {'denoising':>20}")
+    for row in result["levels"]:
+        lines.append(f"{row['sigma']:8.4f}  {_cell(row['csm']):>20}  {_cell(row['denoising']):>20}")
+    if result["likelihood"]:
+        lines += ["", *_likelihood(result["likelihood"])]
+    if result["ood"]:
+        lines += ["", *_ood(result["ood"], result["data"])]
+    if result.get("picture"):
+        lines += ["", f"see {result['picture']}"]
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, float] | None, digits: int = 4) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.{digits}f} +- {value['standard_error']:.{digits}f}"
+
+
+def _likelihood(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "negative log-likelihood, mean +- standard error over samples; error: largest estimate, nats",
+        f"{'method':>10}  {'of':>13}  {'nats':>20}  {'nats/dim':>20}  {'bits/dim':>18}  {'error':>8}  "
+        "diverged",
+    ]
+    for row in rows:
+        of = f"x + {row['noise']:.3g} z" if row["noise"] else "x"
+        error = f"{row['error']['largest']:.1e}" if row["error"] else "-"
+        lines.append(
+            f"{row['method']:>10}  {of:>13}  {_cell(row['nats'], 3):>20}  "
+            f"{_cell(row['nats_per_dimension']):>20}  {_cell(row.get('bits_per_dimension')):>18}  "
+            f"{error:>8}  {row['diverged']} of {row['samples']}"
+        )
+    return lines
+
+
+def _ood(ood: dict[str, Any], data: str) -> list[str]:
+    lines = [f"AUROC of {data} above {ood['data']}, {ood['samples']} rows of it"]
+    for name, words in (
+        ("score_sum", "h(x) = sum of scores"),
+        ("log_likelihood", f"log q(x), {ood['method']}"),
+    ):
+        lines.append(f"  {words}: {ood['auroc'][name]:.4f}")
+    if ood["diverged"]:
+        lines.append(f"  {ood['diverged']} rows have no density and count as the strangest")
+    return lines

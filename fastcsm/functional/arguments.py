@@ -1,0 +1,281 @@
+"""The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import activations
+from ..ops.masked_linear import Layer
+from ..reference.incremental import on_host
+from ..reference.network import Head
+
+Coefficient = float | Tensor | None
+
+
+class Rows(NamedTuple):
+    """Checked rows of a head, contiguous: (N, C) and (N,)."""
+
+    context: Tensor
+    x: Tensor
+
+
+class Stages(NamedTuple):
+    """The stages of Langevin dynamics.
+
+    Attributes:
+        step_sizes: e_i >= 0, one a stage.
+        steps: Langevin steps a stage.
+        score_scales: factors of the head's output, one a stage; 1 by default.
+        features: one value a stage, the last context feature of every row during that stage.
+    """
+
+    step_sizes: Sequence[float]
+    steps: int
+    score_scales: Sequence[float] | None = None
+    features: Sequence[float] | None = None
+
+
+class Interval(NamedTuple):
+    """Where the quadrature of a density begins, and how exact it is to be.
+
+    Attributes:
+        low, high: an interval that holds most of the mass.
+        tolerance: largest estimated error; by default that of the function.
+        panels: number to begin with, of 16 evaluations each, 1 to 16.
+    """
+
+    low: float
+    high: float
+    tolerance: float | None = None
+    panels: int = 2
+
+
+def rows(
+    context: Tensor, x: Tensor, head: Head, supplied: int = 0, *, wide: bool = False
+) -> tuple[Rows, Head]:
+    """Context (..., C) and x (...) as rows, and their head; the op adds ``supplied`` context features.
+
+    They are in the dtype that :func:`autocast` means.
+    """
+    context, x, *layers_of = autocast(context, x, *head, wide=wide)
+    floating("context", context)
+    like("x", x, context, None)
+    if context.dim() != x.dim() + 1 or context.shape[:-1] != x.shape:
+        raise ValueError(
+            f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
+            f" got {tuple(x.shape)}"
+        )
+    features = context.shape[-1]
+    checked = layers(context, features + supplied, Head(*layers_of))
+    if x.dim() != 1:
+        context, x = context.reshape(x.numel(), features), x.reshape(-1)
+    return Rows(context.contiguous(), x.contiguous()), checked
+
+
+def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
+    """The head with ``features`` context features, of the dtype and device of ``first``.
+
+    ``of`` is what the names of its fields begin with in messages.
+    """
+    weights, biases, frequencies, activation = head
+    activations.get(activation)
+    if frequencies is None:
+        frequencies = first.new_empty(0)
+    like(f"{of}frequencies", frequencies, first, 1)
+    if len(weights) < 2:
+        raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
+    if len(biases) != len(weights):
+        raise ValueError(
+            f"{of}biases must hold one entry for each of the {len(weights)} weights, got {len(biases)}"
+        )
+    inputs = features + 1 + 2 * frequencies.shape[0]
+    full = []
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        like(f"{of}weights[{k}]", weight, first, 2)
+        outputs = 1 if k == len(weights) - 1 else weight.shape[0]
+        shape(f"{of}weights[{k}]", weight, (outputs, inputs))
+        full.append(bias_of(f"{of}biases[{k}]", bias, weight))
+        inputs = outputs
+    return Head([weight.contiguous() for weight in weights], full, frequencies.contiguous(), activation)
+
+
+def bias_of(name: str, bias: Tensor | None, weight: Tensor) -> Tensor:
+    """The bias of a layer with this weight; None stands for zeros."""
+    if bias is None:
+        return weight.new_zeros(weight.shape[0])
+    like(name, bias, weight, 1)
+    shape(name, bias, (weight.shape[0],))
+    return bias.contiguous()
+
+
+def masked(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor, out_degrees: Tensor
+) -> Layer:
+    """A masked layer and its input (..., I), called ``name``, as rows (B, I)."""
+    floating(name, x)
+    like("weight", weight, x, 2)
+    outputs, inputs = weight.shape
+    if x.dim() == 0 or x.shape[-1] != inputs:
+        raise ValueError(f"{name} must have shape (..., {inputs}) to match weight, got {tuple(x.shape)}")
+    bias = bias_of("bias", bias, weight)
+    for label, degrees, size in (("in_degrees", in_degrees, inputs), ("out_degrees", out_degrees, outputs)):
+        if degrees.dtype is not torch.int64 or degrees.device != x.device:
+            raise TypeError(f"{label} must be int64 on {x.device}, got {degrees.dtype} on {degrees.device}")
+        shape(label, degrees, (size,))
+    return Layer(
+        (x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)).contiguous(),
+        weight.contiguous(),
+        bias,
+        in_degrees.contiguous(),
+        out_degrees.contiguous(),
+    )
+
+
+def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
+    """The arguments of a call; where torch.autocast is on for the first one's device, in the dtype it means.
+
+    As for torch.nn.functional.linear that is autocast's own dtype; where ``wide``, as for functions that need
+    the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
+    """
+    device = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return values
+    dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(item) for item in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
+            return value.to(dtype)
+        return value
+
+    return tuple(cast(value) for value in values)
+
+
+def floating(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
+
+
+def like(name: str, value: Tensor, other: Tensor, dim: int | None) -> None:
+    """``value`` must be a tensor of the dtype and device of ``other``, with ``dim`` axes unless None."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype is not other.dtype or value.device != other.device:
+        raise TypeError(
+            f"{name} must be {other.dtype} on {other.device} like the first argument,"
+            f" got {value.dtype} on {value.device}"
+        )
+    if dim is not None and value.dim() != dim:
+        raise ValueError(f"{name} must have {dim} axes, got shape {tuple(value.shape)}")
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    if value.shape != expected:
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+
+
+def coefficients(alpha: Coefficient, beta: Coefficient, gamma: Coefficient, x: Tensor) -> list[Tensor]:
+    """The row coefficients of the loss, (1,) or (N,) each, by default 1, 1 and 0."""
+    given = (("alpha", alpha, 1.0), ("beta", beta, 1.0), ("gamma", gamma, 0.0))
+    return [_coefficient(name, default if value is None else value, x) for name, value, default in given]
+
+
+def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    known = isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+    if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
+        value = value.item()  # a copy of the tensor to the device would be waited for
+    if not isinstance(value, Tensor):
+        return torch.full((1,), value, dtype=dtype, device=x.device)
+    if value.device != x.device and value.dim() > 0:
+        raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
+    value = value.to(device=x.device, dtype=dtype)
+    if value.numel() == 1:
+        return value.reshape(1)
+    try:
+        return value.expand(x.shape).reshape(-1).contiguous()
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
+        ) from None
+
+
+def stages(given: Stages, features: str = "features") -> Stages:
+    """The stages of Langevin dynamics, all fields lists of floats; ``features`` is their name in messages."""
+    sizes = floats("step_sizes", given.step_sizes, None)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"step_sizes must not be negative, got {min(sizes)}")
+    scales, own = given.score_scales, given.features
+    scales = [1.0] * len(sizes) if scales is None else floats("score_scales", scales, len(sizes))
+    own = [] if own is None else floats(features, own, len(sizes))
+    if given.steps < 0:
+        raise ValueError(f"steps must be at least 0, got {given.steps}")
+    return Stages(sizes, given.steps, scales, own)
+
+
+def flat(stages: Stages) -> tuple[Any, Any, Any, int]:
+    """The stages in the order the ops take them."""
+    return stages.step_sizes, stages.score_scales, stages.features, stages.steps
+
+
+def signed_seed(seed: int) -> int:
+    """The seed as a signed integer of the same bits."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def floats(name: str, values: Sequence[float], length: int | None) -> list[float]:
+    values = [float(value) for value in values]
+    if length is not None and len(values) != length:
+        raise ValueError(f"{name} must have one entry for each of the {length} step_sizes, got {len(values)}")
+    return values
+
+
+def integers(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """Integers of the shape of x, as (N,) int64."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.device != x.device:
+        got = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an integer tensor on {x.device}, got {got}")
+    shape(name, value, tuple(x.shape))
+    return value.reshape(-1).to(torch.int64).contiguous()
+
+
+def tolerance(value: float | None, x: Tensor, name: str = "tolerance") -> float:
+    """The tolerance of an adaptive method, by default 1e-7 in float64 and 1e-4 otherwise."""
+    if value is None:
+        return 1e-7 if x.dtype is torch.float64 else 1e-4
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}")
+    return float(value)
+
+
+def interval(given: Interval, x: Tensor, default: float | None = None) -> Interval:
+    """Where the panels of a quadrature begin, and their number; ``default`` is of :func:`tolerance`."""
+    low, high, largest, panels = given
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+    if not 1 <= panels <= 16:
+        raise ValueError(f"panels must be in [1, 16], got {panels}")
+    return Interval(float(low), float(high), tolerance(default if largest is None else largest, x), panels)
+
+
+def permutation(name: str, value: Sequence[int] | Tensor | None, size: int, device: torch.device) -> Tensor:
+    """A permutation of range(size), by default the identity, as (size,) int64 on the device."""
+    if value is None:
+        return torch.arange(size, device=device)
+    if isinstance(value, Tensor):
+        if value.dtype is not torch.int64 or value.device != device:
+            raise TypeError(f"{name} must be int64 on {device}, got {value.dtype} on {value.device}")
+        entries = on_host(value).tolist()
+    else:
+        entries = [int(entry) for entry in value]
+    if sorted(entries) != list(range(size)):
+        raise ValueError(f"{name} must be a permutation of range({size}), got {entries}")
+    return torch.tensor(entries, device=device) if not isinstance(value, Tensor) else value.contiguous()

@@ -1,0 +1,1 @@
+"""Models, one a file; ``model.py`` says what all of them answer."""

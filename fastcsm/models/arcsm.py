@@ -1,0 +1,302 @@
+"""The autoregressive score model: a context network, a score head, and a noise schedule."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import objectives
+from ..networks import heads
+from ..networks.context import contexts
+from ..networks.heads import Part
+from ..networks.score_head import ScoreHead
+from ..noise.levels import Levels
+from .autoregressive import Autoregressive
+from .model import Noise, check_data
+
+
+class NoiseSchedule(Levels):
+    """Geometric noise levels sigma_1 > ... > sigma_L, and how training visits them (paper, appendix C).
+
+    Args:
+        sigma_max, sigma_min, levels, continuous: as for :class:`fastcsm.noise.levels.Levels`; continuous in
+            the conditional form only.
+        form: "conditional", one set of parameters that reads log sigma and trains at all levels together; or
+            "staged", as in the paper: one level after the other, each level's parameters kept.
+
+    Attributes:
+        sigmas: the L levels, a decreasing list of floats.
+
+    Raises:
+        ValueError: if the levels are not positive and decreasing, or the form is not known.
+    """
+
+    def __init__(
+        self,
+        sigma_max: float = 1.0,
+        sigma_min: float = 0.04,
+        levels: int = 10,
+        form: str = "conditional",
+        continuous: bool = False,
+    ):
+        super().__init__(sigma_max, sigma_min, levels, continuous)
+        if form not in ("conditional", "staged"):
+            raise ValueError(f"form must be 'conditional' or 'staged', got {form!r}")
+        if continuous and form == "staged":
+            raise ValueError(
+                "continuous must be False when form is 'staged', which visits the levels in turn"
+            )
+        self.form = form
+
+    def __repr__(self) -> str:
+        return (
+            f"NoiseSchedule(sigma_max={self.sigma_max}, sigma_min={self.sigma_min}, levels={self.levels},"
+            f" form={self.form!r}, continuous={self.continuous})"
+        )
+
+
+class ARCSM(Autoregressive):
+    """Autoregressive conditional score model s_d(x) = d/dx_d log q(x_d given the variables before it).
+
+    Without noise the scores are those of the data. With a schedule the context network reads
+    x + sigma_L z and the head x + sigma z' (paper, appendix C); in the conditional form log sigma is the last
+    context feature, the head's output is divided by sigma and rows are weighted by sigma^2; in the staged
+    form the head is plain and trains at one level after the other.
+
+    Args:
+        context_net: :class:`fastcsm.nn.MADE`, or another autoregressive module x (B, D) -> contexts
+            (B, D, C); see :class:`fastcsm.networks.context.ContextNet`.
+        head: :class:`fastcsm.nn.ScoreHead`, or another head that :func:`fastcsm.csm_loss` takes, with C
+            context features (C + 1 in the conditional form).
+        noise: :class:`NoiseSchedule`, or None to train on the data as they are.
+        objective: "csm", or "denoising", which needs noise.
+        data_range: the interval that holds the data's values; densities are integrated from a few sigmas
+            outside it on. A wrong one costs time, not accuracy.
+
+    Attributes:
+        data_range: as given; not part of the state_dict.
+        stage: index of the current level, staged form.
+        stages: frozen {context_net, head} of the levels already passed, staged form; part of the state_dict.
+
+    Raises:
+        ValueError: if the objective is not known or needs noise that is not given, or sizes do not match.
+    """
+
+    _stage: Tensor
+
+    def __init__(
+        self,
+        context_net: nn.Module,
+        head: nn.Module,
+        *,
+        noise: NoiseSchedule | None = None,
+        objective: str = "csm",
+        data_range: tuple[float, float] = (-1.0, 1.0),
+    ):
+        super().__init__(data_range)
+        if objective not in objectives.BY_NAME:
+            known = " or ".join(map(repr, objectives.BY_NAME))
+            raise ValueError(f"objective must be {known}, got {objective!r}")
+        if objective != "csm" and noise is None:
+            raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
+        self.context_net = context_net
+        self.head = head
+        self.noise = noise
+        self.objective = objective
+        self.stages = nn.ModuleList()
+        self.register_buffer("_stage", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_make_stages)
+        features = getattr(context_net, "context_features", None)
+        if isinstance(head, ScoreHead) and features is not None:
+            wanted = features + int(self.conditional)
+            if head.context_features != wanted:
+                raise ValueError(
+                    f"head must have {wanted} context features (the context network's {features}"
+                    f"{' and log sigma' if self.conditional else ''}), got {head.context_features}"
+                )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the head reads log sigma."""
+        return self.noise is not None and self.noise.form == "conditional"
+
+    @property
+    def staged(self) -> bool:
+        """Whether each noise level has its own parameters."""
+        return self.noise is not None and self.noise.form == "staged"
+
+    @property
+    def density_methods(self) -> tuple[str, ...]:  # type: ignore[override]
+        """ "flow" where the head reads log sigma, and "quadrature"."""
+        return ("flow", "quadrature") if self.conditional else ("quadrature",)
+
+    @property
+    def sample_methods(self) -> tuple[str, ...]:  # type: ignore[override]
+        """ "flow" where the head reads log sigma; "langevin" and "inverse_cdf"."""
+        return (*(["flow"] if self.conditional else []), "langevin", "inverse_cdf")
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        """The smallest noise level, 0 without noise."""
+        return self.noise.sigma_min if self.noise else 0.0
+
+    @property
+    def stage(self) -> int:  # type: ignore[override]
+        """Index of the current noise level, staged form; 0 otherwise."""
+        return len(self.stages)
+
+    def advance_stage(self) -> None:
+        """Keep a frozen copy of the parameters for the current level and go on to the next one.
+
+        Raises:
+            RuntimeError: if the model is not staged or the current level is the last.
+        """
+        if self.noise is None or self.noise.form != "staged":
+            raise RuntimeError("advance_stage needs a NoiseSchedule of form 'staged'")
+        if self.stage + 1 >= self.noise.levels:
+            raise RuntimeError(f"advance_stage was called at the last of {self.noise.levels} levels")
+        self.stages.append(self._frozen())
+        self._stage += 1
+
+    def _frozen(self) -> nn.ModuleDict:
+        parts = {"context_net": copy.deepcopy(self.context_net), "head": copy.deepcopy(self.head)}
+        return nn.ModuleDict(parts).requires_grad_(False).eval()
+
+    def go_on(self, fraction: float) -> None:
+        """Advance to the stage that this part of the training means, staged form."""
+        if self.staged:
+            self.to_stage(min(int(fraction * self.noise.levels), self.noise.levels - 1))
+
+    def to_stage(self, stage: int) -> None:
+        """Advance until this stage."""
+        while self.stage < stage:
+            self.advance_stage()
+
+    def stage_fraction(self, fraction: float) -> float:
+        """Each stage of the staged form has an equal part of the training."""
+        return min(fraction * self.noise.levels - self.stage, 1.0) if self.staged else fraction
+
+    def parts(self) -> list[Part]:
+        """Parameter sets and the noise levels they serve, up to the current stage."""
+        if self.noise is None or not self.staged:
+            sigmas = tuple(self.noise.sigmas) if self.noise else ()
+            return [Part(self.context_net, heads.of(self.head, self.conditional), sigmas)]
+        sets: list[Any] = [*self.stages, self]
+        levels = self.noise.sigmas
+        return [Part(part.context_net, heads.of(part.head), (level,)) for part, level in zip(sets, levels)]
+
+    def parts_to_draw(self, method: str) -> list[Part]:
+        """All parts; Langevin dynamics of the staged form needs those of every level."""
+        parts = self.parts()
+        if method == "langevin" and self.staged and len(parts) < self.noise.levels:
+            raise ValueError(
+                f"the model has finished {self.stage} of {self.noise.levels} stages, expected all of them"
+            )
+        return parts
+
+    def train(self, mode: bool = True) -> "ARCSM":
+        """As nn.Module.train, except that the stages already passed stay in evaluation mode."""
+        super().train(mode)
+        self.stages.eval()
+        return self
+
+    def draw_noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Noise:
+        """The noise one call of :meth:`loss` uses, for x of the given shape (B, D).
+
+        Returns:
+            (z_hat, z, sigma), each (B, D): the noise of the context network's input, the noise of the head's
+            input, and the noise level of each row; nothing for a model without a noise schedule.
+        """
+        if self.noise is None:
+            return ()
+        options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        z_hat, z = torch.randn(shape, **options), torch.randn(shape, **options)
+        if self.noise.form == "staged":
+            return z_hat, z, torch.full_like(z, self.noise.sigmas[self.stage])
+        return z_hat, z, self.noise.sample(shape, **options)
+
+    def loss(
+        self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """The loss of the model's objective, the mean over samples of the sum over dimensions.
+
+        With a :class:`fastcsm.nn.MADE` and a head that runs fused, the contexts (B, D, C) exist in blocks
+        only; see :func:`fastcsm.functional.linear_csm_loss`.
+
+        Args:
+            x: data (B, D).
+            generator: source of the noise, on the device of x; torch's global one by default.
+            noise: what :meth:`draw_noise` returns, to use instead of fresh noise.
+
+        Returns:
+            Scalar, differentiable once.
+        """
+        return self._loss(self.objective, x, generator, noise)
+
+    def csm_loss(
+        self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """The composite score matching loss, whatever the model's objective; arguments as :meth:`loss`."""
+        return self._loss("csm", x, generator, noise)
+
+    def _loss(
+        self, objective: str, x: Tensor, generator: torch.Generator | None, noise: Noise | None
+    ) -> Tensor:
+        check_data(x)
+        if self.noise is None:
+            return objectives.csm_loss(self.head, contexts(self.context_net, x), x)
+        z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
+        context = contexts(self.context_net, x + self.noise.sigma_min * z_hat)
+        head = heads.of(self.head, self.conditional).at(sigma)
+        weight = sigma.square() if self.conditional else None
+        return objectives.BY_NAME[objective](head, context, x + sigma * z, z, sigma, row_weight=weight)
+
+    def likelihood_loss(self, x: Tensor, noise: Noise = (), reduction: str = "mean") -> Tensor:
+        """-log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat."""
+        if self.noise is not None and noise:
+            x = x + self.noise.sigma_min * noise[0]
+        rows = -self.log_prob(x, method="quadrature")
+        return rows.mean() if reduction == "mean" else rows
+
+    def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Scores of all dimensions at x, in one pass.
+
+        Args:
+            x: (B, D), read as it is by the context network and the head.
+            sigma: noise level of the scores, conditional form only; the last level by default. The staged
+                form answers for its current level.
+
+        Returns:
+            (B, D); differentiable once.
+
+        Raises:
+            ValueError: if sigma is given and the model has no conditional noise schedule.
+        """
+        check_data(x)
+        if sigma is not None and not self.conditional:
+            raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
+        if sigma is not None and not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        head = heads.of(self.head, self.conditional).at(sigma or self.sigma_min)
+        return head.score_and_derivative(self.context_net(x), x)[0]
+
+    def extra_repr(self) -> str:
+        return f"noise={self.noise}, objective={self.objective!r}"
+
+
+def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before a state_dict loads, give the model as many stages as the state has."""
+    start = f"{prefix}stages."
+    kept = {int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start)}
+    while len(model.stages) > len(kept):
+        del model.stages[-1]
+    while len(model.stages) < len(kept):
+        model.stages.append(model._frozen())

@@ -1,0 +1,139 @@
+"""What every model answers: all that training, evaluation and the command line know of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..densities import LogDensity
+from ..networks.heads import Part
+
+#: All randomness of one loss; empty for a loss that has none.
+Noise = tuple[Tensor, ...]
+
+
+class Model(nn.Module):
+    """A model of x (B, D).
+
+    Attributes:
+        density_methods: words for ``method`` of :meth:`log_density`, the best first; empty without a density.
+        sample_methods: words for ``method`` of :meth:`sample`, the best first.
+        sigma_min: noise level of the rows whose density the model is, 0 for rows as they are.
+        stage: which of the parameter sets that are trained one after the other is trained.
+    """
+
+    density_methods: tuple[str, ...] = ()
+    sample_methods: tuple[str, ...] = ()
+    sigma_min: float = 0.0
+    stage: int = 0
+
+    def draw_noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Noise:
+        """All randomness of one loss of x of the given shape (B, D), each tensor with B rows."""
+        return ()
+
+    def loss(
+        self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """What training minimises: mean over samples, sum over variables; a scalar.
+
+        Args:
+            x: data (B, D).
+            generator: source of the noise, on the device of x; torch's global one by default.
+            noise: what :meth:`draw_noise` returns, to use instead of fresh noise.
+        """
+        raise NotImplementedError
+
+    def likelihood_loss(self, x: Tensor, noise: Noise = (), reduction: str = "mean") -> Tensor:
+        """What fine-tuning minimises: -log q of x (B, D), in nats.
+
+        Args:
+            x: data (B, D).
+            noise: what :meth:`draw_noise` returns; without it the density is that of x as it is.
+            reduction: "mean", or "none" for one value a sample (B,).
+
+        Raises:
+            NotImplementedError: the model has no density.
+        """
+        rows = -self.log_prob(x)
+        return rows.mean() if reduction == "mean" else rows
+
+    def go_on(self, fraction: float) -> None:
+        """Take note that this part of the training is done; a model of stages goes on to the one it means."""
+
+    def to_stage(self, stage: int) -> None:
+        """Go on to a stage, as the model of a checkpoint had."""
+
+    def stage_fraction(self, fraction: float) -> float:
+        """How much of the current stage is done when this part of the training is."""
+        return fraction
+
+    def parts(self) -> list[Part]:
+        """Parameter sets and the noise levels they serve; none of a model without score heads on contexts."""
+        return []
+
+    def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Scores of all variables at x (B, D), at a noise level; (B, D)."""
+        raise NotImplementedError(f"{type(self).__name__} has no score")
+
+    def log_density(self, x: Tensor, method: str | None = None, **options: Any) -> LogDensity:
+        """log q of every variable of x (B, D) given those before it."""
+        raise NotImplementedError(f"{type(self).__name__} has no density")
+
+    def log_prob(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
+        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments."""
+        return self.log_density(x, method, **options).log_density.sum(1)
+
+    def bits_per_dim(self, x: Tensor, grey_levels: int = 256, method: str | None = None) -> Tensor:
+        """Negative log-likelihood of dequantised grey values, in bits a dimension.
+
+        Args:
+            x: (B, D), 2 (v + u) / grey_levels - 1 for values v in 0 ... grey_levels - 1 and u uniform on
+                [0, 1); the result bounds that of v from above.
+            grey_levels: number of levels.
+            method: as for :meth:`log_density`.
+
+        Returns:
+            (B,).
+        """
+        nats = -self.log_prob(x, method) / x.shape[1] + math.log(grey_levels / 2)
+        return nats / math.log(2)
+
+    def sample(self, n: int, method: str | None = None, seed: int = 0, **options: Any) -> Tensor:
+        """n samples (n, D)."""
+        raise NotImplementedError(f"{type(self).__name__} draws no samples")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside the ``with`` block."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+
+def check_data(x: Tensor, name: str = "x") -> None:
+    """Raise unless x is a floating-point tensor (B, D)."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+    if x.dim() != 2:
+        raise ValueError(f"{name} must have shape (B, D), got {tuple(x.shape)}")
+
+
+def check_word(name: str, value: str | None, known: Sequence[str]) -> None:
+    """Raise unless the word is None or among those known."""
+    if value is not None and value not in known:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")

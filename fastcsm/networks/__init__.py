@@ -1,0 +1,1 @@
+"""Modules without a loss: context networks and score heads, and what the rest of the package asks of them."""

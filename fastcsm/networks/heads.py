@@ -1,0 +1,376 @@
+"""Any score head as the calls that run it: fused, or by forward-mode autodiff, with the reason why.
+
+The one place where a head's layers become raw tensors, and where log sigma becomes the last context feature.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional, random
+from ..functional import Density, Flow, Interval, Stages
+from ..functional.arguments import tolerance as default_tolerance
+from ..reference import probability_flow, quadrature
+from .context import LinearContext
+
+#: alpha, beta and gamma of a loss: the sum over rows of alpha r^2 / 2 + beta r' + gamma r, r the output.
+Coefficients = tuple[float | Tensor, float | Tensor, float | Tensor]
+
+_warned: set[str] = set()
+
+
+class Part(NamedTuple):
+    """One set of parameters and the noise levels it serves, largest first; none for a model without noise."""
+
+    context_net: nn.Module
+    head: Fused | ByAutodiff
+    sigmas: tuple[float, ...]
+
+
+def of(module: Any, reads_level: bool = False) -> Any:
+    """A head as the calls that run it; what is that already is returned as it is.
+
+    Fused are :class:`fastcsm.nn.ScoreHead`, and an nn.Sequential of Linear and activation modules (Softplus,
+    Tanh, SiLU, GELU(approximate="tanh"), ELU, ReLU, Sigmoid, with their default parameters; one kind in a
+    head) that ends in a Linear with one output. Identity, and Dropout that does nothing, are skipped.
+
+    Args:
+        module: a :class:`Readable` head, or any callable that maps (..., C + 1), x last, to (..., 1) or
+            (...), each row by itself.
+        reads_level: whether the last context feature is log sigma and the output sigma times the score.
+
+    Returns:
+        :class:`Fused` or :class:`ByAutodiff`.
+    """
+    if isinstance(module, (Fused, ByAutodiff, AtLevel)):
+        return module
+    found = _layers(module)
+    if isinstance(found, str):
+        return ByAutodiff(module, found, reads_level)
+    return Fused(found, reads_level)
+
+
+def score_and_derivative(head: Any, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Score s(c, x) = head([c, x]) and its derivative with respect to x, in one pass.
+
+    Args:
+        head: a :class:`fastcsm.nn.ScoreHead`; an nn.Sequential that :func:`of` runs fused; or any callable
+            that maps (..., C + 1), x last, to (..., 1) or (...), each row by itself. The latter runs by
+            forward-mode autodiff, and one warning says why.
+        context: (..., C).
+        x: (...), of the dtype and device of the context and the head.
+
+    Returns:
+        s and s', each of the shape of x; differentiable.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
+    """
+    return of(head).score_and_derivative(context, x)
+
+
+class Readable(nn.Module):
+    """A head that says itself which layers it consists of."""
+
+    def raw(self) -> functional.Head:
+        """The layers as :mod:`fastcsm.functional` takes them."""
+        raise NotImplementedError
+
+
+class _Head:
+    """What both kinds have in common."""
+
+    #: The score is this factor times the output.
+    scale: float | Tensor = 1.0
+
+    def __init__(self, reads_level: bool):
+        self.reads_level = reads_level
+
+    def at(self, sigma: float | Tensor) -> Any:
+        """The score of one noise level, a number or one a row; of a head that reads no level, the head."""
+        return AtLevel(self, sigma) if self.reads_level else self
+
+    def stages(self, step_sizes: Sequence[float], steps: int, sigmas: Sequence[float]) -> Stages:
+        """Stages of Langevin dynamics, one a noise level."""
+        if not self.reads_level:
+            return Stages(step_sizes, steps)
+        scales, levels = [1 / sigma for sigma in sigmas], [math.log(sigma) for sigma in sigmas]
+        return Stages(step_sizes, steps, scales, levels)
+
+    def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def loss_of_rows(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
+        """alpha r^2 / 2 + beta r' + gamma r of every row, at least in float32."""
+        alpha, beta, gamma = coefficients
+        context = context.whole(x.shape[-1]) if isinstance(context, LinearContext) else context
+        r, dr = self.score_and_derivative(context, x)
+        if r.dtype.itemsize < 4:
+            r, dr = r.float(), dr.float()
+        return alpha * r * r / 2 + beta * dr + gamma * r
+
+
+class Fused(_Head):
+    """A head that runs by fastcsm's ops.
+
+    Attributes:
+        layers: its raw tensors.
+    """
+
+    def __init__(self, layers: functional.Head, reads_level: bool = False):
+        super().__init__(reads_level)
+        self.layers = layers
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The head's weights and biases."""
+        return iter([*self.layers.weights, *(bias for bias in self.layers.biases if bias is not None)])
+
+    def _call(self, function: Callable[..., Any], *rows: Any, **options: Any) -> Any:
+        weights, biases, frequencies, activation = self.layers
+        return function(*rows, weights, biases, activation=activation, frequencies=frequencies, **options)
+
+    def score(self, context: Tensor, x: Tensor) -> Tensor:
+        """s (...) of x (...) given contexts (..., C)."""
+        return self._call(functional.score, context, x)
+
+    def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and s', each (...)."""
+        return self._call(functional.score_head, context, x)
+
+    def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
+        """Sum over rows of alpha r^2 / 2 + beta r' + gamma r."""
+        alpha, beta, gamma = coefficients
+        options: dict[str, Any] = {"alpha": alpha, "beta": beta, "gamma": gamma}
+        if isinstance(context, LinearContext):
+            return self._call(functional.linear_csm_loss, *context.layer, x, extra=context.extra, **options)
+        return self._call(functional.csm_loss, context, x, **options)
+
+    def density(
+        self, context: Tensor, x: Tensor, interval: Interval, inverse: bool, sigma: float | None = None
+    ) -> Density:
+        """:func:`fastcsm.functional.conditional_density`, of noise level sigma."""
+        options: dict[str, Any] = interval._asdict() | {"inverse": inverse}
+        if sigma is not None:
+            options |= {"score_scale": 1 / sigma, "stage_feature": math.log(sigma)}
+        return self._call(functional.conditional_density, context, x, **options)
+
+    @torch.no_grad()
+    def flow(
+        self, context: Tensor, x: Tensor, levels: tuple[float, float], tolerance: float | None, change: bool
+    ) -> Flow:
+        """:func:`fastcsm.functional.probability_flow` from the first of two noise levels to the second."""
+        options = {"sigma_from": levels[0], "sigma_to": levels[1], "tolerance": tolerance, "change": change}
+        return self._call(functional.probability_flow, context, x, **options)
+
+    def langevin(self, context: Tensor, x: Tensor, stages: Stages, **numbers: Any) -> Tensor:
+        """:func:`fastcsm.functional.langevin`; ``numbers`` are seed, samples, dimensions and first_step."""
+        options = {
+            "step_sizes": stages.step_sizes,
+            "steps": stages.steps,
+            "score_scales": stages.score_scales,
+            "stage_features": stages.features,
+        }
+        return self._call(functional.langevin, context, x, **options, **numbers)
+
+
+class ByAutodiff(_Head):
+    """A head that is called, its derivative by forward-mode autodiff.
+
+    Attributes:
+        module: the head.
+        reason: why it does not run fused.
+    """
+
+    def __init__(self, module: Callable[[Tensor], Tensor], reason: str, reads_level: bool = False):
+        super().__init__(reads_level)
+        self.module, self.reason = module, reason
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The head's parameters, where it is a module."""
+        return self.module.parameters() if isinstance(self.module, nn.Module) else iter(())
+
+    def score(self, context: Tensor, x: Tensor) -> Tensor:
+        """s (...) of x (...) given contexts (..., C)."""
+        output = self.module(torch.cat([context, x.unsqueeze(-1)], -1))
+        if output.shape not in (x.shape, (*x.shape, 1)):
+            raise ValueError(
+                f"head must return shape {(*x.shape, 1)} or {tuple(x.shape)}, got {tuple(output.shape)}"
+            )
+        return output.reshape(x.shape)
+
+    def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and s', each (...)."""
+        _warn_once(f"the score head runs by forward-mode autodiff, not fused: {self.reason}")
+        if context.shape[:-1] != x.shape or context.dim() == 0:
+            raise ValueError(
+                f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
+                f" got {tuple(x.shape)}"
+            )
+        tangent = (torch.ones_like(x),)
+        found = torch.func.jvp(lambda x: self.score(context, x), (x,), tangent)
+        return found[0], found[1]
+
+    def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
+        """Sum over rows of alpha r^2 / 2 + beta r' + gamma r."""
+        return self.loss_of_rows(context, x, coefficients).sum()
+
+    def density(
+        self, context: Tensor, x: Tensor, interval: Interval, inverse: bool, sigma: float | None = None
+    ) -> Density:
+        """As :func:`fastcsm.functional.conditional_density`."""
+        rows = context.reshape(-1, context.shape[-1])
+
+        def score(index: Tensor, t: Tensor) -> Tensor:
+            own = rows[index].unsqueeze(1).expand(-1, t.shape[1], -1)
+            if sigma is None:
+                return self.score(own, t.to(rows.dtype)).double()
+            own = with_level(own, torch.full_like(t, sigma))
+            return self.score(own, t.to(rows.dtype)).double() / sigma
+
+        low, high, tolerance, panels = interval
+        tolerance = default_tolerance(tolerance, x)
+        unit = torch.finfo(x.dtype).eps
+        found = quadrature.solve(score, low, high, x.reshape(-1).double(), inverse, tolerance, panels, unit)
+        values = [value.to(x.dtype) for value in found]
+        shaped = [value.reshape(x.shape) for value in values[:-1]]
+        return Density._make([*shaped, values[-1].reshape(*x.shape, 2)])
+
+    @torch.no_grad()
+    def flow(
+        self, context: Tensor, x: Tensor, levels: tuple[float, float], tolerance: float | None, change: bool
+    ) -> Flow:
+        """As :func:`fastcsm.functional.probability_flow`."""
+        rows = context.reshape(-1, context.shape[-1])
+
+        def output(index: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            own, t = with_level(rows[index], sigma), t.to(rows.dtype)
+            if not change:
+                return self.score(own, t).double(), torch.zeros_like(sigma)
+            s, ds = self.score_and_derivative(own, t)
+            return s.double(), ds.double()
+
+        tolerance = default_tolerance(tolerance, x)
+        found = probability_flow.solve(output, x.reshape(-1).double(), *levels, tolerance, change)
+        return Flow._make(value.to(x.dtype).reshape(x.shape) for value in found)
+
+    def langevin(self, context: Tensor, x: Tensor, stages: Stages, **numbers: Any) -> Tensor:
+        """As :func:`fastcsm.functional.langevin`."""
+        seed, samples, dimensions = numbers["seed"], numbers["samples"], numbers["dimensions"]
+        step = numbers["first_step"]
+        for index, size in enumerate(stages.step_sizes):
+            c, scale = context, 1.0
+            if stages.features is not None and stages.score_scales is not None:
+                c, scale = _with_feature(context, stages.features[index]), stages.score_scales[index]
+            for _ in range(stages.steps):
+                z = random.normal(seed, samples, dimensions, step, x.dtype)
+                x = x + size / 2 * (scale * self.score(c, x)) + math.sqrt(size) * z
+                step += 1
+        return x
+
+
+class AtLevel:
+    """The score of one noise level of a head that reads log sigma; made by ``head.at(sigma)``.
+
+    Attributes:
+        scale: the score is this factor times the output.
+    """
+
+    def __init__(self, head: Any, sigma: float | Tensor):
+        self._head, self._sigma = head, sigma
+        self.scale = sigma.reciprocal() if isinstance(sigma, Tensor) else 1 / sigma
+
+    def score(self, context: Tensor, x: Tensor) -> Tensor:
+        """s (...) of x (...) given contexts (..., C) without log sigma."""
+        return self._head.score(with_level(context, self._sigma), x) / self._sigma
+
+    def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and s', each (...)."""
+        s, ds = self._head.score_and_derivative(with_level(context, self._sigma), x)
+        return s / self._sigma, ds / self._sigma
+
+    def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
+        """Sum over rows of alpha r^2 / 2 + beta r' + gamma r, r the output, sigma times the score."""
+        return self._head.csm_loss(with_level(context, self._sigma), x, coefficients)
+
+    def loss_of_rows(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
+        """alpha r^2 / 2 + beta r' + gamma r of every row."""
+        return self._head.loss_of_rows(with_level(context, self._sigma), x, coefficients)
+
+    def density(self, context: Tensor, x: Tensor, interval: Interval, inverse: bool) -> Density:
+        """As :meth:`Fused.density`."""
+        return self._head.density(context, x, interval, inverse, self._sigma)
+
+
+def with_level(context: Any, sigma: float | Tensor) -> Any:
+    """Contexts (..., C) with log sigma as the last feature; sigma a number or (...)."""
+    if isinstance(context, LinearContext):
+        return context._replace(extra=sigma.log().unsqueeze(-1))
+    if not isinstance(sigma, Tensor):
+        return _with_feature(context, math.log(sigma))
+    return torch.cat([context, sigma.log().to(context.dtype).unsqueeze(-1)], -1)
+
+
+def _with_feature(context: Tensor, value: float) -> Tensor:
+    return torch.cat([context, context.new_full((*context.shape[:-1], 1), value)], -1)
+
+
+def _warn_once(message: str) -> None:
+    if torch.compiler.is_compiling() or message in _warned:
+        return
+    _warned.add(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def _layers(head: Any) -> functional.Head | str:
+    """The layers of a head that runs fused, or the reason why it does not."""
+    if isinstance(head, Readable):
+        return head.raw()
+    if type(head) is not nn.Sequential:
+        return f"{type(head).__name__} is neither a ScoreHead nor an nn.Sequential"
+    linears: list[nn.Linear] = []
+    kinds: list[str] = []
+    for index, module in enumerate(head):
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"module {index} ({type(module).__name__}) has forward hooks"
+        if _does_nothing(module):
+            continue
+        if type(module) is nn.Linear:
+            if len(kinds) != len(linears):
+                return f"module {index} (Linear) follows a Linear with no activation between them"
+            linears.append(module)
+            continue
+        kind = _activation_name(module)
+        if kind is None:
+            return f"module {index} ({module}) is not a supported activation"
+        if len(linears) != len(kinds) + 1:
+            return f"module {index} ({type(module).__name__}) does not follow a Linear"
+        kinds.append(kind)
+    if len(linears) < 2 or len(kinds) != len(linears) - 1 or linears[-1].out_features != 1:
+        return "it does not have a hidden layer and end in a Linear with one output"
+    if len(set(kinds)) > 1:
+        return f"it mixes the activations {', '.join(sorted(set(kinds)))}"
+    return functional.Head([m.weight for m in linears], [m.bias for m in linears], None, kinds[0])
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return type(module) is nn.Identity or (
+        type(module) is nn.Dropout and (module.p == 0 or not module.training)
+    )
+
+
+def _activation_name(module: nn.Module) -> str | None:
+    kind = type(module)
+    if kind is nn.Softplus:
+        return "softplus" if module.beta == 1 and module.threshold == 20 else None
+    if kind is nn.GELU:
+        return "gelu" if module.approximate == "tanh" else None
+    if kind is nn.ELU:
+        return "elu" if module.alpha == 1 else None
+    plain = {nn.Tanh: "tanh", nn.SiLU: "silu", nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
+    return plain.get(kind)

@@ -1,0 +1,61 @@
+"""Noise levels of annealed training and sampling."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+class Levels:
+    """Geometric noise levels sigma_1 > ... > sigma_L.
+
+    Args:
+        sigma_max, sigma_min: the first and the last level, in units of x.
+        levels: L.
+        continuous: draw sigma log-uniformly between the ends, not from the levels.
+
+    Attributes:
+        sigmas: the L levels, a decreasing list of floats.
+
+    Raises:
+        ValueError: if the levels are not positive and decreasing.
+    """
+
+    def __init__(
+        self, sigma_max: float = 1.0, sigma_min: float = 0.04, levels: int = 10, continuous: bool = False
+    ):
+        if not 0 < sigma_min <= sigma_max:
+            raise ValueError(f"sigma_min must be in (0, sigma_max = {sigma_max}], got {sigma_min}")
+        if levels < 1 or (levels == 1) != (sigma_min == sigma_max):
+            raise ValueError(
+                f"levels must be 1 if sigma_max = sigma_min and at least 2 otherwise, got {levels}"
+            )
+        self.sigma_max = sigma_max
+        self.sigma_min = sigma_min
+        self.levels = levels
+        self.continuous = continuous
+        ratio = sigma_min / sigma_max
+        self.sigmas = [sigma_max * ratio ** (i / max(levels - 1, 1)) for i in range(levels - 1)] + [sigma_min]
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Independent random noise levels, one an element of ``shape``."""
+        if not self.continuous:
+            index = torch.randint(self.levels, tuple(shape), generator=generator, device=device)
+            make = torch.tensor if torch.compiler.is_compiling() else _constant
+            dtype = dtype or torch.get_default_dtype()
+            return make(tuple(self.sigmas), dtype=dtype, device=index.device)[index]
+        u = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** u
+
+
+@cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor kept for the life of the process: a captured graph may hold its address."""
+    return torch.tensor(values, dtype=dtype, device=device)

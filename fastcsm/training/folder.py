@@ -1,0 +1,118 @@
+"""The folder of a run: made at once, held by one process, with a log that agrees with the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_file, umask
+from .config import RunConfig
+
+LOG_FIELDS = ("step", "epoch", "stage", "lr", "loss", "grad_norm", "held_out", "seconds")
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on."""
+
+
+def is_new(run: Path) -> bool:
+    """Whether a run can be made at ``run``: nothing is there, or an empty folder."""
+    return not run.exists() or (run.is_dir() and not any(run.iterdir()))
+
+
+def create(run: Path, config: RunConfig, save: Callable[[Path], None]) -> None:
+    """Make a run folder with what ``save`` writes into it: it appears whole or not at all.
+
+    Raises:
+        TrainingError: there is something at ``run``.
+    """
+    if not is_new(run):
+        raise TrainingError(
+            f"out '{run}' exists: give another folder, or --resume to go on with the run in it"
+        )
+    run.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=run.parent))
+    try:
+        temporary.chmod(0o777 & ~umask())
+        save(temporary)
+        write_config(temporary, config)
+        os.rename(temporary, run)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_config(run: Path, config: RunConfig) -> None:
+    """Write config.json, for people to read; the checkpoint holds what a resumed run uses."""
+    with atomic_file(run / "config.json") as file:
+        file.write((json.dumps(config.to_dict(), indent=1) + "\n").encode())
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold the run folder against other processes; the system lets go of it when this process ends."""
+    handle = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(f"out '{run}' is being trained by another process") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class RunLog:
+    """log.csv: appended while training, cut back to the checkpoint's step on resume."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        rows = [row for row in read_log(path) if row["step"] <= step] if path.exists() else []
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(LOG_FIELDS)
+        writer.writerows([_cell(row[name]) for name in LOG_FIELDS] for row in rows)
+        with atomic_file(path) as file:
+            file.write(text.getvalue().encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(",".join(_cell(row[name]) for name in LOG_FIELDS) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cell(value: float | int | None) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _number(name: str, cell: str) -> float | int | None:
+    if not cell:
+        return None
+    return int(cell) if name in ("step", "stage") else float(cell)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a log.csv as dictionaries of numbers; an empty cell is None."""
+    rows = []
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if tuple(row) != LOG_FIELDS or None in row.values():
+                continue
+            with suppress(ValueError):
+                rows.append({name: _number(name, cell) for name, cell in row.items()})
+    return rows

@@ -1,0 +1,164 @@
+"""An AR-CSM of a MADE and a score head: its options, its presets, and how it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ...activations import ACTIVATIONS
+from ...models.arcsm import ARCSM, NoiseSchedule
+from ...networks.made import MADE
+from ...networks.score_head import ScoreHead
+from ...objectives import BY_NAME
+from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, option
+
+_WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
+_HEAD_WIDTHS = ("1 to 4 positive whole numbers", lambda v: 1 <= len(v) <= 4 and all(w > 0 for w in v))
+_ACTIVATIONS = tuple(ACTIVATIONS)
+_FORMS = ("conditional", "staged", "none")
+
+
+@dataclass(frozen=True)
+class ARCSMConfig(RunConfig):
+    """Hyper-parameters of a run; defaults are those of the paper (appendix C) where it gives one."""
+
+    model: ClassVar[str] = "arcsm"
+    #: ``digits`` for scans of 8x8, ``toy`` for 2-D data.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "digits": {
+            "sigma_min": 0.06,
+            "continuous": True,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "weight_decay": 1e-3,
+            "ema": 0.995,
+            "dropout": 0.3,
+            "step_size": 1.8e-3,
+        },
+        "toy": {
+            "hidden": (128, 128, 128),
+            "frequencies": 32,
+            "frequency_scale": 8.0,
+            "objective": "denoising",
+            "sigma_min": 0.05,
+            "sigma_max": 2.0,
+            "continuous": True,
+            "lr": 2e-3,
+            "schedule": "cosine",
+            "batch_size": 512,
+            "steps": 8000,
+        },
+    }
+
+    hidden: tuple[int, ...] = option(
+        (512, 512), "model", "hidden widths of the MADE context network", check=_WIDTHS
+    )
+    made_activation: str = option("silu", "model", "activation of the MADE", choices=_ACTIVATIONS)
+    residual: bool = option(False, "model", "residual blocks in the MADE (equal widths)")
+    dropout: float = option(0.0, "model", "dropout probability in the MADE", check=FRACTION)
+    order: str = option("raster", "model", "order of the variables", choices=("raster", "random"))
+    context_features: int = option(32, "model", "context features C per dimension", check=POSITIVE)
+    head_hidden: tuple[int, ...] = option(
+        (128, 128), "model", "hidden widths of the score head", check=_HEAD_WIDTHS
+    )
+    head_activation: str = option("silu", "model", "activation of the score head", choices=_ACTIVATIONS)
+    frequencies: int = option(
+        16, "model", "frequencies of x the head reads; 0 is the paper's head", check=NON_NEGATIVE
+    )
+    frequency_scale: float = option(3.0, "model", "standard deviation of the frequencies", check=POSITIVE)
+
+    objective: str = option(
+        "csm",
+        "objective and noise",
+        "composite score matching or conditional denoising",
+        choices=tuple(BY_NAME),
+        paper=True,
+    )
+    noise: str = option(
+        "conditional",
+        "objective and noise",
+        "noise annealing: all levels at once given log sigma, one after the other as in the paper, or "
+        "no noise",
+        choices=_FORMS,
+    )
+    sigma_max: float = option(
+        1.0, "objective and noise", "largest noise level sigma_1", check=POSITIVE, paper=True
+    )
+    sigma_min: float = option(
+        0.04, "objective and noise", "smallest noise level sigma_L", check=POSITIVE, paper=True
+    )
+    levels: int = option(10, "objective and noise", "number of noise levels L", check=POSITIVE, paper=True)
+    continuous: bool = option(
+        False, "objective and noise", "conditional form: log-uniform noise levels instead of the L levels"
+    )
+
+    langevin_steps: int = option(
+        20, "sampling", "Langevin steps T per noise level", check=POSITIVE, paper=True
+    )
+    step_size: float | None = option(
+        None,
+        "sampling",
+        "Langevin step size e_0 at the smallest noise level (default 0.2 sigma_L^2)",
+        check=POSITIVE,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_min > self.sigma_max:
+            raise ValueError(f"sigma_min is {self.sigma_min}, expected at most sigma_max = {self.sigma_max}")
+        if (self.levels == 1) != (self.sigma_min == self.sigma_max):
+            raise ValueError(f"levels is {self.levels}, expected 1 exactly when sigma_min equals sigma_max")
+        if self.continuous and self.noise != "conditional":
+            raise ValueError(f"continuous is set with noise '{self.noise}', expected noise 'conditional'")
+        if self.objective == "denoising" and self.noise == "none":
+            raise ValueError(
+                "objective is 'denoising' with noise 'none', expected noise 'conditional' or 'staged'"
+            )
+        if self.noise == "staged" and (self.patience or self.keep == "best"):
+            raise ValueError(
+                f"patience is {self.patience} and keep is '{self.keep}' with noise 'staged', whose losses at "
+                "different levels do not compare, expected 0 and 'last'"
+            )
+        if self.residual and len(set(self.hidden)) > 1:
+            raise ValueError(f"hidden is {self.hidden} with residual blocks, expected equal widths")
+
+    def sample_options(self, method: str) -> dict[str, Any]:
+        """Steps and step size of Langevin dynamics."""
+        if method != "langevin":
+            return {}
+        return {"steps": self.langevin_steps, "step_size": self.step_size}
+
+    def build(self, features: int) -> ARCSM:
+        """A freshly initialised AR-CSM for (B, features) data, on the CPU, fixed by ``seed``."""
+        order = None
+        if self.order == "random":
+            order = torch.randperm(features, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        noise = None
+        if self.noise != "none":
+            noise = NoiseSchedule(
+                self.sigma_max, self.sigma_min, self.levels, form=self.noise, continuous=self.continuous
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            context_net = MADE(
+                features,
+                self.hidden,
+                self.context_features,
+                order=order,
+                activation=self.made_activation,
+                residual=self.residual,
+                dropout=self.dropout,
+            )
+            head = ScoreHead(
+                self.context_features + (self.noise == "conditional"),
+                self.head_hidden,
+                self.head_activation,
+                self.frequencies,
+                frequency_scale=self.frequency_scale,
+            )
+        model = ARCSM(context_net, head, noise=noise, objective=self.objective)
+        return model.to(getattr(torch, self.dtype))

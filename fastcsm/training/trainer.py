@@ -1,0 +1,283 @@
+"""The state of a training run, and one step of it: every random number follows from (seed, step).
+
+Losses are per dimension; the held-out loss is that of the averaged weights, always under the same noise.
+Fine-tuning by maximum likelihood, where it is asked for, follows the budget and has -log q for a loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Dataset
+from ..models.model import Model, Noise
+from . import checkpoint
+from .best import Best
+from .checkpoint import Checkpoint
+from .config import RunConfig
+from .distributed import Group, slice_dropout
+from .folder import TrainingError
+from .seeds import DROPOUT, EPOCH, HELD_OUT, STEP, generator_of, seed_of
+
+_HELD_OUT_ROWS = 1024
+
+
+class Trainer:
+    """State of one training run: model, averaged model, optimizer, step.
+
+    Args:
+        config: hyper-parameters.
+        data: training and held-out rows.
+        device: where to train.
+        saved: checkpoint to go on from.
+        group: the processes that train together.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: Dataset, device: torch.device, saved: Checkpoint | None, group: Group
+    ):
+        self.config, self.data, self.device, self.group = config, data, device, group
+        if config.batch_size % group.size:
+            raise TrainingError(
+                f"batch_size is {config.batch_size}, expected a multiple of the {group.size} processes"
+            )
+        self.fingerprint = data.fingerprint()
+        self.step, self.elapsed, self.loss_sum, self.norm_sum, self.counted = 0, 0.0, 0.0, 0.0, 0
+        self.held_out: float | None = None
+        #: Step at which fine-tuning began, or None before.
+        self.finetuned_from: int | None = None
+        self.best = Best()
+        self.model = config.build(data.features)
+        average = copy.deepcopy(self.model)
+        if saved is not None:
+            if saved.fingerprint != self.fingerprint:
+                raise TrainingError(f"data '{config.data}' is not what the run was trained on")
+            state = saved.state
+            self.step, self.elapsed, self.held_out = state["step"], state["elapsed"], state["held_out"]
+            self.loss_sum, self.norm_sum, self.counted = (
+                state["loss_sum"],
+                state["norm_sum"],
+                state["counted"],
+            )
+            self.finetuned_from = state.get("finetuned_from")
+            self.best = Best.restore(state.get("best"), self._on_device(saved.under("best")))
+            self.model = checkpoint.restore(saved, "model", config.data)
+            average = checkpoint.restore(saved, "ema", config.data) if config.ema else average
+        self.model.to(device)
+        self.average = average.to(device).eval().requires_grad_(False) if config.ema else None
+        if (config.patience or config.keep == "best") and not data.has_validation:
+            raise TrainingError(
+                f"validation is 0 with patience {config.patience}, keep '{config.keep}', expected above 0: "
+                f"the held-out rows of '{config.data}' are its test rows"
+            )
+        if group.size > 1:
+            slice_dropout(self.model, group)
+        self.optimizer = self._optimizer(saved)
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        rows = data.held_out("val", seed_of(config.seed, HELD_OUT, 0), _HELD_OUT_ROWS)
+        self._held_out_rows = rows
+
+    def _on_device(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device) for name, value in weights.items()}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those that are trained."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _optimizer(self, saved: Checkpoint | None) -> torch.optim.Optimizer:
+        config = self.config
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(self.parameters(), lr=self.rate(), weight_decay=config.weight_decay, fused=True)
+        if saved is not None:
+            entries: dict[int, dict[str, Tensor]] = {}
+            for name, value in saved.under("optimizer").items():
+                number, key = name.split(".")
+                entries.setdefault(int(number), {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        return optimizer
+
+    @property
+    def total_steps(self) -> int:
+        config = self.config
+        return config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch_size)
+
+    def fraction(self) -> float:
+        """How much of the budget is used, by steps or by time, whichever is more; then of the fine-tuning."""
+        if self.finetuned_from is not None:
+            return (self.step - self.finetuned_from) / max(self.config.finetune_steps, 1)
+        used = self.step / self.total_steps
+        if self.config.max_minutes is not None:
+            used = max(used, self.elapsed / (60 * self.config.max_minutes))
+        return used
+
+    def phase_is_over(self) -> bool:
+        """Whether the budget, or the fine-tuning, is used up or has lost patience."""
+        return self.fraction() >= 1 or 0 < self.config.patience <= self.best.stale
+
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        last = self.finetuned_from is not None or not self.config.finetune_steps
+        return last and self.phase_is_over()
+
+    def start_finetuning(self) -> None:
+        """From the weights the budget leaves, with a fresh optimizer."""
+        self.finetuned_from = self.step
+        self.model.load_state_dict(self.best.weights or self._averaged().state_dict())
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+        self.best = Best()
+        self.optimizer = self._optimizer(None)
+
+    def _averaged(self) -> Model:
+        return self.model if self.average is None else self.average
+
+    def rate(self) -> float:
+        """Learning rate at this step; with stages the cosine runs over each stage."""
+        config, tuning = self.config, self.finetuned_from is not None
+        first = config.finetune_lr if tuning else config.lr
+        if config.schedule == "constant":
+            return first
+        used = min(self.fraction(), 1.0)
+        used = used if tuning else self.model.stage_fraction(used)
+        return config.final_lr + (first - config.final_lr) * 0.5 * (1 + math.cos(math.pi * used))
+
+    def _indices(self) -> Tensor:
+        """Row numbers of this step's batch: epochs are permutations, laid end to end."""
+        size, rows = self.config.batch_size, len(self.data.train)
+        first, parts = self.step * size, []
+        while size:
+            epoch, offset = divmod(first, rows)
+            if self._order[0] != epoch:
+                order = torch.randperm(rows, generator=generator_of(self.config.seed, EPOCH, epoch))
+                self._order = (epoch, order)
+            part = self._order[1][offset : offset + size]
+            parts.append(part)
+            first, size = first + len(part), size - len(part)
+        return torch.cat(parts)
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        return value.to(self.device, getattr(torch, self.config.dtype))
+
+    def advance(self) -> None:
+        """One optimizer step."""
+        config, model = self.config, self.model
+        if self.finetuned_from is None:
+            for each in (model, self._averaged()):
+                each.go_on(self.fraction())
+        generator = generator_of(config.seed, STEP, self.step)
+        mine = self.group.slice(config.batch_size)
+        x = self._to_device(self.data.batch(self._indices(), generator)[mine])
+        shape = (config.batch_size, self.data.features)
+        noise = tuple(self._to_device(value[mine]) for value in model.draw_noise(shape, generator))
+        torch.manual_seed(seed_of(config.seed, DROPOUT, self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(x, noise)
+        loss.backward()
+        parameters = self.parameters()
+        self.group.average_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+        value, size = self.group.sum([loss.detach(), norm])
+        if not math.isfinite(value) and self.finetuned_from is not None:
+            raise TrainingError(
+                f"at step {self.step} a conditional of the model has no density to fine-tune, expected one "
+                "trained for longer or a smaller finetune_lr"
+            )
+        if not math.isfinite(value) or not math.isfinite(size):
+            raise TrainingError(
+                f"at step {self.step} the loss is {value / self.group.size} and the gradient norm "
+                f"{size / self.group.size}, expected finite numbers: a smaller lr may help"
+            )
+        self.optimizer.step()
+        self._average(self.step)
+        self.step += 1
+        self.loss_sum += value / self.group.size / self.data.features
+        self.norm_sum += size / self.group.size
+        self.counted += 1
+
+    def _loss(self, x: Tensor, noise: Noise) -> Tensor:
+        """The model's objective, or -log q of noisy rows where it is fine-tuned."""
+        if self.finetuned_from is None:
+            return self.model.loss(x, noise=noise)
+        return self.model.likelihood_loss(x, noise)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        if self.average is None:
+            return
+        step -= self.finetuned_from or 0
+        weight = 1 - min(self.config.ema, (1 + step) / (10 + step))
+        old = dict(self.average.named_parameters())
+        new = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        torch._foreach_lerp_([old[name] for name in new], list(new.values()), weight)
+
+    @torch.no_grad()
+    def evaluate(self, rows: int | None = None) -> float:
+        """Held-out loss per dimension of the averaged weights, with dropout off and always the same noise.
+
+        While fine-tuning it is -log q of noisy rows, per dimension.
+        """
+        with self._averaged().evaluating():
+            return self._held_out_loss(self._averaged(), self._held_out_rows[:rows])
+
+    def _held_out_loss(self, model: Model, x: Tensor) -> float:
+        generator, total = generator_of(self.config.seed, HELD_OUT, 1), 0.0
+        for part in x.split(256):
+            noise = tuple(self._to_device(value) for value in model.draw_noise(part.shape, generator))
+            part = self._to_device(part)
+            if self.finetuned_from is None:
+                total += float(model.loss(part, noise=noise)) * len(part)
+            else:
+                total += float(model.likelihood_loss(part, noise, "none").sum())
+        return total / x.numel()
+
+    def log_row(self) -> dict[str, Any]:
+        """A line of log.csv; the means start again."""
+        config = self.config
+        row = {
+            "step": self.step,
+            "epoch": round(self.step * config.batch_size / len(self.data.train), 4),
+            "stage": self.model.stage + (self.finetuned_from is not None),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": self.loss_sum / max(self.counted, 1),
+            "grad_norm": self.norm_sum / max(self.counted, 1),
+            "held_out": self.held_out,
+            "seconds": round(self.elapsed, 3),
+        }
+        self.loss_sum, self.norm_sum, self.counted, self.held_out = 0.0, 0.0, 0, None
+        return row
+
+    def watch(self) -> None:
+        """Evaluate on the held-out rows and remember the best."""
+        self.held_out = self.evaluate()
+        self.best.update(self.held_out, self.step, self._averaged(), self.config.keep == "best")
+
+    def save(self, run: Path) -> None:
+        """Write the run's checkpoint."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
+        for number, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
+        state = {
+            "step": self.step,
+            "stage": self.model.stage,
+            "elapsed": self.elapsed,
+            "loss_sum": self.loss_sum,
+            "norm_sum": self.norm_sum,
+            "counted": self.counted,
+            "held_out": self.held_out,
+            "best": self.best.state(),
+            "finetuned_from": self.finetuned_from,
+        }
+        transform = self.data.transform
+        checkpoint.save(run, Checkpoint(self.config, transform, self.fingerprint, state, tensors))

@@ -1,0 +1,74 @@
+"""The experiments' shared parts, and one of them run whole on a few small images."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fastcsm import data
+from fastcsm.bench.paper import common, likelihood
+from fastcsm.nn import MADE, MixtureMADE
+from fastcsm.training import Config
+
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+
+def _grey(tmp_path, rows=80):
+    values = np.random.default_rng(0).integers(0, 256, (rows, 3, 3), dtype=np.uint8)
+    np.savez(tmp_path / "grey.npz", train_x=values[:-20], test_x=values[-20:])
+    return str(tmp_path / "grey.npz")
+
+
+def test_a_cell():
+    assert common.cell({"mean": 2.0, "standard_error": 0.5}, 1) == "2.0 ± 0.5"
+    assert common.cell(None) == "-"
+
+
+def test_only_weights_inside_masks_count():
+    made = MADE(2, (4,), 3)  # the second variable's 3 outputs read 4 units, which read the first variable
+    assert common.parameters(made) == (4 + 4) + (12 + 6)
+
+
+def test_noise_is_independent_of_dequantisation(tmp_path):
+    grey = data.load(_grey(tmp_path, rows=3020))
+    grey = data.Dataset("grey", grey.test, grey.train, grey.train, grey.transform)
+    clean, noisy = grey.held_out("test", 0), common.noisy(grey, 0.1)
+    share, z = ((clean + 1) * 128).remainder(1.0).flatten(), (noisy - clean).flatten()
+    assert z.std().item() == pytest.approx(0.1, rel=0.03)
+    assert abs(torch.corrcoef(torch.stack([share, z]))[0, 1]) < 4 / len(z) ** 0.5
+    twice = common.noisy(grey, 0.1, repeats=2, limit=5)
+    assert torch.equal(twice[:5], common.noisy(grey, 0.1, limit=5))
+    assert not torch.equal(twice[5:], twice[:5])
+
+
+def test_the_baseline_learns_and_is_kept(tmp_path):
+    toy, config = data.load("moons"), Config(steps=150, lr=1e-2, batch_size=64, ema=0.9, schedule="cosine")
+    x = toy.held_out("test", 0, 500)
+    torch.manual_seed(0)
+    model = MixtureMADE(2, (16,), 4)
+    before = model.log_prob(x).mean().item()
+    fitted, done = common.fit_mixture(model, toy, config, run=tmp_path / "run")
+    assert done["steps"] == 150
+    assert fitted.log_prob(x).mean().item() > before + 0.5
+    again, _ = common.fit_mixture(MixtureMADE(2, (16,), 4), toy, config, run=tmp_path / "run")
+    assert torch.equal(again.log_prob(x), fitted.log_prob(x))
+
+
+def test_the_likelihood_experiment(tmp_path, monkeypatch):
+    small = {"hidden": (8,), "context_features": 2, "head_hidden": (8,), "frequencies": 2, "batch_size": 16}
+    monkeypatch.setattr(likelihood, "SETTINGS", likelihood.SETTINGS | small | {"lr": 1e-2})
+    out = tmp_path / "result"
+    options = ["--runs", str(tmp_path / "runs"), "--out", str(out), "--minutes", "0.03", "--rows", "4"]
+    monkeypatch.setattr(sys, "argv", ["likelihood.py", _grey(tmp_path), *options, "--sigma-min", "0.1"])
+    monkeypatch.setattr(likelihood, "FIRST_WIDTH", 8)
+    assert likelihood.main() == 0
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert [row["model"][:4] for row in result["rows"]] == ["AR-C", "AR-C", "MADE"]
+    assert result["rows"][2]["training"]["parameters"] >= result["rows"][0]["training"]["parameters"]
+    assert result["rows"][2]["bits_per_dimension"]["mean"] > 7
+    assert str(tmp_path) not in json.dumps(result)
+    assert likelihood.text(result).count("\n| ") == 5
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,80 @@
+"""A model that neither the trainer nor the command line has heard of, by a recipe of its own."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from fastcsm import cli
+from fastcsm.nn import MixtureMADE
+from fastcsm.training import Config, checkpoint, load
+from fastcsm.training.config import POSITIVE, RunConfig, option
+from fastcsm.training.recipes import RECIPES, from_dict
+
+pytest.importorskip("safetensors")
+
+
+@dataclass(frozen=True)
+class MixtureConfig(RunConfig):
+    model: ClassVar[str] = "mixture"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": {"components": 3, "batch_size": 32}}
+    components: int = option(10, "model", "logistics in each mixture", check=POSITIVE)
+
+    def build(self, features):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return MixtureMADE(features, (16,), self.components)
+
+
+@pytest.fixture
+def mixture(monkeypatch):
+    monkeypatch.setitem(RECIPES, "mixture", MixtureConfig)
+
+
+def test_a_recipe_is_all_that_a_model_needs(mixture, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["train", "--model", "mixture", "--data", "moons", "--quiet", "--eval-every", "4"]
+    assert cli.main([*options, "--out", str(whole), "--steps", "8"]) == 0
+    assert cli.main([*options, "--out", str(parts), "--steps", "5"]) == 0
+    assert cli.main(["train", "--out", str(parts), "--steps", "8", "--resume", "--quiet"]) == 0
+    model, resumed = load(whole), load(parts)
+    assert isinstance(model, MixtureMADE)
+    assert model.components == 3
+    for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    arrays = tmp_path / "x.npz"
+    assert cli.main(["sample", str(whole), "--n", "5", "--seed", "3", "--out", str(arrays)]) == 0
+    assert np.array_equal(np.load(arrays)["x"], model.sample(5, seed=3).numpy())
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(whole), "--limit", "40", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["likelihood"]
+    assert row["method"] == "exact"
+    assert row["nats"]["mean"] == pytest.approx(-row["nats_per_dimension"]["mean"] * -2)
+    assert cli.main(["evaluate", str(whole), "--limit", "40"]) == 0
+    assert "exact" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(whole), "--method", "flow"]) == 2
+    assert "method is 'flow', expected 'exact' for this model" in capsys.readouterr().err
+
+
+def test_configurations_come_back_as_what_they_were(mixture):
+    for config in (Config(levels=4), MixtureConfig(components=2)):
+        assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    before = {name: value for name, value in Config(levels=4).to_dict().items() if name != "model"}
+    assert from_dict(before) == Config(levels=4)
+    with pytest.raises(ValueError, match="config has the model 'other', expected one of arcsm, mixture"):
+        from_dict({"model": "other"})
+    with pytest.raises(ValueError, match="config has the unknown field 'components'"):
+        from_dict({"components": 2})
+
+
+def test_a_checkpoint_of_a_model_that_is_not_known_says_so(mixture, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert (
+        cli.main(["train", "--model", "mixture", "--data", "moons", "--out", str(run), "--steps", "1"]) == 0
+    )
+    monkeypatch.delitem(RECIPES, "mixture")
+    with pytest.raises(checkpoint.CheckpointError, match="config has the model 'mixture'"):
+        load(run)
