@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,10 @@ def _measure(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[
         stack.callback(bar.close)
         memory = stack.enter_context(Probe()).extra_memory if whole else extra_memory
         for done, case in enumerate(cases):
-            say = partial(_say, bar, done, len(cases), case.op)
+
+            def say(line: str, done: int = done, op: str = case.op) -> None:
+                bar.to(done, len(cases), f"{op}: {line}")
+
             results.append(
                 run_case(
                     case,
@@ -149,10 +151,6 @@ def _measure(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     return measured
-
-
-def _say(bar: Bar, done: int, cases: int, op: str, line: str) -> None:
-    bar.to(done, cases, f"{op}: {line}")
 
 
 def _compared(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> int:

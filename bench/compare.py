@@ -47,15 +47,9 @@ def compare(old: Document, new: Document) -> tuple[list[Change], int]:
     root of the summed squares of the standard errors of its four medians.
     """
     before = dict(_rows(old))
-    changes, count = [], 0
-    for key, now in _rows(new):
-        if key not in before:
-            continue
-        count += 1
-        change = _change(before[key], now)
-        if change:
-            changes.append(change)
-    return changes, count
+    pairs = [(before[key], now) for key, now in _rows(new) if key in before]
+    changes = [change for pair in pairs if (change := _change(*pair))]
+    return changes, len(pairs)
 
 
 class _Row(NamedTuple):

@@ -12,6 +12,7 @@ from fastcsm.bench.harness.report import SUMMARY, best_baseline, between, find, 
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+TOYS = RESULTS / "paper" / "toys.png"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 #: Rows of the toys' picture that README.md's shows.
 SHOWN = (1, 3, 4, 5)
@@ -68,12 +69,8 @@ def readme(text: str) -> str:
 
 def sources() -> str:
     """What the picture shows, as a digest: it is kept in the picture's file."""
-    shown = json.dumps([_bars(), hashlib.sha256(_toys().read_bytes()).hexdigest()])
+    shown = json.dumps([_bars(), hashlib.sha256(TOYS.read_bytes()).hexdigest()])
     return hashlib.sha256(shown.encode()).hexdigest()
-
-
-def _toys() -> Path:
-    return RESULTS / "paper" / "toys.png"
 
 
 def _bars() -> list[tuple[str, float, float]]:
@@ -105,7 +102,7 @@ def picture(path: Path) -> None:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(labelsize=8, left=False)
         axes.set_title(f"csm_loss and its gradients: {title}", fontsize=9, loc="left")
-    image = matplotlib.image.imread(_toys())
+    image = matplotlib.image.imread(TOYS)
     rows, columns = tiles(image)
     grid = halves[1].subplots(2, len(SHOWN))
     for line, name, column in zip(grid, ("true density", "AR-CSM"), columns[:2], strict=True):

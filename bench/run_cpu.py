@@ -7,26 +7,18 @@ with it; with --out FILE it writes only that file.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from fastcsm import nn
 from fastcsm.bench import publish
+from fastcsm.bench.harness.case import Case
 from fastcsm.bench.harness.measure import machine_slug
 from fastcsm.bench.harness.report import format_header, format_table
 from fastcsm.bench.harness.runner import document, memory_by_rows, run_case
-from fastcsm.bench.micro.registry import (
-    CsmLoss,
-    Draw,
-    ExactDraw,
-    FlowOfRows,
-    Langevin,
-    LogDensity,
-    MaskedLayers,
-    ScoresOfRows,
-    TrainingStep,
-)
+from fastcsm.bench.micro import registry as micro
 from fastcsm.bench.micro.training_step import step_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,23 +44,19 @@ def main() -> int:
         results.append(result)
         print(f"{format_table(result)}\n", flush=True)
 
-    for case in CsmLoss().variants():
+    def measure(*cases: Case, precisions: Sequence[str] = ("highest", "medium")) -> None:
+        for case in cases:
+            keep(run_case(case, precisions=precisions, rounds=rounds))
+
+    for case in micro.CsmLoss().variants():
         growth = memory_by_rows(case, (case.rows // 4, case.rows * 4))
         keep(run_case(case, rounds=rounds) | {"extra_bytes_by_rows": growth})
-    for scores in ScoresOfRows().variants():
-        keep(run_case(scores, rounds=rounds))
-    for rows in (64, 4096):
-        keep(run_case(Langevin(rows=rows), precisions=["highest"], rounds=rounds))
-    for density in (LogDensity(), FlowOfRows()):
-        keep(run_case(density, precisions=["highest"], rounds=rounds))
-    for masked in MaskedLayers().variants():
-        keep(run_case(masked, rounds=rounds))
-    for step in TrainingStep().variants():
-        keep(run_case(step, rounds=rounds))
+    measure(*micro.ScoresOfRows().variants())
+    rows = micro.Langevin(rows=64), micro.Langevin(rows=4096), micro.LogDensity(), micro.FlowOfRows()
+    measure(*rows, precisions=["highest"])
+    measure(*micro.MaskedLayers().variants(), *micro.TrainingStep().variants())
     keep(step_table(model=digits_model(), batch=128, rounds=rounds))
-    for draw in Draw().variants():
-        keep(run_case(draw, precisions=["highest"], rounds=rounds))
-    keep(run_case(ExactDraw(), precisions=["highest"], rounds=rounds))
+    measure(*micro.Draw().variants(), micro.ExactDraw(), precisions=["highest"])
 
     measured = document(results, rounds)
     print(format_header(measured))

@@ -29,18 +29,18 @@ from torch import nn
 from fastcsm.bench.baselines.joint import exact_score_matching, sliced_score_matching
 from fastcsm.bench.harness.case import Case
 from fastcsm.bench.harness.measure import Probe, interleave, machine_slug, quartiles
-from fastcsm.bench.harness.report import format_header
-from fastcsm.bench.harness.runner import document, run_case
+from fastcsm.bench.harness.report import SCHEMA, format_header
+from fastcsm.bench.harness.runner import circumstances, memory_request, run_case
 from fastcsm.bench.micro.registry import CsmLoss, Draw, TrainingStep
+from fastcsm.bench.micro.rows import WAYS
+from fastcsm.evaluation import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 Values = list[float | None]
 
 #: Labels of curves; one colour each in every plot.
 LABELS = {
-    "double_backward": "eager double backward",
-    "tangent": "hand-written tangent, eager",
-    "compile_tangent": "torch.compile of the tangent",
+    **{name: WAYS[name][0] for name in ("double_backward", "tangent", "compile_tangent")},
     "fastcsm": "fastcsm",
     "sm": "exact score matching, D backward passes",
     "ssm": "sliced score matching, 1 projection",
@@ -71,33 +71,26 @@ def crossover(sizes: Sequence[float], slow: Values, fast: Values) -> float | Non
 
     The smallest size if it takes less everywhere; None if it does not at the largest.
     """
-    gains = [math.log(s / f) if s and f else math.nan for s, f in zip(slow, fast, strict=True)]
-    known = [(size, gain) for size, gain in zip(sizes, gains, strict=True) if not math.isnan(gain)]
-    if not known or known[-1][1] <= 0:
+    pairs = zip(sizes, slow, fast, strict=True)
+    gains = [(size, math.log(s / f)) for size, s, f in pairs if s and f]
+    if not gains or gains[-1][1] <= 0:
         return None
-    found = known[-1]
-    for size, gain in reversed(known[:-1]):
+    above, most = gains[-1]
+    for size, gain in reversed(gains[:-1]):
         if gain <= 0:
-            part = -gain / (found[1] - gain)
-            return size * (found[0] / size) ** part
-        found = size, gain
-    return found[0]
+            return size * (above / size) ** (-gain / (most - gain))
+        above, most = size, gain
+    return above
 
 
-def loss_sweep(
-    axis: str,
-    title: str,
-    cases: Mapping[Any, Case],
-    compiled: bool = False,
-    threads: Mapping[Any, int] | None = None,
-) -> dict[str, Any]:
-    """csm_loss by case; each point is checked against float64 before it is timed."""
+def loss_sweep(axis: str, title: str, cases: Mapping[Any, Case], compiled: bool = False) -> dict[str, Any]:
+    """csm_loss by case, or by "threads"; each point is checked against float64 before it is timed."""
     names = ["double_backward", "tangent", *(["compile_tangent"] if compiled else []), "fastcsm"]
     curves: dict[str, Values] = {name: [] for name in names}
     before = torch.get_num_threads()
     for size, case in cases.items():
         torch.compiler.reset()  # each size is compiled for itself
-        torch.set_num_threads(threads[size] if threads else before)
+        torch.set_num_threads(size if axis == "threads" else before)
         result = run_case(
             case,
             precisions=["highest"],
@@ -133,13 +126,8 @@ def models_sweep(sizes: Sequence[int], most: int, rounds: int) -> dict[str, Any]
         calls: dict[str, Callable[[], object]] = {
             name: entries[name].memory or entries[name].call for name in ("double_backward", "fastcsm")
         }
-        network = nn.Sequential(
-            nn.Linear(features, 256),
-            nn.Softplus(),
-            nn.Linear(256, 256),
-            nn.Softplus(),
-            nn.Linear(256, features),
-        )
+        hidden = nn.Linear(features, 256), nn.Softplus(), nn.Linear(256, 256), nn.Softplus()
+        network = nn.Sequential(*hidden, nn.Linear(256, features))
         x, v = torch.randn(2, 64, features)
         calls["ssm"] = partial(gradients, network, sliced_score_matching, x, v)
         if features <= most:
@@ -161,10 +149,9 @@ def memory_sweep(sizes: Sequence[int], hidden: tuple[int, ...] = (256, 256)) -> 
     curves: dict[str, Values] = {"double_backward": [], "fastcsm": []}
     with Probe() as probe:
         for features in sizes:
-            config = replace(case, features=features).config()
             for name, values in curves.items():
-                request = {"op": case.op, "contender": name, "threads": torch.get_num_threads()}
-                values.append(probe.extra_memory({**request, "config": config}))
+                request = memory_request(replace(case, features=features), name)
+                values.append(probe.extra_memory(request))
     title = "loss and backward above the gradients, C = 64, B = 64, hidden 2 x 256"
     return swept("variables D", sizes, curves, unit="bytes", title=title)
 
@@ -196,80 +183,54 @@ def sweeps(small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         cases = {value[0]: replace(base, **{name: value[-1]}) for value in values}
         return partial(loss_sweep, axis, f"{base.title()}, save the {axis}", cases)
 
-    cores = range(1, (os.cpu_count() or 1) + 1)
+    def draws(axis: str, name: str, values: Iterable[Any], times: int = 1) -> Callable[[], dict[str, Any]]:
+        cases = {times * value: replace(base, **{name: value}) for value in values}
+        return partial(draw_sweep, axis, cases, rounds=1 if small else 3)
+
     base = Draw(features=128, hidden=(256, 256), samples=64, levels=5, steps=20)
     base = replace(base, features=4, samples=4, hidden=(8, 8), levels=2, steps=2) if small else base
-    rounds = 1 if small else 3
+    on_threads = dict.fromkeys(range(1, (os.cpu_count() or 1) + 1), CsmLoss(rows=64 if small else 50176))
+    steps = (2, 3) if small else (5, 10, 20, 40, 80)
     return {
         "N": partial(rows_sweep, sizes(1, 16, 256, 1024, 4096, 16384, 65536), compiled=not small),
         "C": losses("context features C", "context", ((c, c) for c in sizes(4, 16, 64, 256)), 8192),
         "width": losses("width H", "hidden", ((h, (h, h)) for h in sizes(16, 32, 64, 128, 256, 512)), 4096),
         "layers": losses("hidden layers", "hidden", ((k, (128,) * k) for k in (1, 2, 3, 4)), 8192),
         "dtype": losses("dtype", "dtype", ((t, t) for t in ("float64", "float32", "bfloat16")), 8192),
-        "threads": partial(
-            loss_sweep,
-            "threads",
-            CsmLoss().title(),
-            dict.fromkeys(cores, CsmLoss(rows=64 if small else 50176)),
-            threads=dict(zip(cores, cores, strict=True)),
-        ),
-        "D": partial(models_sweep, sizes(8, 16, 32, 64, 128, 256, 512, 1024), 256, rounds),
+        "threads": partial(loss_sweep, "threads", CsmLoss().title(), on_threads),
+        "D": partial(models_sweep, sizes(8, 16, 32, 64, 128, 256, 512, 1024), 256, 1 if small else 3),
         "memory": partial(memory_sweep, sizes(64, 128, 256, 512, 1024, 2048, 4096)),
-        "draw-D": partial(
-            draw_sweep,
-            "variables D",
-            {d: replace(base, features=d) for d in sizes(64, 128, 256, 512, 1024)},
-            rounds,
-        ),
-        "draw-steps": partial(
-            draw_sweep,
-            "levels L times steps T",
-            {base.levels * t: replace(base, steps=t) for t in ((2, 3) if small else (5, 10, 20, 40, 80))},
-            rounds,
-        ),
-        "draw-batch": partial(
-            draw_sweep,
-            "samples",
-            {b: replace(base, samples=b) for b in sizes(16, 32, 64, 128, 256, 512)},
-            rounds,
-        ),
+        "draw-D": draws("variables D", "features", sizes(64, 128, 256, 512, 1024)),
+        "draw-steps": draws("levels L times steps T", "steps", steps, base.levels),
+        "draw-batch": draws("samples", "samples", sizes(16, 32, 64, 128, 256, 512)),
     }
 
 
 def sentences(name: str, sweep: Mapping[str, Any]) -> list[str]:
     """What a sweep says, in words."""
-    slopes = [
-        f"{LABELS[curve]} {slope:.2f}"
-        for curve, slope in sweep.get("exponents", {}).items()
-        if slope is not None
-    ]
-    lines = [f"{name}: exponents in {sweep['axis']}: {', '.join(slopes)}"] if slopes else []
-    if name == "N":
-        for curve, values in sweep["curves"].items():
-            if values[0]:
-                lines.append(
-                    f"{name}: a call with N = {sweep['sizes'][0]}: {LABELS[curve]} {1e6 * values[0]:.0f} us"
-                )
+    exponents = sweep.get("exponents", {})
+    slopes = [f"{LABELS[curve]} {slope:.2f}" for curve, slope in exponents.items() if slope is not None]
+    lines = [f"exponents in {sweep['axis']}: {', '.join(slopes)}"] if slopes else []
+    first, last = sweep["sizes"][0], sweep["sizes"][-1]
+    for curve, values in sweep["curves"].items() if name == "N" else ():
+        if values[0]:
+            lines.append(f"a call with N = {first}: {LABELS[curve]} {1e6 * values[0]:.0f} us")
     for curve, size in sweep.get("crossover", {}).items():
         if size is None:
-            lines.append(f"{name}: fastcsm does not pass {LABELS[curve]} up to N = {sweep['sizes'][-1]}")
-        elif size == sweep["sizes"][0]:
-            lines.append(f"{name}: fastcsm is faster than {LABELS[curve]} at every N from {size}")
+            lines.append(f"fastcsm does not pass {LABELS[curve]} up to N = {last}")
+        elif size == first:
+            lines.append(f"fastcsm is faster than {LABELS[curve]} at every N from {size}")
         else:
-            lines.append(f"{name}: fastcsm is faster than {LABELS[curve]} from N = {size:.0f} on")
-    return lines
+            lines.append(f"fastcsm is faster than {LABELS[curve]} from N = {size:.0f} on")
+    return [f"{name}: {line}" for line in lines]
 
 
 def plot(measured: Mapping[str, Any], stem: Path) -> list[Path]:
     """A plot of every sweep beside ``stem``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     files = []
     for name, sweep in measured["sweeps"].items():
-        figure, axes = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+        figure = plots.new_figure(6, 4.5)
+        axes = figure.add_subplot()
         ordered = "exponents" in sweep
         places = sweep["sizes"] if ordered else range(len(sweep["sizes"]))
         scale, unit = (2**20, "MiB") if sweep["unit"] == "bytes" else (1e-3, "milliseconds")
@@ -277,9 +238,8 @@ def plot(measured: Mapping[str, Any], stem: Path) -> list[Path]:
             slope = sweep.get("exponents", {}).get(curve)
             label = LABELS[curve] + (f", exponent {slope:.2f}" if slope is not None else "")
             shown = [math.nan if value is None else value / scale for value in values]
-            axes.plot(
-                places, shown, "o-", color=f"C{list(LABELS).index(curve) % 10}", label=label, zorder=index
-            )
+            colour = f"C{list(LABELS).index(curve) % 10}"
+            axes.plot(places, shown, "o-", color=colour, label=label, zorder=index)
         axes.set(xlabel=sweep["axis"], ylabel=unit, yscale="log", xscale="log" if ordered else "linear")
         axes.set_title(textwrap.fill(sweep["title"], 80), fontsize=9)
         axes.set_xticks(list(places), [str(size) for size in sweep["sizes"]], rotation=45)
@@ -288,7 +248,6 @@ def plot(measured: Mapping[str, Any], stem: Path) -> list[Path]:
         axes.grid(True, which="both", alpha=0.3)
         files.append(stem.with_name(f"{stem.name}-{name}.png"))
         figure.savefig(files[-1], dpi=100)
-        pyplot.close(figure)
     return files
 
 
@@ -302,14 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing: draw the plots of this file")
     arguments = p.parse_args(argv)
     if arguments.plot:
-        measured = json.loads(arguments.plot.read_text(encoding="utf-8"))
-        print(*plot(measured, arguments.plot.with_suffix("")), sep="\n")
+        document = json.loads(arguments.plot.read_text(encoding="utf-8"))
+        print(*plot(document, arguments.plot.with_suffix("")), sep="\n")
         return 0
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    measured = document([], 0)
-    del measured["results"], measured["rounds"]
-    measured["sweeps"] = {}
+    measured: dict[str, Any] = {"schema": SCHEMA, **circumstances(), "sweeps": {}}
     known = sweeps(arguments.small)
     for name in arguments.sweep:
         measured["sweeps"][name] = known[name]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -28,7 +29,7 @@ class Bar:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._tqdm = tqdm
+            self._tqdm = partial(tqdm, desc=title, unit=unit, leave=False, dynamic_ncols=True)
 
     def to(self, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` with a note; the bar ends when they are equal."""
@@ -36,14 +37,7 @@ class Bar:
             return
         if self._tqdm is not None:
             if self._bar is None:
-                self._bar = self._tqdm(
-                    total=total,
-                    initial=done,
-                    desc=self._title,
-                    unit=self._unit,
-                    leave=False,
-                    dynamic_ncols=True,
-                )
+                self._bar = self._tqdm(total=total, initial=done)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             if done >= total:

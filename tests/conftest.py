@@ -26,6 +26,8 @@ settings.load_profile("fastcsm")
 
 
 def pytest_collection_modifyitems(items):
+    # The longest first, so that no process is left with one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     for item in items:

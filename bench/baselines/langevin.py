@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fastcsm.samplers import RELATIVE_STEP
 
 from .head import ACTIVATIONS, Rows, layers, score
 
@@ -29,6 +32,13 @@ class Stages(NamedTuple):
     score_scales: Sequence[float]
     stage_features: Sequence[float | None]
     steps: int
+
+    @classmethod
+    def annealed(cls, sigmas: Sequence[float], steps: int, reads_level: bool = True) -> Stages:
+        """Levels sigma with e = 0.2 sigma^2; a head that reads log sigma has its output over sigma."""
+        scales = [1 / sigma if reads_level else 1.0 for sigma in sigmas]
+        features = [math.log(sigma) if reads_level else None for sigma in sigmas]
+        return cls([RELATIVE_STEP * sigma**2 for sigma in sigmas], scales, features, steps)
 
 
 def langevin_loop(rows: Rows, stages: Stages, noise: Noise | None = None) -> Tensor:

@@ -21,6 +21,16 @@ def mask_of(layer: Any) -> Tensor:
     return layer.in_degrees <= layer.out_degrees[:, None]
 
 
+def parameters(model: nn.Module) -> int:
+    """Number of weights that training can change: entries outside a mask do not count."""
+    count = 0
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            masked = name == "weight" and is_masked(module)
+            count += int(mask_of(module).sum()) if masked else value.numel()
+    return count
+
+
 class PlainMaskedLinear(nn.Module):
     """A masked layer as a stored mask times the weight, which is what MADE packages do at every call.
 

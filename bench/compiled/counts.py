@@ -10,9 +10,11 @@ prints what the tables say of times on A100, H100 and H200 (machine/predict.py),
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,7 @@ def counted(backend: str, only: str) -> Iterator[tuple[str, Callable[[], dict[st
 
         configurations.FEW = 0  # the layers stand for large ones
         for architecture in (80, 90):
-
-            def place(architecture: int = architecture) -> contextlib.AbstractContextManager:
-                return triton_jit.on_the_machine(architecture)
-
+            place = partial(triton_jit.on_the_machine, architecture)
             yield from cases.every(backend, "triton_machine", architecture, place, only)
     else:
         from fastcsm.bench.machine import cuda_launchers
@@ -72,25 +71,19 @@ def predictions() -> Iterator[tuple[str, ...]]:
     """Rows of the table of predicted times."""
     resources = json.loads((table.RESULTS / "resources.json").read_text(encoding="utf-8"))
     tables = {backend: own.read()["kernels"] for backend, own in TABLES.items()}
-    for problem in predict.problems():
-        for backend in ("cuda", "triton"):
-            for precision in cases.DTYPES:
-                found = {}
-                for device in predict.DEVICES:
-                    own = 90 if backend == "cuda" else device.architecture
-                    label = f"{problem.kernel} {precision} sm_{own}"
-                    code = compiled(
-                        resources, backend, f"{problem.kernel} {precision} sm_{device.architecture}"
-                    )
-                    if label in tables[backend] and code:
-                        figures = tables[backend][label]
-                        found[device.name] = predict.predict(
-                            device, problem, backend, precision, figures, code
-                        )
-                if len(found) == len(predict.DEVICES):
-                    times = [f"{one.seconds * 1e3:.3g} ms ({one.binds})" for one in found.values()]
-                    hand = problem.hand.get((backend, precision), "")
-                    yield problem.title, f"{backend}, {precision}", *times, hand
+    combinations = itertools.product(predict.problems(), ("cuda", "triton"), cases.DTYPES)
+    for problem, backend, precision in combinations:
+        found = {}
+        for device in predict.DEVICES:
+            name = f"{problem.kernel} {precision} sm_"
+            figures = tables[backend].get(f"{name}{90 if backend == 'cuda' else device.architecture}")
+            code = compiled(resources, backend, f"{name}{device.architecture}")
+            if figures and code:
+                found[device.name] = predict.predict(device, problem, backend, precision, figures, code)
+        if len(found) == len(predict.DEVICES):
+            times = [f"{one.seconds * 1e3:.3g} ms ({one.binds})" for one in found.values()]
+            hand = problem.hand.get((backend, precision), "")
+            yield problem.title, f"{backend}, {precision}", *times, hand
 
 
 def page() -> str:

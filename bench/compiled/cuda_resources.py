@@ -23,15 +23,10 @@ from fastcsm.bench.compiled.resources import ARCHITECTURES, TABLE, dumped, figur
 
 PACKAGE = Path(fastcsm.__file__).parent
 PRECISIONS = ("bfloat16", "tf32", "float32")  # in the order of csrc/cuda/device.h
-OPS = {
-    "score_head_fwd_kernel": "score_head",
-    **{f"{op}_kernel": op for op in ("csm_loss", "langevin", "langevin_draw")},
-    **{f"{op}_kernel": op for op in ("conditional_density", "probability_flow")},
-    **{
-        f"masked_linear_{kernel}_kernel": f"masked_linear_{kernel}"
-        for kernel in ("fwd", "bwd_x", "bwd_weight", "bwd_activation", "sum")
-    },
-}
+NAMES = ("csm_loss", "langevin", "langevin_draw", "conditional_density", "probability_flow")
+LAYER = (f"masked_linear_{kernel}" for kernel in ("fwd", "bwd_x", "bwd_weight", "bwd_activation", "sum"))
+#: What the library calls the kernels whose shared memory it is asked for.
+OPS = {"score_head_fwd_kernel": "score_head", **{f"{name}_kernel": name for name in (*NAMES, *LAYER)}}
 INPUTS, LAYERS = 32 + 1 + 2 * 16, 2
 
 

@@ -15,8 +15,9 @@ import triton
 
 from fastcsm.bench.compiled import launches, table
 from fastcsm.bench.compiled.launches import Head
-from fastcsm.bench.compiled.resources import DTYPES, judge_of, set_precision
+from fastcsm.bench.compiled.resources import judge_of
 from fastcsm.bench.machine import triton_jit
+from fastcsm.bench.machine.cases import DTYPES, set_precision
 from fastcsm.kernels import configurations, launch
 
 FITS = table.RESULTS / "fits.json"

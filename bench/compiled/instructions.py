@@ -23,6 +23,7 @@ import torch
 import fastcsm
 from fastcsm.backends import CPU
 from fastcsm.bench.compiled import table
+from fastcsm.bench.machine import host
 
 PACKAGE = Path(fastcsm.__file__).parent
 TABLE = table.Table(table.RESULTS / "instructions.json", "compiler", ("instructions",))
@@ -137,20 +138,13 @@ def measure(only: str) -> tuple[str, dict[str, dict[str, int]]]:
         folder = Path(name)
         source, requests = folder / "requests.c", folder / "requests.so"
         source.write_text(REQUESTS)
-        _run(["cc", "-shared", "-fPIC", "-O1", source, "-o", requests], environment)
+        host.run(["cc", "-shared", "-fPIC", "-O1", "-o", requests, source])
         options = ["--instr-atstart=no", "--collect-atstart=no", f"--callgrind-out-file={folder}/counts"]
         program = [sys.executable, __file__, "--only", only, "--requests", requests]
-        ran = _run(["valgrind", "--quiet", "--tool=callgrind", *options, *program], environment)
+        ran = host.run(["valgrind", "--quiet", "--tool=callgrind", *options, *program], env=environment)
         isa, _, library = ran.strip().partition(" ")
         found = dict(parse(path.read_text(), library) for path in sorted(folder.glob("counts.*")))
     return isa, {title: {"instructions": total} for title, total in sorted(found.items())}
-
-
-def _run(command: list, environment: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def main() -> int:

@@ -49,10 +49,6 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def anything_fits(entry: launch.Launch) -> launch.Fit:
-    return launch.Fit()
-
-
 def layers(sizes: list[int], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases."""
     weights = [empty(o, i, dtype=dtype) for i, o in pairwise(sizes)]
@@ -64,7 +60,7 @@ def of_heads(
     head: Head,
     rows: int = 1 << 20,
     backward: bool = False,
-    judge: launch.Judge = anything_fits,
+    judge: launch.Judge = lambda _: launch.Fit(),
 ) -> list[launch.Launch]:
     """The launches of the head's ops.
 
@@ -100,7 +96,7 @@ def of_draw(
     head: Head,
     network: Network = MADE,
     rows: int = 512,
-    judge: launch.Judge = anything_fits,
+    judge: launch.Judge = lambda _: launch.Fit(),
 ) -> list[launch.Launch]:
     """The launches of a draw, conditional by one model or staged by several: contexts of 32 features."""
     models, variables, hidden, residual = network

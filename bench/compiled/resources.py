@@ -8,7 +8,6 @@ that got worse than bench/results/resources.json is named, figure by figure, and
 
 import itertools
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -25,31 +24,21 @@ from triton.compiler import ASTSource
 from fastcsm.bench.compiled import launches, table
 from fastcsm.bench.compiled.launches import Head
 from fastcsm.bench.machine import host, triton_jit
+from fastcsm.bench.machine.cases import DTYPES, set_precision
 from fastcsm.kernels import launch
 
 FIGURES = ("stack", "spills", "shared", "instructions")
 TABLE = table.Table(table.RESULTS / "resources.json", "triton", FIGURES)
-TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90)
-DTYPES = {"tf32": torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA")
 #: Triton's names of pointers, by what they point to.
 FLOATS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 TYPES = {**FLOATS, torch.int64: "*i64", torch.int32: "*i32"}
 
 
-def set_precision(precision: str) -> None:
-    """Torch's setting for products of float32 under a name of ``DTYPES``."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
 def judge_of(architecture: int, limit: int) -> launch.Judge:
     """Says what a launch asks of a device that gives a program ``limit`` bytes of shared memory."""
-
-    def judge(entry: launch.Launch) -> launch.Fit:
-        return launch.Fit(compiled(entry, architecture).metadata.shared, limit)
-
-    return judge
+    return lambda entry: launch.Fit(compiled(entry, architecture).metadata.shared, limit)
 
 
 def named(
@@ -132,7 +121,7 @@ def figures(usage: str, code: str, shared: int) -> dict[str, int]:
 
 def dumped(binary: Path, *options: str) -> str:
     """What cuobjdump says of compiled code."""
-    return subprocess.run([TOOL, *options, binary], capture_output=True, text=True, check=True).stdout
+    return host.run([host.cuobjdump(), *options, binary])
 
 
 def measure(entry: launch.Launch, architecture: int) -> dict[str, int]:

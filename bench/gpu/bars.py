@@ -67,10 +67,11 @@ def _over(document: Result, name: str, peer: str, backend: str | None = None) ->
     return over.get(backend) if backend else max(over.values(), default=None)
 
 
-def _own(document: Result, name: str, figure: str, choose: Callable = max) -> float | None:
-    """The best of a figure of the backends."""
+def _own(document: Result, name: str, figure: str, choose: Callable, unit: float) -> float | None:
+    """The best of a figure of the backends, so many of which are its unit."""
     rows = _timing(document, name).get("rows", {})
-    return choose((rows[b][figure] for b in ("triton", "cuda") if figure in rows.get(b, {})), default=None)
+    known = (unit * rows[b][figure] for b in ("triton", "cuda") if figure in rows.get(b, {}))
+    return choose(known, default=None)
 
 
 def _most(document: Result, kind: str) -> float | None:
@@ -111,20 +112,18 @@ def bars(document: Result) -> Iterator[Bar]:
         yield at_least(f"{name}: {compiled} / Triton", _over(document, name, compiled, "triton"), 3)
         yield at_least(f"{name}: Triton / CUDA C++", _over(document, name, "triton", "cuda"), 1.2)
         yield at_least(f"{name}: {eager} / CUDA C++", _over(document, name, eager, "cuda"), 16)
-        part = _own(document, name, "share_of_mm")
-        yield at_least(f"{name}: share of torch.mm", None if part is None else 100 * part, share, "%")
+        part = _own(document, name, "share_of_mm", max, 100)
+        yield at_least(f"{name}: share of torch.mm", part, share, "%")
     yield at_most("csm_loss: extra memory", _most(document, "most"), 64, " MiB")
     yield at_most("csm_loss: more of it at twice the rows", _most(document, "growth"), 1, " MiB")
     for precision in ("bfloat16", "tf32"):
         name = f"langevin_draw {precision}"
-        step = _own(document, name, "seconds_per_step", min)
-        yield at_most(f"{name}: a step", None if step is None else 1e6 * step, 1, " us")
+        yield at_most(f"{name}: a step", _own(document, name, "seconds_per_step", min, 1e6), 1, " us")
         yield at_least(f"{name}: loop / fastcsm", _over(document, name, "loop"), 40)
         yield at_least(f"{name}: step in a graph / fastcsm", _over(document, name, "step in a graph"), 8)
-        counts = [
-            count for count in _timing(document, name).get("launches", {}).values() if count is not None
-        ]
-        yield at_most(f"{name}: launches of a draw", max(counts, default=None), 1, "")
+        launches = _timing(document, name).get("launches", {}).values()
+        most = max((count for count in launches if count is not None), default=None)
+        yield at_most(f"{name}: launches of a draw", most, 1, "")
     for precision in ("bfloat16", "tf32"):
         name = f"langevin {precision}"
         yield at_least(f"{name}: eager loop / fastcsm", _over(document, name, "loop"), 30)
@@ -221,12 +220,8 @@ def page(documents: Sequence[Result]) -> str:
     for document in documents:
         machine = document["machine"]
         versions = f"torch {machine['torch']}, CUDA {machine['cuda']}, Triton {machine['triton']}"
-        lines += [
-            f"**{machine['gpu']}** ({versions})",
-            "",
-            "| what | measured | bar | |",
-            "|---|---|---|---|",
-        ]
+        lines += [f"**{machine['gpu']}** ({versions})", ""]
+        lines += ["| what | measured | bar | |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(_text(bar))} |" for bar in bars(document)]
         lines += ["", "| timing | | median ms (quartiles) | times fastcsm's | share of torch.mm |"]
         lines += ["|---|---|---|---|---|", *_rows(document), ""]

@@ -18,12 +18,12 @@ import torch
 from support import SEEDS, Case, shares
 from torch import Tensor
 
+from ..micro.conditional_density import SIGMA
 from . import subjects
-from .subjects import SIGMA, Conditional, Drawn, Layer, LinearHead, Plan, Result, on, with_gradients
+from .subjects import Conditional, Drawn, Keep, Layer, LinearHead, Plan, Result, on, with_gradients
 
 RESOURCES = Path(__file__).resolve().parents[1] / "results" / "resources.json"
 Named = dict[str, Tensor]
-Keep = Callable[[Result], None]
 
 
 class Check(NamedTuple):
@@ -245,28 +245,25 @@ def loaded() -> list[Result]:
     found = []
     for name in sorted(name for name in sys.modules if name.startswith("fastcsm.kernels.")):
         for value in vars(sys.modules[name]).values():
-            if getattr(value, "__module__", None) != name or not hasattr(value, "device_caches"):
-                continue
-            for caches in value.device_caches.values():
-                for kernel in caches[0].values():
-                    metadata = kernel.metadata
-                    found.append(
-                        {
-                            "name": metadata.name,
-                            "registers": getattr(kernel, "n_regs", None),
-                            "spills": getattr(kernel, "n_spills", None),
-                            "shared": metadata.shared,
-                            "warps": metadata.num_warps,
-                        }
-                    )
+            own = getattr(value, "__module__", None) == name and hasattr(value, "device_caches")
+            for caches in value.device_caches.values() if own else ():
+                found += [figures(kernel) for kernel in caches[0].values()]
     return found
+
+
+def figures(kernel: Any) -> Result:
+    """Of a kernel as Triton has it."""
+    metadata = kernel.metadata
+    registers, spills = getattr(kernel, "n_regs", None), getattr(kernel, "n_spills", None)
+    own = {"name": metadata.name, "registers": registers, "spills": spills}
+    return {**own, "shared": metadata.shared, "warps": metadata.num_warps}
 
 
 def tabulated(op: str, precision: str) -> list[Result]:
     """Of the CUDA C++ kernels, for heads of two layers, from the committed table."""
     if subjects.DRY:
         return []
-    table = json.loads(RESOURCES.read_text(encoding="utf-8")).get("cuda", {"kernels": {}})["kernels"]
+    table = json.loads(RESOURCES.read_text(encoding="utf-8"))["cuda"]["kernels"]
     ending = f" {precision} sm_{90 if torch.cuda.get_device_capability() >= (9, 0) else 80}"
     names = op.removeprefix("linear_") + ("_" if op == "masked_linear" else "_kernel")
     return [
@@ -274,10 +271,3 @@ def tabulated(op: str, precision: str) -> list[Result]:
         for name, figures in table.items()
         if name.startswith(names) and name.endswith(ending) and ("layers=" not in name or "layers=2" in name)
     ]
-
-
-KINDS: dict[str, Callable[[str, Plan, Keep], Result]] = {
-    "check": partial(run_checks, 0),
-    "edges": partial(run_checks, 1),
-    "launch": launch,
-}

@@ -21,8 +21,8 @@ from fastcsm import backends
 
 from ..harness import measure
 from . import peaks, subjects
-from .checks import Keep, kernels
-from .subjects import Plan, Result, on, set_precision, synchronize
+from .checks import kernels
+from .subjects import Keep, Plan, Result, on, set_precision, synchronize
 from .timings import NO_GRADIENTS, Call, Tensors, Timing, make
 
 
@@ -34,8 +34,8 @@ class Replay(NamedTuple):
     way: str
 
 
-def graph_of(call: Call, repeats: int) -> Call:
-    """The replay of a CUDA graph that holds the call ``repeats`` times."""
+def graph_of(call: Call) -> Call:
+    """The replay of a CUDA graph of the call."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -43,8 +43,7 @@ def graph_of(call: Call, repeats: int) -> Call:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            call()
+        call()
     graph.replay()
     torch.cuda.synchronize()
     return graph.replay
@@ -55,22 +54,20 @@ def ready(call: Call, launched: bool) -> Replay:
     for _ in range(1 if subjects.DRY else 3):
         call()
     synchronize()
-    if subjects.DRY:
-        return Replay(call, 1, "dry")
-    if launched:
-        return Replay(call, 1, "launched")
+    if subjects.DRY or launched:
+        return Replay(call, 1, "dry" if subjects.DRY else "launched")
     short = elapsed(Replay(call, 1, "queued"))
     repeats = min(max(round(1e-3 / short), 1), 20)
-    try:
-        return Replay(graph_of(call, repeats), repeats, "graph")
-    except Exception as error:
-        print(f"not captured: {type(error).__name__}: {error}", flush=True)
-        torch.cuda.synchronize()
 
     def several() -> None:
         for _ in range(repeats):
             call()
 
+    try:
+        return Replay(graph_of(several), repeats, "graph")
+    except Exception as error:
+        print(f"not captured: {type(error).__name__}: {error}", flush=True)
+        torch.cuda.synchronize()
     return Replay(several, repeats, "queued")
 
 
@@ -130,7 +127,7 @@ def warm(name: str, plan: Plan, keep: Keep) -> Result:
             print("ran", peer, flush=True)
         return {}
     (backend,) = plan.backends
-    with torch.no_grad() if timing.op in NO_GRADIENTS else torch.enable_grad():
+    with torch.set_grad_enabled(timing.op not in NO_GRADIENTS):
         share = error(timing, backend)
         whole = finite(on(backend, timing.own))
     found: Result = {"kernels": kernels(timing.op, precision, backend)}
@@ -159,11 +156,10 @@ def timed(name: str, plan: Plan, keep: Keep) -> Result:
     own: dict[str, Call] = {backend: partial(on, backend, timing.own) for backend in plan.backends}
     ceilings = dict(rates(timing, precision))
     calls: dict[str, Call] = {**own, **timing.peers, **{label: rate.call for label, rate in ceilings.items()}}
-    with torch.no_grad() if timing.op in NO_GRADIENTS else torch.enable_grad():
+    with torch.set_grad_enabled(timing.op not in NO_GRADIENTS):
         if timing.memory:
-            found["extra_memory"] = {
-                label: extra_memory(call) for label, call in {**own, **timing.peers}.items()
-            }
+            measured = {**own, **timing.peers}
+            found["extra_memory"] = {label: extra_memory(call) for label, call in measured.items()}
         if timing.twice is not None:
             twice = timing.twice()
             found["extra_memory_twice"] = {label: extra_memory(partial(on, label, twice)) for label in own}
@@ -217,9 +213,8 @@ def summary(
     own = [label for label in seconds if label in ("triton", "cuda")]
     rows: Result = {label: {"error": reason} for label, reason in lost.items()}
     for label, values in seconds.items():
-        over = {
-            name: statistics.median(a / b for a, b in zip(values, seconds[name], strict=True)) for name in own
-        }
+        pairs = {name: zip(values, seconds[name], strict=True) for name in own}
+        over = {name: statistics.median(a / b for a, b in each) for name, each in pairs.items()}
         rows[label] = {**measure.quartiles(values), "way": replays[label].way, "over": over}
     found: Result = {"rows": rows}
     speed = {label: ceilings[label].work / rows[label]["median"] for label in ceilings if label in seconds}
@@ -253,10 +248,9 @@ def ceilings(name: str, plan: Plan, keep: Keep) -> Result:
     """The machine, why a backend is missing on it, and with rounds what it does at most."""
     if not subjects.DRY and not torch.cuda.is_available():
         raise RuntimeError("bench/gpu cannot run here: torch finds no CUDA device; --dry-run needs none")
-    names = {
-        label: backends.registry.known[subjects.stand_in(label)].missing() for label in ("triton", "cuda")
-    }
-    found: Result = {"machine": machine(), "missing": names}
+    known = {label: backends.registry.known[subjects.stand_in(label)] for label in ("triton", "cuda")}
+    missing = {label: backend.missing() for label, backend in known.items()}
+    found: Result = {"machine": machine(), "missing": missing}
     keep(found)
     makers: dict[str, tuple[str, Callable[[], peaks.Rate]]] = {
         "copy": ("bfloat16", peaks.copy),
@@ -293,11 +287,3 @@ def machine() -> Result:
         "cuda": torch.version.cuda,
         **found,
     }
-
-
-KINDS: dict[str, Callable[[str, Plan, Keep], Result]] = {
-    "warm": warm,
-    "time": timed,
-    "profile": profile,
-    "ceilings": ceilings,
-}

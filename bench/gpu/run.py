@@ -88,25 +88,21 @@ def environment(scratch: Path, cache: Path, dry: bool, workers: int) -> dict[str
     torch = importlib.util.find_spec("torch")
     # Nothing is written beside the sources; where torch is not compiled, that is done once, elsewhere.
     compiled = torch and Path(importlib.util.cache_from_source(torch.origin or "")).exists()
-    bytecode = (
-        {"PYTHONDONTWRITEBYTECODE": "1"} if compiled else {"PYTHONPYCACHEPREFIX": str(cache / "pycache")}
-    )
-    return (
-        variables
-        | bytecode
-        | {
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "PYTHONSAFEPATH": "1",
-            "PYTHONUNBUFFERED": "1",
-            "TRITON_CACHE_DIR": str(cache / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-            "CUDA_CACHE_PATH": str(cache / "cuda"),
-            "XDG_CACHE_HOME": str(cache / "other"),
-            "TMPDIR": str(scratch / "tmp"),
-            "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // workers, 1)),
-            **({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if dry else {}),
-        }
-    )
+    bytecode = "PYTHONDONTWRITEBYTECODE" if compiled else "PYTHONPYCACHEPREFIX"
+    return {
+        **variables,
+        bytecode: "1" if compiled else str(cache / "pycache"),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+        "XDG_CACHE_HOME": str(cache / "other"),
+        "TMPDIR": str(scratch / "tmp"),
+        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // workers, 1)),
+        **({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if dry else {}),
+    }
 
 
 class Run:
@@ -202,10 +198,8 @@ class Run:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 if seconds < job.seconds:
-                    return {
-                        "status": "not run",
-                        "reason": f"the time was over, {seconds:.0f} s after it began",
-                    }
+                    reason = f"the time was over, {seconds:.0f} s after it began"
+                    return {"status": "not run", "reason": reason}
                 return {"status": "timeout", "reason": f"took over {seconds:.0f} s"}
             finally:
                 self.running.discard(process)

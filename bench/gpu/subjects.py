@@ -1,19 +1,19 @@
 """What is checked and timed: random heads, layers and models on its device."""
 
 import copy
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import fastcsm
 from fastcsm import functional, nn
 from fastcsm.bench.baselines.head import Rows
-from fastcsm.bench.micro.conditional_density import SIGMA
-from fastcsm.bench.micro.rows import restoring
+from fastcsm.bench.micro.conditional_density import LEVEL
+from fastcsm.bench.micro.rows import fused, restoring
 
 #: Tiny sizes on the processor, Triton's kernels interpreted and the CPU library in the place of CUDA C++.
 DRY = False
@@ -24,6 +24,8 @@ PRECISIONS = {
     "float16": (torch.float16, "high"),
 }
 Result = dict[str, Any]
+#: Takes what a process has found so far.
+Keep = Callable[[Result], None]
 
 
 class Plan(NamedTuple):
@@ -68,57 +70,53 @@ def with_gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
-class Head:
-    """Random rows and a head on the device, as the baselines and ``functional`` take them."""
+class Subject:
+    """What has tensors and modules, all of them in another type by ``to``."""
+
+    def to(self, dtype):
+        def copied(value):
+            if isinstance(value, torch.nn.Module):
+                return copy.deepcopy(value).to(dtype)
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        other = copy.copy(self)
+        vars(other).update(tree_map(copied, vars(self)))
+        return other
+
+
+class Head(Subject):
+    """Random rows and a head on the device."""
 
     def __init__(self, rows, context=32, hidden=(128, 128), frequencies=0, activation="softplus", seed=0):
         torch.manual_seed(seed)
         sizes = [context + 1 + 2 * frequencies, *hidden, 1]
-        self.context = torch.randn(rows, context, device=device())
-        self.x = torch.randn(rows, device=device())
-        self.weights = [torch.randn(o, i, device=device()) / i**0.5 for i, o in pairwise(sizes)]
-        self.biases = [0.3 * torch.randn(o, device=device()) for o in sizes[1:]]
-        self.frequencies = 3 * torch.randn(frequencies, device=device())
-        self.activation, self.hidden = activation, hidden
+        self.rows = Rows(
+            torch.randn(rows, context, device=device()),
+            torch.randn(rows, device=device()),
+            [torch.randn(o, i, device=device()) / i**0.5 for i, o in pairwise(sizes)],
+            [0.3 * torch.randn(o, device=device()) for o in sizes[1:]],
+            3 * torch.randn(frequencies, device=device()),
+            activation,
+        )
 
-    def to(self, dtype):
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(other, name, value.to(dtype))
-            elif isinstance(value, list):
-                setattr(other, name, [item.to(dtype) for item in value])
-        return other
-
-    def first(self, rows):
+    def first(self, count):
         """The same head on some of the rows."""
         other = copy.copy(self)
-        other.context, other.x = self.context[:rows], self.x[:rows]
+        other.rows = self.rows._replace(context=self.rows.context[:count], x=self.rows.x[:count])
         return other
 
     def leaves(self):
-        return [t.detach().requires_grad_() for t in (self.context, *self.weights, *self.biases)]
+        tensors = self.rows.context, *self.rows.weights, *self.rows.biases
+        return [t.detach().requires_grad_() for t in tensors]
 
     def split(self, leaves):
-        layers = len(self.weights)
-        return leaves[0], self.x, leaves[1 : 1 + layers], leaves[1 + layers :]
+        """The rows with the leaves in the place of what they are made of."""
+        end = 1 + len(self.rows.weights)
+        return self.rows._replace(context=leaves[0], weights=leaves[1:end], biases=leaves[end:])
 
     def loss(self, leaves):
         """The fused loss."""
-        return functional.csm_loss(
-            *self.split(leaves), activation=self.activation, frequencies=self.frequencies
-        )
-
-    def baseline(self, function, leaves):
-        return function(Rows(*self.split(leaves), self.frequencies, self.activation), 1.0, 1.0)
-
-    def run(self, function, **options):
-        """A function of ``functional`` on the rows and the head."""
-        head = {"activation": self.activation, "frequencies": self.frequencies}
-        return function(self.context, self.x, self.weights, self.biases, **head, **options)
-
-    def langevin(self, sizes, steps, seed=3):
-        return self.run(functional.langevin, step_sizes=sizes, steps=steps, seed=seed)
+        return fused(functional.csm_loss, self.split(leaves))
 
 
 class LinearHead(Head):
@@ -132,14 +130,13 @@ class LinearHead(Head):
         self.degrees = into, torch.arange(dimensions, device=device()).repeat_interleave(context)
 
     def leaves(self):
-        return [t.detach().requires_grad_() for t in (*self.layer, *self.weights, *self.biases)]
+        return [*(t.detach().requires_grad_() for t in self.layer), *super().leaves()[1:]]
 
     def loss(self, leaves):
-        x, weight, bias, *head = leaves
-        weights, biases = head[: len(self.weights)], head[len(self.weights) :]
-        layer = x, weight, bias, *self.degrees
+        x, weight, bias, *rest = leaves
+        layer, head = (x, weight, bias, *self.degrees), self.split([self.rows.context, *rest])
         return functional.linear_csm_loss(
-            *layer, self.x.view(len(x), -1), weights, biases, activation=self.activation
+            *layer, head.x.view(len(x), -1), head.weights, head.biases, activation=head.activation
         )
 
 
@@ -148,35 +145,21 @@ class Conditional(Head):
 
     def __init__(self, rows, context=32, hidden=(128, 128), seed=0):
         super().__init__(rows, context, hidden, seed=seed)
-        restoring(self.weights, self.biases)
-        self.context = self.context[:, :-1].contiguous()
-        self.x = 0.2 * self.x
+        restoring(self.rows.weights, self.rows.biases)
+        given = self.rows.context[:, :-1].contiguous()
+        self.rows = self.rows._replace(context=given, x=0.2 * self.rows.x)
         self.u = torch.linspace(0.01, 0.99, rows, device=device())
 
-    def arguments(self):
-        return Rows(self.context, self.x, self.weights, self.biases, self.frequencies, self.activation)
-
     def density(self, leaves=None, inverse=False):
-        context, x, weights, biases = self.split(leaves or [self.context, *self.weights, *self.biases])
-        return functional.conditional_density(
-            context,
-            self.u if inverse else x,
-            weights,
-            biases,
-            activation=self.activation,
-            frequencies=self.frequencies,
-            low=-1.2,
-            high=1.2,
-            score_scale=1 / SIGMA,
-            stage_feature=math.log(SIGMA),
-            inverse=inverse,
-        )
+        rows = self.split(leaves) if leaves else self.rows
+        rows = rows._replace(x=self.u) if inverse else rows
+        return fused(functional.conditional_density, rows, inverse=inverse, **LEVEL)
 
     def flow(self, sigma_from, sigma_to):
-        return self.run(functional.probability_flow, sigma_from=sigma_from, sigma_to=sigma_to)
+        return fused(functional.probability_flow, self.rows, sigma_from=sigma_from, sigma_to=sigma_to)
 
 
-class Layer:
+class Layer(Subject):
     """A masked layer with sorted degrees; a preactivation and an upstream gradient."""
 
     def __init__(self, batch, features, outputs, seed=0):
@@ -187,11 +170,6 @@ class Layer:
         self.degrees = [
             torch.randint(0, 99, (n,), device=device()).sort().values for n in (features, outputs)
         ]
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        other.tensors = [t.to(dtype) for t in self.tensors]
-        return other
 
     def run(self):
         leaves = [t.detach().requires_grad_() for t in self.tensors[:3]]
@@ -211,7 +189,7 @@ class Layer:
         return int((into <= out[:, None]).sum())
 
 
-class Drawn:
+class Drawn(Subject):
     """A model to draw from; the reference draws with the same noise."""
 
     def __init__(
@@ -222,14 +200,8 @@ class Drawn:
         made = nn.MADE(features, hidden, 32, activation="silu", residual=residual)
         score = nn.ScoreHead(32 + (not staged), head, "softplus", frequencies=0)
         self.model = nn.ARCSM(made, score, noise=nn.NoiseSchedule(1.0, 0.04, levels, form=form))
-        for _ in range((levels - 1) * staged):
-            self.model.advance_stage()
+        self.model.to_stage((levels - 1) * staged)
         self.model.to(device()).eval()
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).to(dtype)
-        return other
 
     def sample(self, samples, steps=2):
         return self.model.sample(samples, method="langevin", steps=steps, seed=0)

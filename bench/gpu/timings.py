@@ -1,6 +1,5 @@
 """What is timed: an op on the backends, and what it is compared with."""
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -10,26 +9,27 @@ import comparisons
 import torch
 from torch import Tensor
 
-from fastcsm import nn
+from fastcsm import functional, nn
 
 from ..baselines import masked
 from ..baselines.flow import flow_rk4
-from ..baselines.head import Rows, csm_double_backward, csm_jvp, csm_tangent
+from ..baselines.head import csm_double_backward, csm_jvp, csm_tangent
 from ..baselines.langevin import Stages, langevin_loop
 from ..baselines.quadrature import eager_quadrature
+from ..micro.conditional_density import SIGMA
 from ..micro.langevin_draw import Draw
 from ..micro.masked_linear import made_operations
-from ..micro.rows import loss_operations
+from ..micro.rows import fused, head_operations
 from . import subjects
 from .checks import narrow
 from .subjects import (
     PRECISIONS,
-    SIGMA,
     Conditional,
     Head,
     Layer,
     LinearHead,
     Result,
+    Subject,
     on,
     set_precision,
     with_gradients,
@@ -83,9 +83,9 @@ def against_reference(
         return got, on("reference", lambda: run(low)), truth
 
 
-def widths_of(weights: Any) -> list[int]:
+def widths_of(head: Head) -> list[int]:
     """The inputs of a head's layers, by which measured.py knows it."""
-    return [weight.shape[1] for weight in weights]
+    return [weight.shape[1] for weight in head.rows.weights]
 
 
 def losses(head: Head) -> Tensors:
@@ -104,7 +104,7 @@ def csm_loss(
     compiled = csm_tangent if subjects.DRY else torch.compile(csm_tangent)
 
     def plain(function: Callable) -> Call:
-        return lambda: with_gradients(head.baseline(function, leaves), leaves)
+        return lambda: with_gradients(function(head.split(leaves), 1.0, 1.0), leaves)
 
     def twice() -> Call:
         larger = Head(2 * rows, context, hidden, frequencies, activation).to(dtype)
@@ -112,7 +112,7 @@ def csm_loss(
 
     return Timing(
         "csm_loss",
-        {"rows": rows, "frequencies": frequencies, "head": widths_of(head.weights)},
+        {"rows": rows, "frequencies": frequencies, "head": widths_of(head)},
         lambda: with_gradients(head.loss(leaves), leaves),
         compare=partial(against_reference, head.first(4096), losses, precision),
         peers={
@@ -121,14 +121,14 @@ def csm_loss(
             "tangent": plain(csm_tangent),
             "compiled tangent": plain(compiled),
         },
-        operations=rows * loss_operations(context, hidden, frequencies),
+        operations=rows * head_operations("loss", context, hidden, frequencies),
         mm=((rows, *hidden),),
         memory=True,
         twice=twice,
     )
 
 
-class Upstream:
+class Upstream(Subject):
     """A network and a gradient of its contexts."""
 
     def __init__(self, batch, features, hidden, context):
@@ -136,12 +136,6 @@ class Upstream:
         self.made = nn.MADE(features, hidden, context).to(subjects.device())
         self.x = torch.randn(batch, features, device=subjects.device())
         self.upstream = torch.randn(batch, features, context, device=subjects.device())
-
-    def to(self, dtype):
-        other = copy.copy(self)
-        other.made = copy.deepcopy(self.made).to(dtype)
-        other.x, other.upstream = self.x.to(dtype), self.upstream.to(dtype)
-        return other
 
     def run(self, network=None):
         y = (network or self.made)(self.x)
@@ -190,7 +184,7 @@ def linear_csm_loss(precision: str, batch: int = 128, dimensions: int = 784, uni
     few = LinearHead(min(batch, 8), dimensions, units)
     return Timing(
         "linear_csm_loss",
-        {"batch": batch, "dimensions": dimensions, "units": units, "head": widths_of(subject.weights)},
+        {"batch": batch, "dimensions": dimensions, "units": units, "head": widths_of(subject)},
         lambda: losses(subject),
         compare=partial(against_reference, few, losses, precision),
         peers={"plain": lambda: on("reference", lambda: losses(subject))},
@@ -202,14 +196,16 @@ def langevin(precision: str, rows: int = 4096, steps: int = 200) -> Timing:
     head = Head(rows).to(PRECISIONS[precision][0])
 
     def loop() -> Tensor:
-        layers = head.weights, head.biases, head.frequencies, head.activation
-        return langevin_loop(Rows(head.context, head.x, *layers), Stages([0.02], [1.0], [None], steps))
+        return langevin_loop(head.rows, Stages([0.02], [1.0], [None], steps))
+
+    def own(subject: Head) -> Tensors:
+        return [fused(functional.langevin, subject.rows, step_sizes=[0.02], steps=steps, seed=3)]
 
     return Timing(
         "langevin",
-        {"rows": rows, "steps": steps, "head": widths_of(head.weights)},
-        lambda: head.langevin([0.02], steps),
-        compare=partial(against_reference, head, lambda h: [h.langevin([0.02], steps)], precision),
+        {"rows": rows, "steps": steps, "head": widths_of(head)},
+        partial(own, head),
+        compare=partial(against_reference, head, own, precision),
         peers={"loop": loop, "loop in a graph": loop},
         launched=("loop",),
     )
@@ -239,7 +235,7 @@ def langevin_draw(precision: str, case: Draw = DRAW) -> Timing:
             "samples": case.samples,
             "features": case.features,
             "steps": steps,
-            "head": widths_of(model.head.weights),
+            "head": [w.shape[1] for w in model.head.weights],
         },
         lambda: model.sample(case.samples, "langevin", steps=case.steps),
         compare=compare,
@@ -257,17 +253,13 @@ def log_prob(precision: str, rows: int = 512 * 784) -> Timing:
     """log q of the rows of 512 samples of 784 variables, beside panels that are the same for all rows."""
     panels = 4
     head = Conditional(rows).to(PRECISIONS[precision][0])
-    part = min(rows, 8192)
+    quadrature = partial(eager_quadrature, sigma=SIGMA, panels=2 * panels, part=min(rows, 8192))
     return Timing(
         "conditional_density",
-        {"rows": rows, "panels": panels, "head": widths_of(head.weights)},
+        {"rows": rows, "panels": panels, "head": widths_of(head)},
         lambda: head.density().log_density,
         compare=partial(against_reference, head.first(1024), lambda h: [h.density().log_density], precision),
-        peers={
-            "eager quadrature": lambda: eager_quadrature(
-                head.arguments(), sigma=SIGMA, panels=2 * panels, part=part
-            ),
-        },
+        peers={"eager quadrature": partial(quadrature, head.rows)},
         memory=True,
     )
 
@@ -278,9 +270,9 @@ def flow(precision: str, rows: int = 512 * 784) -> Timing:
     steps = partial(flow_rk4, sigma_from=SIGMA, sigma_to=1.0, steps=8)
     return Timing(
         "probability_flow",
-        {"rows": rows, "head": widths_of(head.weights)},
+        {"rows": rows, "head": widths_of(head)},
         lambda: list(head.flow(SIGMA, 1.0)[:2]),
-        peers={"Runge-Kutta, 8 steps": lambda: steps(head.arguments())},
+        peers={"Runge-Kutta, 8 steps": partial(steps, head.rows)},
     )
 
 

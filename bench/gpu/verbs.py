@@ -83,10 +83,15 @@ def check(run: Run) -> None:
                 )  # fmt: skip
 
     first, tools, edges = run.expect(checks("check")), run.expect(sanitizer()), run.expect(checks("edges"))
-    if not run.options.dry_run and not all(job.before for job in tools):
-        without(run, tools, "compute-sanitizer")
-        tools = []
-    run.side_by_side([*first, *tools, *edges])
+    run.side_by_side([*first, *with_tool(run, tools, "compute-sanitizer"), *edges])
+
+
+def with_tool(run: Run, jobs: list[Job], name: str) -> list[Job]:
+    """The jobs, or none where the tool that is to run them was not found."""
+    if run.options.dry_run or all(job.before for job in jobs):
+        return jobs
+    without(run, jobs, name)
+    return []
 
 
 def without(run: Run, jobs: Iterable[Job], name: str) -> None:
@@ -115,10 +120,8 @@ def measure(run: Run) -> None:
         for names in TIMINGS
         for name in names
     }
-    profiles = run.expect(profile(name, backend) for name in PROFILED for backend in BACKENDS)
-    if not run.options.dry_run and not all(job.before for job in profiles):
-        without(run, profiles, "ncu")
-        profiles = []
+    wanted = run.expect(profile(name, backend) for name in PROFILED for backend in BACKENDS)
+    profiles = with_tool(run, wanted, "ncu")
     for number, names in enumerate(order):
         chosen = [(name, jobs) for name, jobs in names if timed[name]]
         run.side_by_side([job for _, jobs in chosen for job in jobs])
@@ -154,9 +157,8 @@ def tests(run: Run) -> None:
     wanted = run.expect(jobs())
     if run.options.dry_run:
         without(run, [job for job in wanted if job.backends], "a device")
-        wanted = [
-            job._replace(arguments=(*job.arguments, "--collect-only")) for job in wanted if not job.backends
-        ]
+        here = [job for job in wanted if not job.backends]
+        wanted = [job._replace(arguments=(*job.arguments, "--collect-only")) for job in here]
     run.side_by_side(wanted)
 
 

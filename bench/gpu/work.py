@@ -3,12 +3,22 @@
 import json
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from . import checks, rounds, subjects
 from .run import Result, write_json
 
-KINDS = {**checks.KINDS, **rounds.KINDS}
+KINDS: dict[str, Callable[[str, subjects.Plan, subjects.Keep], Result]] = {
+    "check": partial(checks.run_checks, 0),
+    "edges": partial(checks.run_checks, 1),
+    "launch": checks.launch,
+    "warm": rounds.warm,
+    "time": rounds.timed,
+    "profile": rounds.profile,
+    "ceilings": rounds.ceilings,
+}
 
 
 def main(plan: str, path: Path) -> None:

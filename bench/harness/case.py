@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -51,6 +51,9 @@ class Case:
     warmup = 2
     #: Contenders that the suite leaves out, because their first call compiles for long.
     slow: ClassVar[tuple[str, ...]] = ()
+    #: The largest sizes, and widths, of a case that takes seconds, and of one that is only to run the code.
+    quick_sizes: ClassVar[Mapping[str, int]] = {}
+    warm_sizes: ClassVar[Mapping[str, int]] = {}
 
     def config(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -95,13 +98,20 @@ class Case:
         """What ``fastcsm bench`` measures, when it measures everything in two minutes."""
         return self.variants()
 
-    def quick(self) -> Case:
+    def quick(self: Kind) -> Kind:
         """A case of the same kind that takes seconds."""
-        raise NotImplementedError
+        return self._at_most(self.quick_sizes)
 
-    def warm(self) -> Case:
+    def warm(self: Kind) -> Kind:
         """A tiny case that runs the same code, before memory is measured."""
-        raise NotImplementedError
+        return self._at_most(self.warm_sizes)
+
+    def _at_most(self: Kind, sizes: Mapping[str, int]) -> Kind:
+        found: dict[str, Any] = {}
+        for name, most in sizes.items():
+            own = getattr(self, name)
+            found[name] = min(own, most) if isinstance(own, int) else tuple(min(w, most) for w in own)
+        return replace(self, **found)
 
 
 def from_config(kind: type[Kind], config: Mapping[str, Any]) -> Kind:
@@ -124,7 +134,5 @@ def own_contenders(
     found = {}
     for precision in precisions:
         suffix, quoted = ("", "") if precision == "highest" else (f"_{precision}", f', "{precision}"')
-        found[f"fastcsm{suffix}"] = Contender(
-            f"fastcsm{quoted}", call, precision=precision, own=True, **options
-        )
+        found[f"fastcsm{suffix}"] = Contender(f"fastcsm{quoted}", call, precision, own=True, **options)
     return found

@@ -101,16 +101,14 @@ class Limits:
         self._why = loop if isinstance(loop, str) else ""
         self._peaks: dict[str, Fastest] = {}
         if not isinstance(loop, str):
-            self._peaks = {a: peak(loop, a, torch.get_num_threads()) for a in self._wanted()}
+            # What may round to bfloat16 may as well multiply in float32, and does where that is faster.
+            wanted = {*self._products, *(["float32"] if "bfloat16" in self._products else [])}
+            self._peaks = {a: peak(loop, a, torch.get_num_threads()) for a in wanted}
         self._copies = copies(self._bytes)
         self.calls: dict[str, Callable[[], object]] = {"copy": self._copies}
         for arithmetic, products in self._products.items():
             self.calls |= {f"{arithmetic} {shape}": call for shape, (_, call) in products.items()}
         self.calls |= {f"{arithmetic} peak": call for arithmetic, call in self._peaks.items()}
-
-    def _wanted(self) -> set[str]:
-        """What may round to bfloat16 may as well multiply in float32, and does where that is faster."""
-        return {*self._products, *(["float32"] if "bfloat16" in self._products else [])}
 
     def measured(self, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
         """What the rounds say: entries of a result.

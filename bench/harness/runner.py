@@ -119,7 +119,7 @@ def run_case(
         for name, row in rows.items():
             if row["status"] == "ok":
                 log(f"memory of {row['label']}")
-                row["extra_bytes"] = memory(_request(case, name))
+                row["extra_bytes"] = memory(memory_request(case, name))
     config = {"op": case.op, "title": case.title(), "config": case.config(), "rounds": rounds}
     return {**config, **measured, "rows": list(rows.values())}
 
@@ -151,7 +151,7 @@ def _time(
 
 def memory_by_rows(case: Case, rows: Sequence[int], memory: Measure = extra_memory) -> dict[str, int | None]:
     """Extra memory of fastcsm at other numbers of rows."""
-    return {str(n): memory(_request(replace(case, rows=n), "fastcsm")) for n in rows}  # type: ignore[call-arg]
+    return {str(n): memory(memory_request(replace(case, rows=n), "fastcsm")) for n in rows}  # type: ignore[call-arg]
 
 
 def add_speedups(rows: Mapping[str, dict[str, Any]]) -> None:
@@ -162,7 +162,8 @@ def add_speedups(rows: Mapping[str, dict[str, Any]]) -> None:
             row["speedup"] = first["seconds"]["median"] / row["seconds"]["median"]
 
 
-def _request(case: Case, contender: str) -> dict[str, Any]:
+def memory_request(case: Case, contender: str) -> dict[str, Any]:
+    """What :meth:`.measure.Probe.extra_memory` is asked for."""
     return {
         "op": case.op,
         "contender": contender,
@@ -171,14 +172,16 @@ def _request(case: Case, contender: str) -> dict[str, Any]:
     }
 
 
-def document(results: Sequence[Mapping[str, Any]], rounds: int) -> dict[str, Any]:
-    """Results with the machine, the versions and the date: what ``--json`` writes."""
+def circumstances() -> dict[str, Any]:
+    """The date, the machine, the versions and the number of threads, which every file has."""
     return {
-        "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "results": list(results),
     }
+
+
+def document(results: Sequence[Mapping[str, Any]], rounds: int) -> dict[str, Any]:
+    """Results with their circumstances: what ``--json`` writes."""
+    return {"schema": SCHEMA, **circumstances(), "rounds": rounds, "results": list(results)}

@@ -12,11 +12,12 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import fastcsm
 from fastcsm import functional
 
+from ..baselines.head import Rows
+from ..micro.rows import fused
 from . import host
 
 CONTEXT, WIDTHS = 32, (128, 128)
@@ -46,69 +47,59 @@ class Case(NamedTuple):
     warps: bool = False
 
 
-def head(dtype: torch.dtype, frequencies: int, context: int = CONTEXT) -> dict[str, Any]:
-    """Weights, biases, activation and frequencies of the default head, as functional takes them."""
+def set_precision(precision: str) -> None:
+    """Torch's setting for products of float32 under a name of ``DTYPES``."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def rows(n: int, dtype: torch.dtype, frequencies: int, features: int = CONTEXT) -> Rows:
+    """Rows of so many context features, and the default head."""
     torch.manual_seed(0)
-    sizes = [context + 1 + 2 * frequencies, *WIDTHS, 1]
-    return {
-        "weights": [(torch.randn(o, i) / 2 / i**0.5).to(dtype) for i, o in pairwise(sizes)],
-        "biases": [torch.randn(o).to(dtype) / 4 for o in sizes[1:]],
-        "activation": "silu" if frequencies else "softplus",
-        "frequencies": torch.randn(frequencies).to(dtype),
-    }
-
-
-def rows(n: int, dtype: torch.dtype, context: int = CONTEXT) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, context).to(dtype), torch.randn(n).to(dtype)
+    sizes = [CONTEXT + 1 + 2 * frequencies, *WIDTHS, 1]
+    weights = [torch.randn(o, i) / 2 / i**0.5 for i, o in pairwise(sizes)]
+    biases, own = [torch.randn(o) / 4 for o in sizes[1:]], torch.randn(frequencies)
+    context, x = torch.randn(n, features), torch.randn(n)
+    return Rows(context, x, weights, biases, own, "silu" if frequencies else "softplus").to(dtype)
 
 
 def score_head(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    given = head(dtype, frequencies)
-    functional.score_head(*rows(n, dtype), **given)
+    fused(functional.score_head, rows(n, dtype, frequencies))
 
 
 def csm_loss(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    given, (context, x) = head(dtype, frequencies), rows(n, dtype)
-    for leaf in (context, *given["weights"], *given["biases"]):
-        leaf.requires_grad_()
-    functional.csm_loss(context, x, **given)
+    fused(functional.csm_loss, rows(n, dtype, frequencies).to(dtype, gradients=True))
 
 
 def langevin(steps: int, dtype: torch.dtype, frequencies: int) -> None:
-    given = head(dtype, frequencies)
-    functional.langevin(*rows(16, dtype), **given, step_sizes=[0.1], steps=steps, seed=1)
+    fused(functional.langevin, rows(16, dtype, frequencies), step_sizes=[0.1], steps=steps, seed=1)
 
 
 def langevin_draw(steps: int, dtype: torch.dtype, frequencies: int) -> None:
-    given, variables, hidden = head(dtype, frequencies), 2, 32
+    head, variables, hidden = rows(0, dtype, frequencies)[2:], 2, 32
     made = [(torch.randn(o, i) / i**0.5).to(dtype) for i, o in ((variables, hidden), (hidden, 2 * CONTEXT))]
     functional.langevin_draw(
         torch.zeros(16, variables).to(dtype),
-        functional.Head(**given),
+        functional.Head(*head),
         functional.Network(made, [None, None], [torch.ones(hidden, dtype=torch.int64)]),
         functional.Stages([0.1], steps),
         functional.Draw(seed=1),
     )
 
 
-def layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
-    leaves = [
-        torch.randn(*size).to(dtype).requires_grad_()
-        for size in ((batch, inputs), (outputs, inputs), (outputs,))
-    ]
-    degrees = [torch.zeros(n, dtype=torch.int64) for n in (inputs, outputs)]
-    y = functional.masked_linear(*leaves, *degrees, activation="silu")
-    y.sum().backward()
-
-
 def conditional_density(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    given = head(dtype, frequencies)
-    functional.conditional_density(*rows(n, dtype), **given, low=-3.0, high=3.0)
+    fused(functional.conditional_density, rows(n, dtype, frequencies), low=-3.0, high=3.0)
 
 
 def probability_flow(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    given, (context, x) = head(dtype, frequencies), rows(n, dtype, CONTEXT - 1)
-    functional.probability_flow(context, x, **given, sigma_from=0.1, sigma_to=1.0)
+    given = rows(n, dtype, frequencies, CONTEXT - 1)
+    fused(functional.probability_flow, given, sigma_from=0.1, sigma_to=1.0)
+
+
+def layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    sizes = (batch, inputs), (outputs, inputs), (outputs,)
+    leaves = [torch.randn(size).to(dtype).requires_grad_() for size in sizes]
+    degrees = [torch.zeros(n, dtype=torch.int64) for n in (inputs, outputs)]
+    functional.masked_linear(*leaves, *degrees, activation="silu").sum().backward()
 
 
 def forward(inputs: int, dtype: torch.dtype, _: int) -> None:
@@ -148,11 +139,6 @@ CASES = {
         *LAYERS,
     ),
 }
-
-
-def one(found: list[host.Report], kernel: str) -> host.Report:
-    """The report of the launch whose kernel has this name."""
-    return next(report for report in found if kernel in report.kernel)
 
 
 def figures(case: Case, first: host.Report, second: host.Report) -> dict[str, float]:
@@ -220,7 +206,7 @@ def count(case: Case, backend: str, dtype: torch.dtype, frequencies: int, place:
     for size in case.sizes:
         with place(), fastcsm.backend(backend), host.recorded(paths=True) as reports:
             case.run(size, dtype, frequencies)
-        found.append(one(reports, case.kernel))
+        found.append(next(report for report in reports if case.kernel in report.kernel))
     return figures(case, *found)
 
 
@@ -237,7 +223,7 @@ def every(
         place: what the runs happen inside.
     """
     for precision, dtype in DTYPES.items():
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        set_precision(precision)
         for case in CASES[backend]:
             for frequencies in case.frequencies or (None,):
                 if precision == "float32" and (case.kernel != "csm_loss_kernel" or frequencies):

@@ -13,11 +13,9 @@ else.
 
 import ast
 import ctypes
-import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,16 +52,6 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{folder}/bin") if folder else None)
 
 
-def find_cuobjdump() -> str | None:
-    """cuobjdump: Triton's, or on PATH."""
-    try:
-        import triton
-    except ImportError:
-        return shutil.which("cuobjdump")
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(path) if path.exists() else shutil.which("cuobjdump")
-
-
 def sources() -> list[Path]:
     """The files of csrc/cuda/ that have kernels."""
     return [path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if path.name != "launch.cu"]
@@ -88,7 +76,7 @@ def why_not() -> str:
     """Why nothing can be built here; "" if it can."""
     if sys.platform != "linux" or find_nvcc() is None:
         return "needs Linux and nvcc"
-    if find_cuobjdump() is None:
+    if host.cuobjdump() is None:
         return "needs cuobjdump, which is in the package triton"
     missing = [path.name for path in objects() if not path.exists()]
     if missing:
@@ -112,30 +100,15 @@ def nvcc_flags() -> list[str]:
     return [flag for flag in names["NVCC_FLAGS"] if not flag.startswith(left_out)] + ["-Icsrc", *includes]
 
 
-def run(command: list[Any]) -> str:
-    """What the command prints.
-
-    Raises:
-        RuntimeError: if it fails, with what it said.
-    """
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed on {command[-1]}: {done.stderr[-3000:]}")
-    return done.stdout
-
-
-def _digest(paths: list[Path], *words: str) -> str:
-    found = hashlib.sha256(" ".join([torch.__version__, *words]).encode())
-    for path in paths:
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+run = partial(host.run, cwd=ROOT)
 
 
 def build(folder: Path = FOLDER) -> Path:
     """The library of launchers in ``folder``, named by a digest of what it is made of; built if it is new."""
     own = sorted(RUNTIME.glob("*.cpp"))
     registrations = ROOT / "csrc" / "library_cuda.cpp"
-    target = folder / f"launchers-{_digest([*objects(), *own, registrations, *headers()], *nvcc_flags())}.so"
+    made_of = [*objects(), *own, registrations, *headers()]
+    target = folder / f"launchers-{host.digest(made_of, torch.__version__, *nvcc_flags())}.so"
     if target.exists():
         return target
     common = [find_nvcc(), "-std=c++20", "-O1", "-Icsrc", *(f"-isystem={path}" for path in include_paths())]
@@ -160,14 +133,15 @@ def build(folder: Path = FOLDER) -> Path:
 
 def shipped_ptx(source: Path) -> str:
     """The PTX for sm_90 in the installation's object of a source."""
-    text = run([find_cuobjdump(), "-ptx", object_of(source)])
+    text = run([host.cuobjdump(), "-ptx", object_of(source)])
     return text[text.index(".version") :]
 
 
 def compiled_ptx(source: Path, architecture: int, folder: Path, lines: bool = False) -> str:
     """The PTX that nvcc makes of a source, with lines of the source if wanted; kept in ``folder``."""
     options = ["-lineinfo"] * lines
-    digest = _digest([source, *headers()], run([find_nvcc(), "--version"]), *nvcc_flags(), *options)
+    words = torch.__version__, run([find_nvcc(), "--version"]), *nvcc_flags(), *options
+    digest = host.digest([source, *headers()], *words)
     target = folder / f"{source.stem}-sm_{architecture}-{digest}.ptx"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,8 +167,7 @@ def extents(arguments: Any) -> Iterator[host.Range]:
     """The bytes of each tensor among an op's arguments."""
     for n, value in enumerate(tree_leaves(arguments)):
         if isinstance(value, torch.Tensor) and value.numel():
-            last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-            yield host.Range(f"argument {n}", value.data_ptr(), (last + 1) * value.element_size())
+            yield host.Range.of(f"argument {n}", value)
 
 
 class Machine:
@@ -267,11 +240,9 @@ class Machine:
         if block[1:] != (1, 1):
             raise host.Fault([f"{name}: blocks of {block} threads, the machine runs those of one dimension"])
         kernel = module.kernels[name]
-        parameters = bytearray(kernel.parameter_bytes)
-        for n, (offset, size) in enumerate(kernel.parameters):
-            parameters[offset : offset + size] = ctypes.string_at(arguments[n], size)
+        given = (ctypes.string_at(arguments[n], size) for n, (_, size) in enumerate(kernel.parameters))
         ranges = [*self.arguments, *self.allocations()]
-        sizes = grid, block[0], shared, bytes(parameters), ranges, self.architecture
+        sizes = grid, block[0], shared, kernel.laid_out(given), ranges, self.architecture
         try:
             host.Launch(text, name, *sizes).run(self.orders)
         except host.Fault:

@@ -8,13 +8,14 @@ processor, and every access must lie in one of the ``ranges``.
 
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -51,6 +52,12 @@ class Range(NamedTuple):
     address: int
     bytes: int
 
+    @classmethod
+    def of(cls, name: str, tensor: Any) -> "Range":
+        """From a tensor's first element to its last."""
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        return cls(name, tensor.data_ptr(), (last + 1) * tensor.element_size())
+
 
 class Kernel(NamedTuple):
     """What a kernel's head says: (offset, bytes) of each parameter, all their bytes, static shared memory."""
@@ -59,6 +66,13 @@ class Kernel(NamedTuple):
     parameter_bytes: int
     static_shared: int
     threads: int
+
+    def laid_out(self, values: Iterable[bytes]) -> bytes:
+        """The parameter space with these parameters in it."""
+        space = bytearray(self.parameter_bytes)
+        for value, (offset, size) in zip(values, self.parameters, strict=True):
+            space[offset : offset + size] = value
+        return bytes(space)
 
 
 class Report(NamedTuple):
@@ -122,17 +136,39 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or "g++")
 
 
+def run(command: Sequence[Any], **options: Any) -> str:
+    """What the command prints; options are subprocess.run's.
+
+    Raises:
+        RuntimeError: if it fails, with what it said.
+    """
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed on {command[-1]}: {done.stderr.strip()[-3000:]}")
+    return done.stdout
+
+
+def cuobjdump() -> str | None:
+    """Triton's, or that on PATH."""
+    triton = importlib.util.find_spec("triton")
+    own = f"{Path(triton.origin or '').parent}/backends/nvidia/bin" if triton else ""
+    return shutil.which("cuobjdump", path=own) or shutil.which("cuobjdump")
+
+
+def digest(paths: Iterable[Path], *words: str) -> str:
+    """Of words, and of files and their names."""
+    found = hashlib.sha256(" ".join(words).encode())
+    for path in paths:
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The machine, built where its sources or the compiler changed."""
     sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
-    native = subprocess.run(
-        [str(compiler()), "-march=native", "-Q", "--help=target"], capture_output=True, check=True
-    )
-    key = hashlib.sha256(native.stdout + " ".join(FLAGS).encode())
-    for path in sources:
-        key.update(path.name.encode() + path.read_bytes())
-    target = BUILD / key.hexdigest()[:16] / "machine.so"
+    native = run([compiler(), "-march=native", "-Q", "--help=target"])
+    target = BUILD / digest(sources, native, *FLAGS) / "machine.so"
     if not target.exists():
         compile_into(target, [path for path in sources if path.suffix == ".cpp"])
     loaded = ctypes.CDLL(str(target))
@@ -149,16 +185,11 @@ def library() -> ctypes.CDLL:
 def compile_into(target: Path, sources: Sequence[Path]) -> None:
     """Compile and link; the library appears whole or not at all, so that processes may build at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-
-    def run(*arguments: Any) -> None:
-        done = subprocess.run([str(compiler()), *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the machine does not compile: {done.stderr[:2000]}")
-
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects, part = [Path(folder, f"{path.stem}.o") for path in sources], Path(folder, target.name)
-        list(pool.map(lambda pair: run(*FLAGS, "-c", pair[0], "-o", pair[1]), zip(sources, objects)))
-        run("-shared", *objects, "-o", part)
+        commands = [[compiler(), *FLAGS, "-c", "-o", *pair] for pair in zip(objects, sources)]
+        list(pool.map(run, commands))
+        run([compiler(), "-shared", "-o", part, *objects])
         part.replace(target)
 
 

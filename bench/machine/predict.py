@@ -63,13 +63,8 @@ class Problem(NamedTuple):
 
 
 ROWS = 401_408
+#: Inputs and outputs of a MADE's layers, of whose 128 x 128 x 64 pieces for 1024 rows half have edges.
 LAYERS = ((784, 4096), (4096, 4096), (4096, 784 * 32))
-
-
-def _layer_units(kind: str) -> float:
-    """128 x 128 x 64 pieces of a MADE 784 -> 2 x 4096 -> 784 x 32 for 1024 rows, half of which have edges."""
-    layers = LAYERS[1:] if kind == "x" else LAYERS
-    return sum(1024 * i * o / (128 * 128 * 64) / 2 for i, o in layers)
 
 
 def problems() -> Iterator[Problem]:
@@ -103,8 +98,9 @@ def problems() -> Iterator[Problem]:
         {"triton": 200, "cuda": 200},
         {("triton", "bfloat16"): "0.25 ms", ("triton", "tf32"): "0.3 ms"},
     )
-    for kind, kernel in (("forward", "fwd"), ("x", "bwd_x"), ("weight", "bwd_weight")):
-        units = _layer_units(kind)
+    for kernel in ("fwd", "bwd_x", "bwd_weight"):
+        layers = LAYERS[1:] if kernel == "bwd_x" else LAYERS
+        units = sum(1024 * i * o / (128 * 128 * 64) / 2 for i, o in layers)
         yield Problem(
             f"masked layers of a MADE, 1024 rows, 2 x 4096: {kernel}",
             f"masked_linear_{kernel}_kernel",
@@ -143,12 +139,6 @@ def resident(device: Device, figures: Mapping[str, Any], registers: int) -> int:
     return max(min(by_registers, by_shared, THREADS // threads, 32), 1)
 
 
-def operands(kernel: str, backend: str, precision: str) -> str:
-    """The precision of what matrix units multiply."""
-    exact = backend == "cuda" and kernel.startswith("probability_flow")  # sums of three bfloat16
-    return "bfloat16" if exact else precision
-
-
 def busy(device: Device, figures: Mapping[str, Any], precision: str, ratio: float) -> dict[str, float]:
     """Cycles for which a unit keeps each part of a multiprocessor busy."""
     rate = device.matrix * (1 if figures["wgmma"] else device.by_mma) / (1 if precision == "bfloat16" else 2)
@@ -172,7 +162,8 @@ def predict(
     compiled: Mapping[str, int],
 ) -> Prediction:
     """The time of a problem by a unit's counts and the compiled kernel's registers and instructions."""
-    precision = operands(problem.kernel, backend, precision)
+    if backend == "cuda" and problem.kernel.startswith("probability_flow"):
+        precision = "bfloat16"  # its matrix units multiply sums of three
     parts = busy(device, figures, precision, compiled["instructions"] / figures["static"])
     worst = max(parts, key=parts.__getitem__)
     at_once = resident(device, figures, compiled["registers"])

@@ -59,11 +59,16 @@ class Compiler(CUDABackend):
         return src.encode()
 
 
-class Utils:
-    """What Triton asks of a device's driver library."""
+class Driver:
+    """A device that is not there, and its driver library, by what Triton asks of them.
+
+    Its number is its architecture, as kernels are cached by device.
+    """
 
     def __init__(self, architecture: int):
         self.architecture = architecture
+        self.utils = self
+        self.launcher_cls = Launcher
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": host.SHARED_LIMIT[self.architecture]}
@@ -73,15 +78,6 @@ class Utils:
         ptx = binary.decode()
         host.load(ptx)
         return None, (ptx, name), 0, 0, MOST_THREADS
-
-
-class Driver:
-    """A device that is not there; its number is its architecture, as kernels are cached by device."""
-
-    def __init__(self, architecture: int):
-        self.architecture = architecture
-        self.utils = Utils(architecture)
-        self.launcher_cls = Launcher
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.architecture, 32)
@@ -133,7 +129,7 @@ class Launcher:
         given = list(_flat(self.signature.items(), args))
         parameters = _laid_out(name, host.load(ptx).kernels[name], given)
         tensors = {label: value for label, _, value in given if isinstance(value, Tensor)}
-        ranges = [_range(label, tensor) for label, tensor in tensors.items() if tensor.numel() > 0]
+        ranges = [host.Range.of(label, tensor) for label, tensor in tensors.items() if tensor.numel() > 0]
         if enter_hook is not None:
             enter_hook(metadata)
         if x * y * z > 0:
@@ -159,10 +155,7 @@ def _laid_out(name: str, kernel: host.Kernel, given: list[tuple[str, str, Any]])
     sizes = [size for _, size in kernel.parameters]
     if [len(value) for value in packed] != sizes:
         raise host.Fault([f"{name}: its parameters have {sizes} bytes, it is given {given}"])
-    laid_out = bytearray(kernel.parameter_bytes)
-    for value, (offset, size) in zip(packed, kernel.parameters):
-        laid_out[offset : offset + size] = value
-    return bytes(laid_out)
+    return kernel.laid_out(packed)
 
 
 def _packed(kind: str, value: Any) -> bytes:
@@ -171,12 +164,6 @@ def _packed(kind: str, value: Any) -> bytes:
     if kind == "bf16":  # truncated, as Triton's launcher does
         return struct.pack("<f", value)[2:]
     return struct.pack(LAYOUT[kind], value)
-
-
-def _range(name: str, tensor: Tensor) -> host.Range:
-    """The memory from a tensor's first element to its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return host.Range(name, tensor.data_ptr(), (last + 1) * tensor.element_size())
 
 
 class TritonOnTheMachine(backends.Triton):

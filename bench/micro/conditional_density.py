@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -12,9 +13,11 @@ from fastcsm import functional
 
 from ..baselines.quadrature import HIGH, LOW, eager_quadrature
 from ..harness.case import Contender, Outputs, own_contenders
-from .rows import RowsCase, fused, step_operations
+from .rows import RowsCase, fused
 
 SIGMA = 0.04
+#: What functional.conditional_density is told of it, and the interval of the baseline.
+LEVEL = {"score_scale": 1 / SIGMA, "stage_feature": math.log(SIGMA), "low": LOW, "high": HIGH}
 #: Evaluations of a panel.
 NODES = 16
 
@@ -31,19 +34,16 @@ class LogDensity(RowsCase):
     op = "conditional_density"
     most_rounds = 3
     warmup = 1
-    suite_rows, quick_rows = 1568, 512
+    suite_rows = 1568
+    quick_sizes: ClassVar = {"rows": 512}
 
     def title(self) -> str:
         return f"{super().title()}, {self.panels} panels of 16 nodes at first"
 
     def operations(self) -> float:
-        """2 sum H_k H_{k+1} a node of the first panels, 2 C H_1 once a row; what refinement adds, and the
-        quadrature itself, count nothing. The eager row has twice the panels and no others."""
-        return self._operations(self.panels)
-
-    def _operations(self, panels: int) -> float:
-        nodes = NODES * panels * step_operations(self.hidden, self.frequencies)
-        return self.rows * (nodes + 2.0 * self.context * self.hidden[0])
+        """Those of a score a node of the first panels; what refinement adds, and the quadrature itself, count
+        nothing. The eager row has twice the panels and no others."""
+        return self.operations_of_scores(NODES * self.panels)
 
     def bytes(self) -> float:
         """c (without log sigma) and x read, log q written; parameters read."""
@@ -57,13 +57,12 @@ class LogDensity(RowsCase):
             return {"log_density": eager_quadrature(rows, sigma=SIGMA, panels=panels)}
 
         def own() -> Outputs:
-            level = {"score_scale": 1 / SIGMA, "stage_feature": math.log(SIGMA)}
-            options = {"low": LOW, "high": HIGH, "tolerance": 1e-4, "panels": self.panels}
-            found = fused(functional.conditional_density, rows, **level, **options)
+            options = {"tolerance": 1e-4, "panels": self.panels, **LEVEL}
+            found = fused(functional.conditional_density, rows, **options)
             return {"log_density": found.log_density}
 
         label = f"eager quadrature, {panels} panels for all rows"
-        eager = Contender(label, fixed, operations=self._operations(panels))
+        eager = Contender(label, fixed, operations=self.operations_of_scores(NODES * panels))
         return {"fixed": eager} | own_contenders(own, precisions)
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:

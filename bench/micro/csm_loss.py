@@ -15,7 +15,7 @@ from fastcsm import functional
 from ..baselines import head
 from ..baselines.head import Rows
 from ..harness.case import Contender, Outputs, own_contenders
-from .rows import WAYS, RowsCase, denoising_operations, fused, gradients, loss_operations
+from .rows import WAYS, RowsCase, fused, gradients
 
 SAMPLE_DIMENSIONS = 784
 
@@ -55,8 +55,7 @@ class CsmLoss(RowsCase):
 
         Denoising, 2 (3 C H_1 + 3 sum H_k H_{k+1}), and 2 * 2 * 2E H_1.
         """
-        count = denoising_operations if self.denoising else loss_operations
-        return self.rows * count(self.context, self.hidden, self.frequencies)
+        return self.operations_of("denoising" if self.denoising else "loss")
 
     def bytes(self) -> float:
         """c and x read, the gradient of c written; parameters read, their gradients written.

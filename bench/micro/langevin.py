@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..baselines import langevin
 from ..baselines.head import Rows
 from ..baselines.langevin import Noise, Stages
 from ..harness.case import Contender, Outputs, own_contenders
-from .rows import RowsCase, fused, step_operations
+from .rows import RowsCase, fused
 
 
 def geometric(levels: int) -> list[float]:
@@ -37,7 +37,7 @@ class Langevin(RowsCase):
     steps: int = 20
 
     op = "langevin"
-    quick_rows = 64
+    quick_sizes: ClassVar = {"rows": 64}
 
     def variants(self) -> Sequence[Langevin]:
         return [self, replace(self, activation="silu", frequencies=16)]
@@ -49,23 +49,15 @@ class Langevin(RowsCase):
         return f"{super().title()}, {self.levels} x {self.steps} steps"
 
     def operations(self) -> float:
-        """2 sum H_k H_{k+1} a row and step (2 * 2E H_1 more with E frequencies), 2 C H_1 once a row."""
-        step = step_operations(self.hidden, self.frequencies)
-        return self.rows * (self.levels * self.steps * step + 2.0 * self.context * self.hidden[0])
+        """Those of a score a step."""
+        return self.operations_of_scores(self.levels * self.steps)
 
     def bytes(self) -> float:
         """c (without log sigma) and x read, the drawn x written; parameters read."""
         return 4.0 * (self.rows * (self.context + 1) + self.parameters())
 
     def inputs(self) -> tuple[Rows, Stages]:
-        sigmas = geometric(self.levels)
-        stages = Stages(
-            step_sizes=[0.2 * sigma**2 for sigma in sigmas],
-            score_scales=[1 / sigma for sigma in sigmas],
-            stage_features=[math.log(sigma) for sigma in sigmas],
-            steps=self.steps,
-        )
-        return self.head(self.context - 1)[0], stages
+        return self.head(self.context - 1)[0], Stages.annealed(geometric(self.levels), self.steps)
 
     def _noise(self, dtype: torch.dtype) -> Noise:
         samples, dimensions = torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64)
@@ -78,10 +70,8 @@ class Langevin(RowsCase):
             return {"x": fused(functional.langevin, rows, seed=0, **stages._asdict())}
 
         def plain(label: str, function: Callable[..., Tensor], **options: Any) -> Contender:
-            step = {"step_function": options.pop("step")} if "step" in options else {}
-
             def run(noise: Noise | None = None) -> Outputs:
-                return {"x": function(rows, stages, noise, **step)}
+                return {"x": function(rows, stages, noise)}
 
             return Contender(label, run, check=lambda: run(self._noise(torch.float32)), **options)
 
@@ -92,7 +82,8 @@ class Langevin(RowsCase):
         if compiled:
             label = "torch.compile of the hoisted step"
             step = torch.compile(langevin.langevin_step, dynamic=False)
-            found["compile_hoisted"] = plain(label, langevin.langevin_hoisted, compiled=True, step=step)
+            hoisted = partial(langevin.langevin_hoisted, step_function=step)
+            found["compile_hoisted"] = plain(label, hoisted, compiled=True)
         return found | own_contenders(own, precisions)
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:

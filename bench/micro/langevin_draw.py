@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from fastcsm import random
 from fastcsm.networks.heads import Part
 from fastcsm.nn import ARCSM, NoiseSchedule, ScoreHead
-from fastcsm.samplers import RELATIVE_STEP
 
 from ..baselines.head import Rows
 from ..baselines.langevin import DrawLoop, Noise, Stages
-from ..baselines.masked import sharing, use_plain_layers
+from ..baselines.masked import parameters, sharing, use_plain_layers
 from ..harness.case import Case, Contender, Outputs, own_contenders, widths
-from .masked_linear import made, made_numbers, made_operations
-from .rows import head_numbers, step_operations
+from .masked_linear import made, made_operations
+from .rows import head_numbers, head_operations
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Draw(Case):
     measured: int = 40
 
     op = "langevin_draw"
+    quick_sizes: ClassVar = {"features": 32, "samples": 16, "hidden": 128}
+    warm_sizes: ClassVar = {"features": 5, "samples": 4, "hidden": 8, "steps": 1}
     most_rounds = 4
     warmup = 0
 
@@ -64,13 +65,13 @@ class Draw(Case):
     def _operations(self, scores: int) -> float:
         """Those of a draw that takes so many scores a variable."""
         net = made(self.features, self.hidden, self.context)
-        own = scores * step_operations(self.head, 0) + 2.0 * self.sets * self.context * self.head[0]
+        own = scores * head_operations("score", 0, self.head) + 2.0 * self.sets * self.context * self.head[0]
         return self.sets * made_operations(net, self.samples, False) + self.samples * self.features * own
 
     def bytes(self) -> float:
         """Every parameter set read, the samples written."""
         net = made(self.features, self.hidden, self.context)
-        numbers = made_numbers(net) + head_numbers(self.context + (self.sets == 1), self.head)
+        numbers = parameters(net) + head_numbers(self.context + (self.sets == 1), self.head)
         return 4.0 * (self.sets * numbers + self.samples * self.features)
 
     def matrix_shape(self) -> tuple[int, int, int]:
@@ -81,13 +82,6 @@ class Draw(Case):
 
     def suite(self) -> Sequence[Draw]:
         return [replace(self, features=64, hidden=(512, 512), measured=16, sets=1)]
-
-    def quick(self) -> Draw:
-        hidden = tuple(min(width, 128) for width in self.hidden)
-        return replace(self, features=min(self.features, 32), samples=min(self.samples, 16), hidden=hidden)
-
-    def warm(self) -> Draw:
-        return replace(self, features=5, samples=4, hidden=tuple(8 for _ in self.hidden), steps=1)
 
     def model(self) -> ARCSM:
         """Random parameters; of several sets each is a little different."""
@@ -109,14 +103,9 @@ class Draw(Case):
         return DrawLoop([self._part(part) for part in model.parts()])
 
     def _part(self, part: Part) -> tuple[nn.Module, Rows, Stages]:
-        nothing, one, sigmas = torch.empty(0), part.head.reads_level, part.sigmas
+        nothing = torch.empty(0)
         rows = Rows(nothing, nothing, *part.head.layers)
-        stages = Stages(
-            step_sizes=[RELATIVE_STEP * sigma**2 for sigma in sigmas],
-            score_scales=[1 / sigma if one else 1.0 for sigma in sigmas],
-            stage_features=[math.log(sigma) if one else None for sigma in sigmas],
-            steps=self.steps,
-        )
+        stages = Stages.annealed(part.sigmas, self.steps, part.head.reads_level)
         return use_plain_layers(sharing(part.context_net)), rows, stages
 
     def noise(self, dtype: torch.dtype) -> Callable[[int], Noise]:
@@ -148,13 +137,10 @@ class Draw(Case):
             x = own()["x"]
             return x, loop.truth(x, shares[0], self.noise(torch.float64))
 
-        def check_own() -> Outputs:
+        def error(again: bool) -> Outputs:
             x, truth = drawn(torch.get_float32_matmul_precision())
-            return {"error": x[:, shares[0]] - truth}
-
-        def check_loop() -> Outputs:
-            x, truth = drawn(torch.get_float32_matmul_precision())
-            return {"error": loop.run(x, shares[0], self.noise(x.dtype)) - truth}
+            found = loop.run(x, shares[0], self.noise(x.dtype)) if again else x[:, shares[0]]
+            return {"error": found - truth}
 
         count = sum(map(len, shares))
         label = "eager loop, mask * weight"
@@ -163,11 +149,11 @@ class Draw(Case):
         eager = Contender(
             label,
             lambda: {"x": loop.run(data, next(turns))},
-            check=check_loop,
+            check=lambda: error(True),
             memory=lambda: {"x": loop.run(data, [self.features - 1])},
             scale=self.features * len(shares) / count,
         )
-        return {"loop": eager} | own_contenders(own, precisions, check=check_own)
+        return {"loop": eager} | own_contenders(own, precisions, check=lambda: error(False))
 
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         dimensions = self.shares()[0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastcsm.nn import MADE
 
-from ..baselines.masked import PlainMaskedLinear, is_masked, mask_of, sharing, use_plain_layers
+from ..baselines.masked import PlainMaskedLinear, is_masked, mask_of, parameters, sharing, use_plain_layers
 from ..harness.case import Case, Contender, Outputs, own_contenders, widths
 
 
@@ -22,26 +22,11 @@ def made(features: int, hidden: Sequence[int], context: int, activation: str = "
         return MADE(features, hidden, context, activation=activation)
 
 
-def _masked(net: nn.Module) -> list[Any]:
-    """The masked layers, the output layer last."""
-    return [layer for layer in net.modules() if is_masked(layer)]
-
-
-def _edges(net: nn.Module) -> list[int]:
-    return [int(mask_of(layer).sum()) for layer in _masked(net)]
-
-
 def made_operations(net: nn.Module, batch: int, backward: bool) -> float:
     """Operations on the edges: the forward pass, and with ``backward`` the gradients of weights and inputs,
     those of the data left out."""
-    counts = _edges(net)
+    counts = [int(mask_of(layer).sum()) for layer in net.modules() if is_masked(layer)]
     return 2.0 * batch * (3 * sum(counts) - counts[0] if backward else sum(counts))
-
-
-def made_numbers(net: nn.Module) -> int:
-    """Weights on the edges, and biases."""
-    biases = sum(0 if layer.bias is None else layer.bias.numel() for layer in _masked(net))
-    return sum(_edges(net)) + biases
 
 
 @dataclass(frozen=True)
@@ -56,6 +41,8 @@ class MaskedLayers(Case):
     backward: bool = False
 
     op = "masked_linear"
+    quick_sizes: ClassVar = {"features": 128, "batch": 32, "hidden": 256}
+    warm_sizes: ClassVar = {"features": 5, "batch": 4, "hidden": 8}
 
     def title(self) -> str:
         sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
@@ -70,8 +57,8 @@ class MaskedLayers(Case):
     def bytes(self) -> float:
         """Data and parameters read, contexts written; backward: upstream read, gradients written."""
         contexts = self.batch * self.features * self.context
-        parameters = made_numbers(made(self.features, self.hidden, self.context))
-        count = self.batch * self.features + (1 + self.backward) * (contexts + parameters)
+        read = parameters(made(self.features, self.hidden, self.context))
+        count = self.batch * self.features + (1 + self.backward) * (contexts + read)
         return 4.0 * count
 
     def matrix_shape(self) -> tuple[int, int, int]:
@@ -83,13 +70,6 @@ class MaskedLayers(Case):
     def suite(self) -> Sequence[MaskedLayers]:
         return [replace(case, hidden=(512, 512), batch=64) for case in self.variants()]
 
-    def quick(self) -> MaskedLayers:
-        hidden = tuple(min(width, 256) for width in self.hidden)
-        return replace(self, features=min(self.features, 128), batch=min(self.batch, 32), hidden=hidden)
-
-    def warm(self) -> MaskedLayers:
-        return replace(self, features=5, batch=4, hidden=tuple(8 for _ in self.hidden))
-
     def _inputs(self) -> tuple[MADE, Tensor, Tensor]:
         net = made(self.features, self.hidden, self.context, self.activation)
         generator = torch.Generator().manual_seed(1)
@@ -97,7 +77,7 @@ class MaskedLayers(Case):
         return net, x, torch.randn(self.batch, self.features, self.context, generator=generator)
 
     def _call(self, net: nn.Module, x: Tensor, upstream: Tensor) -> Callable[[], Outputs]:
-        names, parameters = zip(*net.named_parameters(), strict=True)
+        names, leaves = zip(*net.named_parameters(), strict=True)
 
         def forward() -> Outputs:
             with torch.no_grad():
@@ -105,7 +85,7 @@ class MaskedLayers(Case):
 
         def backward() -> Outputs:
             y = net(x)
-            return dict(zip(names, torch.autograd.grad(y, parameters, upstream), strict=True))
+            return dict(zip(names, torch.autograd.grad(y, leaves, upstream), strict=True))
 
         return backward if self.backward else forward
 

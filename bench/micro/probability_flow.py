@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -13,7 +14,7 @@ from ..baselines.flow import flow_rk4
 from ..baselines.head import Rows
 from ..harness.case import Contender, Outputs, own_contenders
 from .conditional_density import SIGMA
-from .rows import RowsCase, fused, step_operations
+from .rows import RowsCase, fused
 
 #: Of fastcsm's flow at least: its first step is a fifth of the way, so that there are two, and of the seven
 #: evaluations of a step the first is the last of the step before.
@@ -35,16 +36,13 @@ class FlowOfRows(RowsCase):
     op = "probability_flow"
     most_rounds = 3
     warmup = 1
-    suite_rows, quick_rows = 1568, 512
+    suite_rows = 1568
+    quick_sizes: ClassVar = {"rows": 512}
 
     def operations(self) -> float:
-        """2 * 2 sum H_k H_{k+1} an evaluation, primal and tangent, and 2 C H_1 once a row; 13 evaluations,
-        those of two steps, the fewest that fastcsm takes. The eager row has four a step."""
-        return self._operations(EVALUATIONS)
-
-    def _operations(self, evaluations: int) -> float:
-        count = 2 * evaluations * step_operations(self.hidden, self.frequencies)
-        return self.rows * (count + 2.0 * self.context * self.hidden[0])
+        """Those of two scores an evaluation, primal and tangent; 13 evaluations, those of two steps, the
+        fewest that fastcsm takes. The eager row has four a step."""
+        return self.operations_of_scores(2 * EVALUATIONS)
 
     def bytes(self) -> float:
         """c (without log sigma) and x read, the point and the change written; parameters read."""
@@ -59,7 +57,7 @@ class FlowOfRows(RowsCase):
             return {"point": found.point, "change": found.change}
 
         label = f"eager Runge-Kutta 4, {self.steps} steps for all rows"
-        operations = self._operations(4 * self.steps)
+        operations = self.operations_of_scores(2 * 4 * self.steps)
         eager = Contender(label, lambda: _by_rk4(rows, self.steps), operations=operations)
         return {"fixed": eager} | own_contenders(own, ["highest"], limit=1e-4)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,9 @@ class RowsCase(Case):
     activation: str = "softplus"
     frequencies: int = 0
 
-    suite_rows, quick_rows = 12544, 4096
+    suite_rows = 12544
+    quick_sizes: ClassVar = {"rows": 4096}
+    warm_sizes: ClassVar = {"rows": 64}
 
     def parameters(self) -> int:
         """Weights and biases of the head."""
@@ -48,17 +50,17 @@ class RowsCase(Case):
     def matrix_shape(self) -> tuple[int, int, int]:
         return self.rows, max(self.hidden), max(self.hidden)
 
-    def variants(self) -> Sequence[RowsCase]:
-        return [self]
+    def operations_of(self, kind: str) -> float:
+        """:func:`head_operations` of all rows."""
+        return self.rows * head_operations(kind, self.context, self.hidden, self.frequencies)
 
-    def suite(self) -> Sequence[RowsCase]:
-        return [replace(case, rows=min(case.rows, self.suite_rows)) for case in self.variants()]
+    def operations_of_scores(self, scores: int) -> float:
+        """2 sum H_k H_{k+1} a row and score (2 * 2E H_1 more with E frequencies), 2 C H_1 once a row."""
+        count = scores * head_operations("score", 0, self.hidden, self.frequencies)
+        return self.rows * (count + 2.0 * self.context * self.hidden[0])
 
-    def quick(self) -> RowsCase:
-        return replace(self, rows=min(self.rows, self.quick_rows))
-
-    def warm(self) -> RowsCase:
-        return replace(self, rows=64)
+    def suite(self) -> Sequence[Case]:
+        return [case._at_most({"rows": self.suite_rows}) for case in self.variants()]
 
     def head(self, context: int) -> tuple[Rows, torch.Generator]:
         """A random head and rows of ``context`` features; and the generator, for more."""
@@ -111,32 +113,18 @@ def head_numbers(context: int, hidden: Sequence[int], frequencies: int = 0) -> i
     return sum((a + 1) * b for a, b in pairwise([context + 1 + 2 * frequencies, *hidden, 1]))
 
 
-def _operations(context: int, hidden: Sequence[int], frequencies: int, times: tuple[int, int, int]) -> float:
-    """Of products with the context, between hidden layers, and with sines and cosines, so many times each."""
-    first, pairs, features = times
+#: How often a row needs the products with the context, those between hidden layers, and those with sines and
+#: cosines, forward and backward.
+PRODUCTS = {
+    "score": (0, 1, 1),  # s, the context's part of the first layer left out
+    "scores": (1, 2, 2),  # (s, s'): the context once, primal and tangent of each other layer
+    "denoising": (3, 3, 2),  # a loss of s: a product and its two gradients, and none for the features of x
+    "loss": (3, 6, 4),  # a loss of (s, s'), all but the context's by primal and tangent
+}
+
+
+def head_operations(kind: str, context: int, hidden: Sequence[int], frequencies: int = 0) -> float:
+    """Operations a row of what ``PRODUCTS`` has under this name."""
+    first, pairs, features = PRODUCTS[kind]
     count = first * context * hidden[0] + pairs * sum(a * b for a, b in pairwise(hidden))
     return 2.0 * (count + features * 2 * frequencies * hidden[0])
-
-
-def score_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
-    """Operations a row of (s, s'): the context once, primal and tangent of each other layer."""
-    return _operations(context, hidden, frequencies, (1, 2, 2))
-
-
-def loss_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
-    """Operations a row of the CSM loss with its backward pass.
-
-    The context's product and its two gradients; of each hidden pair, primal and tangent, the same three; of
-    the features of x there is no gradient.
-    """
-    return _operations(context, hidden, frequencies, (3, 6, 4))
-
-
-def denoising_operations(context: int, hidden: Sequence[int], frequencies: int) -> float:
-    """Operations a row of a loss of s alone with its backward pass."""
-    return _operations(context, hidden, frequencies, (3, 3, 2))
-
-
-def step_operations(hidden: Sequence[int], frequencies: int) -> float:
-    """Operations a row of one score, the context's part of the first layer left out."""
-    return _operations(0, hidden, frequencies, (0, 1, 1))

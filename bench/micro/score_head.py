@@ -14,7 +14,7 @@ from fastcsm import functional
 from ..baselines import head
 from ..baselines.head import Rows
 from ..harness.case import Contender, Outputs, own_contenders
-from .rows import RowsCase, fused, gradients, loss_operations, score_operations
+from .rows import RowsCase, fused, gradients
 
 Scores = Callable[[Rows], tuple[Tensor, Tensor]]
 
@@ -36,8 +36,7 @@ class ScoresOfRows(RowsCase):
     def operations(self) -> float:
         """2 (C H_1 + 2 sum H_k H_{k+1}) a row, 2 * 2 * 2E H_1 more with E frequencies; with the backward
         pass those of csm_loss."""
-        count = loss_operations if self.backward else score_operations
-        return self.rows * count(self.context, self.hidden, self.frequencies)
+        return self.operations_of("loss" if self.backward else "scores")
 
     def bytes(self) -> float:
         """c and x read, s and s' written; backward: upstreams read, gradients of c and parameters written."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..harness.case import Case, Contender, Outputs, own_contenders, widths
 from ..harness.measure import interleave, quartiles
 from ..harness.runner import add_speedups, check_rows
 from .masked_linear import made, made_operations
-from .rows import WAYS, loss_operations
+from .rows import WAYS, head_operations
 
 Loss = Callable[[ARCSM, Tensor, Any], Tensor]
 Adam = Callable[..., torch.optim.Optimizer]
@@ -60,13 +60,6 @@ def _plain_loss(rows_loss: Callable[..., Tensor]) -> Loss:
     return loss
 
 
-def _gradients(model: ARCSM, loss: Loss, x: Tensor, noise: Any) -> Outputs:
-    value = loss(model, x, noise)
-    names, parameters = zip(*((k, p) for k, p in model.named_parameters() if p.requires_grad), strict=True)
-    grads = torch.autograd.grad(value, parameters)
-    return {"loss": value.detach(), **dict(zip(names, grads, strict=True))}
-
-
 class _Trained:
     """A copy of a model and its optimiser; the checked and measured calls by a given loss."""
 
@@ -83,7 +76,11 @@ class _Trained:
         return self.adam([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
 
     def gradients(self, loss: Loss) -> Outputs:
-        return _gradients(self.model.eval(), loss, *self.data)
+        value = loss(self.model.eval(), *self.data)
+        known = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        names, parameters = zip(*known, strict=True)
+        grads = torch.autograd.grad(value, parameters)
+        return {"loss": value.detach(), **dict(zip(names, grads, strict=True))}
 
     def step(self, loss: Loss) -> Outputs:
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,10 +117,9 @@ def _contenders(
 
 def _truth(model: ARCSM, data: tuple[Tensor, Any]) -> Outputs:
     x, noise = data
-    wide = copy.deepcopy(model).eval().double()
     noise = None if noise is None else tuple(part.double() for part in noise)
-    loss = _plain_loss(head.csm_double_backward)
-    return _gradients(cast(ARCSM, use_plain_layers(wide)), loss, x.double(), noise)
+    wide = _Trained(copy.deepcopy(model).double(), (x.double(), noise), torch.optim.Adam, plain=True)
+    return wide.gradients(_plain_loss(head.csm_double_backward))
 
 
 def _data(model: ARCSM, batch: int) -> tuple[Tensor, Any]:
@@ -155,6 +151,8 @@ class TrainingStep(Case):
 
     op = "training_step"
     slow = ("compile_tangent",)
+    quick_sizes: ClassVar = {"features": 64, "batch": 16, "hidden": 256}
+    warm_sizes: ClassVar = {"features": 5, "batch": 4, "hidden": 8}
 
     def title(self) -> str:
         sizes = f"D = {self.features}, hidden {widths(self.hidden)}, C = {self.context}, B = {self.batch}"
@@ -176,7 +174,7 @@ class TrainingStep(Case):
         """The MADE's edges three times (the first layer's twice), and the head's loss on B * D rows."""
         rows = self.batch * self.features
         layers = made_operations(self._model().context_net, self.batch, True)
-        return layers + rows * loss_operations(self.context, self.head, 0)
+        return layers + rows * head_operations("loss", self.context, self.head)
 
     def bytes(self) -> float:
         """Data read; every parameter and Adam's two means of it read and written."""
@@ -185,13 +183,6 @@ class TrainingStep(Case):
 
     def matrix_shape(self) -> tuple[int, int, int]:
         return self.batch * self.features, max(self.head), max(self.head)
-
-    def quick(self) -> TrainingStep:
-        hidden = tuple(min(width, 256) for width in self.hidden)
-        return replace(self, features=min(self.features, 64), batch=min(self.batch, 16), hidden=hidden)
-
-    def warm(self) -> TrainingStep:
-        return replace(self, features=5, batch=4, hidden=tuple(8 for _ in self.hidden))
 
     def _model(self) -> ARCSM:
         net = made(self.features, self.hidden, self.context)

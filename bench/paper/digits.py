@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +18,9 @@ from fastcsm import data
 from fastcsm.bench.harness.report import markdown
 from fastcsm.bench.paper import common
 from fastcsm.evaluation import log_densities, plots
-from fastcsm.nn import MixtureMADE
 from fastcsm.training import PRESETS, Config
 
-SIGMA, REPEATS, COMPONENTS = 0.06, 2, 10
+SIGMA, REPEATS = 0.06, 2
 #: A level at which to begin the flow density of the main model, beside sigma_1 = 1.
 BASE = 0.5
 MAIN = PRESETS["digits"] | {
@@ -65,11 +63,6 @@ def per_digit(values: torch.Tensor) -> dict[str, float]:
     return common.mean_and_error(values.reshape(REPEATS, -1).mean(0))
 
 
-def mixture(width: int, dropout: float) -> MixtureMADE:
-    torch.manual_seed(0)
-    return MixtureMADE(64, (width, width), COMPONENTS, dropout=dropout)
-
-
 def line(name: str, row: dict[str, Any]) -> list[str]:
     cells = [common.cell(row.get(method, {}).get("nats_per_dimension")) for method in ("flow", "quadrature")]
     exact = common.cell(row.get("exact"))
@@ -105,7 +98,6 @@ def main() -> int:
         config = Config(**settings)
         loaded = data.load("digits", validation=config.validation)
         model, done = common.trained(config, loaded, given.runs / folder)
-        done["parameters"] = common.parameters(model)
         rows[name] = {"training": done, "config": config.to_dict()} | evaluated(model, x)
         print(*line(name, rows[name]), sep="  ", flush=True)
         return model
@@ -114,11 +106,12 @@ def main() -> int:
     best = run("AR-CSM", "main", main_settings)
     name = f"the same, its flow from sigma = {BASE}"
     rows[name] = {"training": rows["AR-CSM"]["training"]} | evaluated(best, x, BASE)
-    width = common.width(partial(mixture, dropout=0.0), 512, rows["AR-CSM"]["training"]["parameters"])
+    width = common.width(64, 512, rows["AR-CSM"]["training"]["parameters"])
+    like = Config(**(main_settings | {"steps": given.mixture_steps}))
     for dropout in given.mixture_dropouts:
-        config = Config(**(main_settings | {"dropout": dropout, "steps": given.mixture_steps}))
-        folder = given.runs / f"mixture-{dropout}"
-        model, done = common.fit_mixture(mixture(width, dropout), digits, config, noise=SIGMA, run=folder)
+        own = {"hidden": (width, width), "dropout": dropout, "sigma": SIGMA}
+        config = common.MixtureConfig.beside(like, **own)
+        model, done = common.trained(config, digits, given.runs / f"mixture-{dropout}")
         with torch.no_grad():
             nats = -model.log_prob(x) / 64
         name = f"MADE, 10 logistics, 2 x {width}, dropout {dropout}, by likelihood"

@@ -8,9 +8,7 @@ same threads. Bits per dimension bound those of the 8-bit images from above (uni
 
 from __future__ import annotations
 
-import math
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +17,9 @@ from fastcsm import data
 from fastcsm.bench.harness.report import markdown
 from fastcsm.bench.paper import common
 from fastcsm.evaluation import likelihood, plots
-from fastcsm.nn import MixtureMADE
 from fastcsm.training import Config
 
-COMPONENTS, FIRST_WIDTH = 10, 512
+FIRST_WIDTH = 512
 SETTINGS: dict[str, Any] = {
     "hidden": (512, 512),
     "sigma_max": 1.0,
@@ -36,11 +33,6 @@ SETTINGS: dict[str, Any] = {
     "steps": 10**6,
     "eval_every": 10**6,
 }
-
-
-def mixture(features: int, width: int) -> MixtureMADE:
-    torch.manual_seed(0)
-    return MixtureMADE(features, (width, width), COMPONENTS)
 
 
 def text(results: dict[str, Any]) -> str:
@@ -67,30 +59,21 @@ def main() -> int:
     torch.set_num_threads(given.threads)
     images = data.load(given.data)
     config = Config(data=given.data, sigma_min=given.sigma_min, max_minutes=given.minutes, **SETTINGS)
-    features, levels = images.features, images.transform.grey_levels
-    x = common.noisy(images, 0.0, limit=given.rows)
+    x, levels = common.noisy(images, 0.0, limit=given.rows), images.transform.grey_levels
     rows: list[dict[str, Any]] = []
 
-    model, done = common.trained(config, images, given.runs / "arcsm")
-    done["parameters"] = common.parameters(model)
-    for method in ("flow", "quadrature"):
+    def evaluated(name: str, model: Any, done: dict[str, Any], method: str) -> None:
         found = likelihood(model, x, method, grey_levels=levels, progress=common.report(method))
-        rows.append({"model": f"AR-CSM by CSM, {method}", "training": done} | found)
+        rows.append({"model": name, "training": done} | found)
         print(rows[-1], flush=True)
-    width = common.width(partial(mixture, features), FIRST_WIDTH, done["parameters"])
-    made, done = common.fit_mixture(mixture(features, width), images, config, run=given.runs / "mixture")
-    with torch.no_grad():
-        nats = -torch.cat([made.log_prob(part) for part in x.split(100)])
-    bits = (nats / features + math.log(levels / 2)) / math.log(2)
-    rows.append(
-        {
-            "model": f"MADE, 10 logistics, 2 x {width}, by likelihood",
-            "training": done,
-            "bits_per_dimension": common.mean_and_error(bits),
-            "nats": common.mean_and_error(nats),
-            "diverged": 0,
-        }
-    )
+
+    model, done = common.trained(config, images, given.runs / "arcsm")
+    for method in ("flow", "quadrature"):
+        evaluated(f"AR-CSM by CSM, {method}", model, done, method)
+    width = common.width(images.features, FIRST_WIDTH, done["parameters"])
+    mixture = common.MixtureConfig.beside(config, hidden=(width, width))
+    made, done = common.trained(mixture, images, given.runs / "mixture")
+    evaluated(f"MADE, 10 logistics, 2 x {width}, by likelihood", made, done, "exact")
     results = {"samples": len(x), "config": config.to_dict() | {"data": "mnist"}, "rows": rows}
     print(text(results))
     common.write(given.out, results)

@@ -21,24 +21,14 @@ from fastcsm.bench.harness.report import markdown
 from fastcsm.bench.paper import common
 from fastcsm.data import toys
 from fastcsm.evaluation import log_densities, plots
-from fastcsm.nn import ARCSM, MixtureMADE
-from fastcsm.training import Config
+from fastcsm.nn import ARCSM
+from fastcsm.training import PRESETS, Config
 
-SETTINGS: dict[str, Any] = {
-    "hidden": (128, 128, 128),
-    "frequencies": 32,
-    "frequency_scale": 8.0,
-    "sigma_max": 2.0,
-    "sigma_min": 0.05,
-    "continuous": True,
-    "lr": 2e-3,
-    "schedule": "cosine",
-    "batch_size": 512,
-    "eval_every": 2000,
-}
+SETTINGS = PRESETS["toy"] | {"eval_every": 2000}
 #: Level at which the flow density begins: about the deviation of the toys, where conditionals are smooth.
 BASE = 0.5
-WIDTH, COMPONENTS = 176, 10
+#: Of the baseline.
+HIDDEN = (176, 176, 176)
 #: Held-out points.
 POINTS = 4000
 #: Side of the square that holds all mass, and spacing of the grid on which densities are summed.
@@ -74,7 +64,7 @@ def measure(
     x, points = common.noisy(toy, sigma, limit=POINTS), torch.cartesian_prod(line(), line())
     truth = toys.log_density(name, x, sigma)
     model, done = common.trained(config, toy, runs / f"{name}-{config.objective}")
-    row: dict[str, Any] = {"training": done | {"parameters": common.parameters(model)}}
+    row: dict[str, Any] = {"training": done}
     side = len(line())
     pictures = {"truth": toys.log_density(name, points, sigma).exp().reshape(side, side)}
     for method in ("flow", "quadrature"):
@@ -88,9 +78,8 @@ def measure(
             "mass": (pictures[method].sum() * SPACING**2).item(),
         }
     if baseline:
-        torch.manual_seed(0)
-        mixture = MixtureMADE(2, (WIDTH,) * 3, COMPONENTS)
-        mixture, done = common.fit_mixture(mixture, toy, config, noise=sigma, run=runs / f"{name}-mixture")
+        beside = common.MixtureConfig.beside(config, hidden=HIDDEN, sigma=sigma)
+        mixture, done = common.trained(beside, toy, runs / f"{name}-mixture")
         with torch.no_grad():
             row["mixture"] = {"training": done, "divergence": divergence(truth, mixture.log_prob(x))}
             pictures["mixture"] = mixture.log_prob(points).double().exp().reshape(side, side)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .libraries import CUDA
 from .registry import Implementation, Request, chosen, device_missing, mismatches, module_of
 
 KERNELS = "fastcsm.kernels"
@@ -20,16 +21,7 @@ class Triton:
     """
 
     name = "triton"
-    ops = (
-        "score_head",
-        "csm_loss",
-        "langevin",
-        "langevin_draw",
-        "masked_linear",
-        "conditional_density",
-        "probability_flow",
-        "rescale",
-    )
+    ops = (*CUDA.ops, "langevin_draw")
     composed = ("conditional_density_backward",)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     interpreted_dtypes = (torch.float32, torch.float64)

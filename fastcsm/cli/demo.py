@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import backends, data
 from ..atomic import atomic_file
 from ..evaluation import evaluate, plots
@@ -43,28 +41,15 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the demo."""
-    with contextlib.suppress(AttributeError):
-        sys.stdout.reconfigure(line_buffering=True)
-    run_demo(Path(given.out), device_of(given.device))
-    return 0
-
-
-def run_demo(run: Path, device: torch.device) -> dict[str, Any]:
     """Train (or reuse the trained model), sample, time a step.
 
-    Writes samples.png, loss.png, summary.json and table.txt into the run's folder.
-
-    A folder left by an interrupted demo is continued. One that holds a run with other settings is kept under
-    another name, and the demo starts afresh.
-
-    Args:
-        run: folder of the demo.
-        device: where to train and sample.
-
-    Returns:
-        What summary.json holds.
+    Writes samples.png, loss.png, summary.json and table.txt into the demo's folder. A folder left by an
+    interrupted demo is continued. One that holds a run with other settings is kept under another name, and
+    the demo starts afresh.
     """
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(line_buffering=True)
+    run, device = Path(given.out), device_of(given.device)
     config = Config(**SETTINGS)
     resume = _prepare(run, config)
     digits = data.load("digits")
@@ -103,7 +88,7 @@ def run_demo(run: Path, device: torch.device) -> dict[str, Any]:
         with atomic_file(run / name) as file:
             file.write((text + "\n").encode())
     print(f"see {run / 'samples.png'} (data beside samples) and {run / 'loss.png'}")
-    return summary
+    return 0
 
 
 def _prepare(run: Path, config: RunConfig) -> bool:

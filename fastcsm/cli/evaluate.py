@@ -35,33 +35,30 @@ def add(commands: Any) -> None:
         "grey values are evaluated without noise too, in bits per dimension. For two-dimensional data the "
         "density, the data and samples are drawn into RUN/density.png.",
     )
-    command.add_argument("run", metavar="RUN", help="run folder")
-    command.add_argument("--data", metavar="NAME", help="data set or file (default: the run's)")
-    command.add_argument("--split", choices=("test", "val"), default="test", help="(default: test)")
-    command.add_argument(
-        "--sigmas", type=float, nargs="+", metavar="X", help="noise levels (default: the run's)"
-    )
-    command.add_argument(
+    option = command.add_argument
+    option("run", metavar="RUN", help="run folder")
+    option("--data", metavar="NAME", help="data set or file (default: the run's)")
+    option("--split", choices=("test", "val"), default="test", help="(default: test)")
+    option("--sigmas", type=float, nargs="+", metavar="X", help="noise levels (default: the run's)")
+    option(
         "--method",
         choices=(*METHODS, "both", "none"),
         help="density of the likelihood: carried from the largest noise level along the probability flow, or "
         "integrated from the scores of the smallest (default: both, or quadrature where the noise is not "
         "conditional)",
     )
-    command.add_argument(
+    option(
         "--ood",
         metavar="OTHER",
         help="data set or file of other rows: print how well h(x), the sum of scores, and log q(x) tell them "
         "from the data",
     )
-    command.add_argument("--limit", type=int, metavar="N", help="rows to read at most (default: all)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    command.add_argument("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
-    command.add_argument("--out", metavar="FILE", help="write the result there as JSON too")
-    command.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    command.add_argument(
-        "--overwrite", action="store_true", help="replace FILE and density.png where they exist"
-    )
+    option("--limit", type=int, metavar="N", help="rows to read at most (default: all)")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    option("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
+    option("--out", metavar="FILE", help="write the result there as JSON too")
+    option("--json", action="store_true", help="print JSON instead of the table")
+    option("--overwrite", action="store_true", help="replace FILE and density.png where they exist")
     add_device(command)
 
 

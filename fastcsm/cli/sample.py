@@ -24,37 +24,34 @@ def add(commands: Any) -> None:
         description="Draw samples, one dimension after the other. A seed means the same samples for any "
         "--batch-size.",
     )
-    sample.add_argument("run", metavar="RUN", help="run folder")
-    sample.add_argument(
+    option = sample.add_argument
+    option("run", metavar="RUN", help="run folder")
+    option(
         "--out",
         required=True,
         metavar="FILE",
         help=".png picture, or .npz with x (model space) and samples (raw values)",
     )
-    sample.add_argument(
+    option(
         "--method",
         choices=list(BY_NAME),
         help="exact draws at the largest noise level carried down the probability flow, exact draws at the "
         "smallest level, or annealed Langevin dynamics (default: flow, or langevin where the noise is not "
         "conditional or --steps or --step-size is given)",
     )
-    sample.add_argument("--n", type=int, default=64, metavar="N", help="number of samples (default: 64)")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    sample.add_argument(
-        "--steps", type=int, metavar="T", help="Langevin steps per noise level (default: the run's)"
-    )
-    sample.add_argument(
+    option("--n", type=int, default=64, metavar="N", help="number of samples (default: 64)")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    option("--steps", type=int, metavar="T", help="Langevin steps per noise level (default: the run's)")
+    option(
         "--step-size",
         type=float,
         metavar="X",
         help="step size e_0 at the smallest level (default: the run's)",
     )
-    sample.add_argument(
-        "--denoise", action="store_true", help="return the mean of the noise-free value (Tweedie)"
-    )
-    sample.add_argument("--batch-size", type=int, metavar="N", help="samples drawn together (default: all)")
-    sample.add_argument("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
-    sample.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    option("--denoise", action="store_true", help="return the mean of the noise-free value (Tweedie)")
+    option("--batch-size", type=int, metavar="N", help="samples drawn together (default: all)")
+    option("--no-ema", action="store_true", help="use the last weights, not the averaged ones")
+    option("--overwrite", action="store_true", help="replace FILE where it exists")
     add_device(sample)
 
 

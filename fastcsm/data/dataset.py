@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +54,7 @@ class Transform:
         return values.numpy().reshape(-1, *self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "shape": list(self.shape),
-            "grey_levels": self.grey_levels,
-            "shift": list(self.shift),
-            "scale": list(self.scale),
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transform:

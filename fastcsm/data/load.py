@@ -38,18 +38,17 @@ def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0)
             validation out of range or leaving no row on one side.
         FileNotFoundError: no such file.
     """
-    return _with_validation(_load(source, grey_levels), validation)
-
-
-def _with_validation(found: Dataset, share: float) -> Dataset:
-    if not 0 <= share < 1:
-        raise ValueError(f"validation is {share}, expected a number in [0, 1)")
-    if share == 0:
+    found = _load(source, grey_levels)
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation}, expected a number in [0, 1)")
+    if validation == 0:
         return found
     rows = len(found.train)
-    count = max(1, round(share * rows))
+    count = max(1, round(validation * rows))
     if count >= rows:
-        raise ValueError(f"validation is {share} of {rows} training rows, expected to leave at least one")
+        raise ValueError(
+            f"validation is {validation} of {rows} training rows, expected to leave at least one"
+        )
     order = np.random.RandomState(0).permutation(rows)
     return replace(found, train=found.train[order[:-count]], val=found.train[order[-count:]])
 

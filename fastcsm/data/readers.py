@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .dataset import Dataset, Transform
 
-_TRAIN_KEYS = ("train_x", "x_train", "train", "x", "data", "arr_0")
-_VAL_KEYS = ("val_x", "x_val", "val", "valid_x", "x_valid", "valid")
-_TEST_KEYS = ("test_x", "x_test", "test")
+_KEYS = {
+    "train": ("train_x", "x_train", "train", "x", "data", "arr_0"),
+    "val": ("val_x", "x_val", "val", "valid_x", "x_valid", "valid"),
+    "test": ("test_x", "x_test", "test"),
+}
 SUFFIXES = (".npz", ".npy", ".csv")
 
 
@@ -30,29 +32,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if isinstance(content, np.ndarray):
             return {"train": content}
         with content:
-            found = {}
-            for split, keys in (("train", _TRAIN_KEYS), ("val", _VAL_KEYS), ("test", _TEST_KEYS)):
-                key = next((k for k in keys if k in content.files), None)
-                if key is not None:
-                    found[split] = content[key]
-            if "train" not in found:
-                raise _DataError(
-                    f"data: '{path}' has no training array, expected one of {', '.join(_TRAIN_KEYS)} "
-                    f"and found {', '.join(content.files) or 'nothing'}"
-                )
-            return found
-    except _DataError:
-        raise
+            names = {split: [key for key in keys if key in content.files] for split, keys in _KEYS.items()}
+            found = {split: content[keys[0]] for split, keys in names.items() if keys}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             reason = "it holds Python objects, expected plain numeric arrays"
         else:
             reason = "it is not a readable NumPy file (damaged, truncated or of another format)"
         raise ValueError(f"data: cannot load '{path}', {reason}") from None
-
-
-class _DataError(ValueError):
-    pass
+    if "train" not in found:
+        raise ValueError(
+            f"data: '{path}' has no training array, expected one of {', '.join(_KEYS['train'])} "
+            f"and found {', '.join(content.files) or 'nothing'}"
+        )
+    return found
 
 
 def _read_csv(path: Path) -> np.ndarray:

@@ -6,7 +6,6 @@ carries the result to the last along the probability flow: mode weights then com
 which know them.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..functional.arguments import positive
 
 METHODS = ("quadrature", "flow")
 
@@ -86,8 +86,8 @@ class Conditionals:
         if base is not None and method != "flow":
             raise ValueError(f"base is {base}, expected none with method {method!r}")
         for name, value in (("sigma", sigma), ("base", base)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be a positive number, got {value}")
+            if value is not None:
+                positive(name, value)
         self.sigma = sigma or (sigmas[-1] if sigmas else 0.0)
         self._head = head
         #: The level at which the score is integrated.

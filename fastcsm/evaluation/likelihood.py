@@ -22,12 +22,7 @@ GRID_POINTS = 120
 
 @torch.no_grad()
 def log_densities(
-    model: Model,
-    x: Tensor,
-    method: str | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
+    model: Model, x: Tensor, method: str | None = None, *, progress: Progress | None = None, **options: Any
 ) -> LogDensity:
     """``model.log_density(x, method, **options)`` of x (N, D), a part of the samples at a time.
 
@@ -57,11 +52,8 @@ def likelihood(
     """Negative log-likelihood of held-out samples x (N, D), in nats and, of grey values, in bits.
 
     Args:
-        model: in evaluation mode.
-        x: in model space, on the model's device and in its dtype.
-        method: as for the model's ``log_density``.
+        model, x, method, progress: as for :func:`log_densities`.
         grey_levels: number of levels of dequantised images, for bits per dimension; 0 for other data.
-        progress: called with (samples done, samples in all).
 
     Returns:
         Dictionary: ``nats`` and ``nats_per_dimension`` (and ``bits_per_dimension`` where there are grey
@@ -99,11 +91,10 @@ def density_grid(model: Model, x: Tensor, method: str | None = None) -> Grid:
 
     Arguments as for :func:`likelihood`.
     """
-    points = GRID_POINTS
     low, high = (x.quantile(q, dim=0) for q in (0.002, 0.998))
     margin = 0.15 * (high - low) + 1e-6
     low, high = low - margin, high + margin
-    lines = [torch.linspace(float(a), float(b), points).to(x) for a, b in zip(low, high, strict=True)]
+    lines = [torch.linspace(float(a), float(b), GRID_POINTS).to(x) for a, b in zip(low, high, strict=True)]
     grid = torch.cartesian_prod(lines[1], lines[0]).flip(1)
     found = log_densities(model, grid, method).log_density.sum(1).exp().nan_to_num(nan=0.0)
-    return Grid(found.reshape(points, points), low, high)
+    return Grid(found.reshape(GRID_POINTS, GRID_POINTS), low, high)

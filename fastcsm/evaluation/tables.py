@@ -49,12 +49,11 @@ def _likelihood(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _ood(ood: dict[str, Any], data: str) -> list[str]:
-    lines = [f"AUROC of {data} above {ood['data']}, {ood['samples']} rows of it"]
-    for name, words in (
-        ("score_sum", "h(x) = sum of scores"),
-        ("log_likelihood", f"log q(x), {ood['method']}"),
-    ):
-        lines.append(f"  {words}: {ood['auroc'][name]:.4f}")
+    lines = [
+        f"AUROC of {data} above {ood['data']}, {ood['samples']} rows of it",
+        f"  h(x) = sum of scores: {ood['auroc']['score_sum']:.4f}",
+        f"  log q(x), {ood['method']}: {ood['auroc']['log_likelihood']:.4f}",
+    ]
     if ood["diverged"]:
         lines.append(f"  {ood['diverged']} rows have no density and count as the strangest")
     return lines

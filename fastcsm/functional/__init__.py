@@ -11,8 +11,8 @@ probability_flow take them in float32. Tensors of float64 are left alone.
 """
 
 from ..reference.network import Head, Network
-from ..reference.quadrature import Density
-from .arguments import Interval, Stages
+from ..reference.quadrature import Density, Interval
+from .arguments import Stages
 from .conditional_density import conditional_density, conditional_density_draw
 from .csm_loss import csm_loss
 from .draws import Draw

@@ -11,6 +11,7 @@ from .. import activations
 from ..ops.masked_linear import Layer
 from ..reference.incremental import on_host
 from ..reference.network import Head
+from ..reference.quadrature import Interval
 
 Coefficient = float | Tensor | None
 
@@ -36,21 +37,6 @@ class Stages(NamedTuple):
     steps: int
     score_scales: Sequence[float] | None = None
     features: Sequence[float] | None = None
-
-
-class Interval(NamedTuple):
-    """Where the quadrature of a density begins, and how exact it is to be.
-
-    Attributes:
-        low, high: an interval that holds most of the mass.
-        tolerance: largest estimated error; by default that of the function.
-        panels: number to begin with, of 16 evaluations each, 1 to 16.
-    """
-
-    low: float
-    high: float
-    tolerance: float | None = None
-    panels: int = 2
 
 
 def rows(
@@ -121,17 +107,10 @@ def masked(
     if x.dim() == 0 or x.shape[-1] != inputs:
         raise ValueError(f"{name} must have shape (..., {inputs}) to match weight, got {tuple(x.shape)}")
     bias = bias_of("bias", bias, weight)
-    for label, degrees, size in (("in_degrees", in_degrees, inputs), ("out_degrees", out_degrees, outputs)):
-        if degrees.dtype is not torch.int64 or degrees.device != x.device:
-            raise TypeError(f"{label} must be int64 on {x.device}, got {degrees.dtype} on {degrees.device}")
-        shape(label, degrees, (size,))
-    return Layer(
-        (x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)).contiguous(),
-        weight.contiguous(),
-        bias,
-        in_degrees.contiguous(),
-        out_degrees.contiguous(),
-    )
+    in_degrees = degrees_of("in_degrees", in_degrees, inputs, x.device)
+    out_degrees = degrees_of("out_degrees", out_degrees, outputs, x.device)
+    x = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+    return Layer(x.contiguous(), weight.contiguous(), bias, in_degrees, out_degrees)
 
 
 def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
@@ -175,6 +154,28 @@ def like(name: str, value: Tensor, other: Tensor, dim: int | None) -> None:
         raise ValueError(f"{name} must have {dim} axes, got shape {tuple(value.shape)}")
 
 
+def degrees_of(name: str, value: Tensor, size: int, device: torch.device) -> Tensor:
+    """Degrees of a layer, (size,) int64 on the device."""
+    if value.dtype is not torch.int64 or value.device != device:
+        raise TypeError(f"{name} must be int64 on {device}, got {value.dtype} on {value.device}")
+    shape(name, value, (size,))
+    return value.contiguous()
+
+
+def at_least(least: int, **values: int) -> None:
+    """Every value must be at least so large; they are named in the message."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def positive(name: str, value: float) -> float:
+    """A finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}")
+    return float(value)
+
+
 def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if value.shape != expected:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
@@ -214,8 +215,7 @@ def stages(given: Stages, features: str = "features") -> Stages:
     scales, own = given.score_scales, given.features
     scales = [1.0] * len(sizes) if scales is None else floats("score_scales", scales, len(sizes))
     own = [] if own is None else floats(features, own, len(sizes))
-    if given.steps < 0:
-        raise ValueError(f"steps must be at least 0, got {given.steps}")
+    at_least(0, steps=given.steps)
     return Stages(sizes, given.steps, scales, own)
 
 
@@ -251,9 +251,7 @@ def tolerance(value: float | None, x: Tensor, name: str = "tolerance") -> float:
     """The tolerance of an adaptive method, by default 1e-7 in float64 and 1e-4 otherwise."""
     if value is None:
         return 1e-7 if x.dtype is torch.float64 else 1e-4
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, got {value}")
-    return float(value)
+    return positive(name, value)
 
 
 def interval(given: Interval, x: Tensor, default: float | None = None) -> Interval:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ..ops import conditional_density as op
 from ..reference.network import Head, Network
-from ..reference.quadrature import Density
+from ..reference.quadrature import Density, Interval
 from . import arguments, draws
-from .arguments import Interval
 from .draws import Draw
 
 #: Defaults of draws by quantiles.

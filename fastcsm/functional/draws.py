@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import activations
 from ..reference.incremental import on_host
 from ..reference.network import Head, Network
-from .arguments import bias_of, floating, integers, layers, like, permutation, shape, signed_seed
+from .arguments import bias_of, degrees_of, floating, integers, layers, like, permutation, shape, signed_seed
 
 Layers = TypeVar("Layers", Head, Network)
 
@@ -118,10 +118,8 @@ def _network(x: Tensor, given: Network, of: str = "network.") -> Network:
         like(f"{of}weights[{k}]", weight, x, 2)
         outputs = weight.shape[0]
         if k < len(degrees):
-            if degrees[k].dtype is not torch.int64 or degrees[k].device != x.device:
-                found = f"{degrees[k].dtype} on {degrees[k].device}"
-                raise TypeError(f"{of}degrees[{k}] must be int64 on {x.device}, got {found}")
             outputs = degrees[k].numel()
+            degrees_of(f"{of}degrees[{k}]", degrees[k], outputs, x.device)
         shape(f"{of}weights[{k}]", weight, (outputs, inputs))
         full.append(bias_of(f"{of}biases[{k}]", bias, weight))
         inputs = outputs

@@ -1,6 +1,5 @@
 """Rows carried between noise levels along the probability flow."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,9 +56,6 @@ def probability_flow(
     """
     head = Head(weights, biases, frequencies, activation)
     rows, head = arguments.rows(context, x, head, 1, wide=True)
-    for name, value in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
-    levels = float(sigma_from), float(sigma_to)
+    levels = arguments.positive("sigma_from", sigma_from), arguments.positive("sigma_to", sigma_to)
     found = op.probability_flow(*rows, *head, *levels, arguments.tolerance(tolerance, rows.x), bool(change))
     return Flow._make(value.reshape(x.shape) for value in found)

@@ -129,13 +129,13 @@ class ARCSM(Autoregressive):
 
     @property
     def density_methods(self) -> tuple[str, ...]:  # type: ignore[override]
-        """ "flow" where the head reads log sigma, and "quadrature"."""
+        """The flow needs a head that reads log sigma."""
         return ("flow", "quadrature") if self.conditional else ("quadrature",)
 
     @property
     def sample_methods(self) -> tuple[str, ...]:  # type: ignore[override]
-        """ "flow" where the head reads log sigma; "langevin" and "inverse_cdf"."""
-        return (*(["flow"] if self.conditional else []), "langevin", "inverse_cdf")
+        """As for densities; "inverse_cdf" and "langevin" of any form."""
+        return (*self.density_methods[:-1], "langevin", "inverse_cdf")
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -259,12 +259,11 @@ class ARCSM(Autoregressive):
         weight = sigma.square() if self.conditional else None
         return objectives.BY_NAME[objective](head, context, x + sigma * z, z, sigma, row_weight=weight)
 
-    def likelihood_loss(self, x: Tensor, noise: Noise = (), reduction: str = "mean") -> Tensor:
-        """-log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat."""
+    def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
+        """log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat; (B,)."""
         if self.noise is not None and noise:
             x = x + self.noise.sigma_min * noise[0]
-        rows = -self.log_prob(x, method="quadrature")
-        return rows.mean() if reduction == "mean" else rows
+        return self.log_prob(x, method="quadrature")
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
         """Scores of all dimensions at x, in one pass.

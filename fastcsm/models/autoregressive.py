@@ -18,6 +18,8 @@ from .model import Model, check_data
 class Autoregressive(Model):
     """A model that is a list of parts: score heads on the contexts of autoregressive networks.
 
+    Densities are those of the last part.
+
     Args:
         data_range: the interval that holds the data's values; densities are integrated from a few sigmas
             outside it on. A wrong one costs time, not accuracy.
@@ -40,10 +42,6 @@ class Autoregressive(Model):
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"data_range must be two finite numbers in order, got {value}")
         self._range = low, high
-
-    def parts(self) -> list[Part]:
-        """Parameter sets and the noise levels they serve; densities are those of the last one."""
-        raise NotImplementedError
 
     def parts_to_draw(self, method: str) -> list[Part]:
         """The parts from which this method draws; raises where one is missing."""

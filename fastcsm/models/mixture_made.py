@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import random
 from ..densities import LogDensity
+from ..functional.arguments import at_least
 from ..networks.made import MADE
 from .model import Model, Noise, check_word
 
@@ -47,8 +48,7 @@ class MixtureMADE(Model):
         **made: Any,
     ):
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        at_least(1, components=components)
         if not low < high:
             raise ValueError(f"low must be below high, got {low} and {high}")
         self.features = features
@@ -74,19 +74,16 @@ class MixtureMADE(Model):
     def log_density(self, x: Tensor, method: str | None = None) -> LogDensity:  # type: ignore[override]
         """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact"."""
         check_word("method", method, self.density_methods)
-        found = self._mixture(self.made(x), x)
+        logits, means, log_scales = self._split(self.made(x))
+        z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
+        terms = F.log_softmax(logits, -1) - z - log_scales - 2 * F.softplus(-z)
+        found = torch.logsumexp(terms, -1)
         return LogDensity(found, torch.zeros_like(found), found.new_zeros(*found.shape, 2))
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, means and log scales (..., K) of outputs (..., 3 K)."""
         logits, means, log_scales = outputs.unflatten(-1, (3, self.components)).unbind(-2)
         return logits, means, log_scales.clamp(min=self.min_log_scale)
-
-    def _mixture(self, outputs: Tensor, x: Tensor) -> Tensor:
-        logits, means, log_scales = self._split(outputs)
-        z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
-        terms = F.log_softmax(logits, -1) - z - log_scales - 2 * F.softplus(-z)
-        return torch.logsumexp(terms, -1)
 
     @torch.no_grad()
     def sample(  # type: ignore[override]

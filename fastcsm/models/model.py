@@ -63,10 +63,17 @@ class Model(nn.Module):
             reduction: "mean", or "none" for one value a sample (B,).
 
         Raises:
+            ValueError: the reduction is another word.
             NotImplementedError: the model has no density.
         """
-        rows = -self.log_prob(x)
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+        rows = -self.noisy_log_prob(x, noise)
         return rows.mean() if reduction == "mean" else rows
+
+    def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
+        """log q (B,), in nats, of x (B, D) with the noise that :meth:`draw_noise` returned, or none."""
+        return self.log_prob(x)
 
     def go_on(self, fraction: float) -> None:
         """Take note that this part of the training is done; a model of stages goes on to the one it means."""

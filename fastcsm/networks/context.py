@@ -1,7 +1,7 @@
 """What a context network answers; contexts variable by variable; contexts with the last layer left to do."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,10 @@ class Units(Protocol):
 class ContextNet(Protocol):
     """An autoregressive module x (B, D) -> contexts (B, D, C), c_d reading the variables drawn before d.
 
-    ``features`` and being called is all it must have. Where it has them, ``order`` is the order of drawing,
-    ``context_features`` is checked against the head, ``units`` makes draws cost one pass in all, ``network``
-    lets one fused call draw whole samples, and ``last_layer`` saves forming (B, D, C).
-
-    Attributes:
-        features, context_features: D and C.
-        order: order[k] is the variable drawn k-th; raster order without it.
+    ``features``, D, and being called is all it must have. Where it has them, ``context_features``, C, is
+    checked against the head, order[k] is the variable drawn k-th (raster order without it), ``units`` makes
+    draws cost one pass in all, ``network`` lets one fused call draw whole samples, and ``last_layer`` saves
+    forming (B, D, C).
     """
 
     features: int
@@ -76,13 +73,8 @@ def contexts(net: nn.Module, x: Tensor) -> Tensor | LinearContext:
 
 def calls_forward(module: nn.Module) -> bool:
     """Whether calling the module runs its forward and no hook."""
-    hooks: tuple[Any, ...] = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return not any(hooks)
+    kinds = "forward", "forward_pre", "backward", "backward_pre"
+    return not any(getattr(module, f"_{kind}_hooks") for kind in kinds)
 
 
 def order_of(net: nn.Module, features: int) -> list[int]:

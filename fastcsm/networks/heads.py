@@ -88,6 +88,7 @@ class _Head:
 
     #: The score is this factor times the output.
     scale: float | Tensor = 1.0
+    score_and_derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def __init__(self, reads_level: bool):
         self.reads_level = reads_level
@@ -102,9 +103,6 @@ class _Head:
             return Stages(step_sizes, steps)
         scales, levels = [1 / sigma for sigma in sigmas], [math.log(sigma) for sigma in sigmas]
         return Stages(step_sizes, steps, scales, levels)
-
-    def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
     def loss_of_rows(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
         """alpha r^2 / 2 + beta r' + gamma r of every row, at least in float32."""
@@ -170,13 +168,9 @@ class Fused(_Head):
 
     def langevin(self, context: Tensor, x: Tensor, stages: Stages, **numbers: Any) -> Tensor:
         """:func:`fastcsm.functional.langevin`; ``numbers`` are seed, samples, dimensions and first_step."""
-        options = {
-            "step_sizes": stages.step_sizes,
-            "steps": stages.steps,
-            "score_scales": stages.score_scales,
-            "stage_features": stages.features,
-        }
-        return self._call(functional.langevin, context, x, **options, **numbers)
+        sizes, steps, scales, features = stages
+        own = {"step_sizes": sizes, "steps": steps, "score_scales": scales, "stage_features": features}
+        return self._call(functional.langevin, context, x, **own, **numbers)
 
 
 class ByAutodiff(_Head):
@@ -212,8 +206,7 @@ class ByAutodiff(_Head):
                 f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
                 f" got {tuple(x.shape)}"
             )
-        tangent = (torch.ones_like(x),)
-        found = torch.func.jvp(lambda x: self.score(context, x), (x,), tangent)
+        found = torch.func.jvp(lambda x: self.score(context, x), (x,), (torch.ones_like(x),))
         return found[0], found[1]
 
     def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import activations
 from ..functional import Network
+from ..functional.arguments import at_least
 from ..reference.incremental import Incremental
 from .context import LinearContext, calls_forward
 from .masked_linear import MaskedLinear
@@ -58,13 +59,8 @@ class MADE(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        for name, value in (
-            ("features", features),
-            ("context_features", context_features),
-            ("hidden_features", min(hidden_features, default=0)),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        narrowest = min(hidden_features, default=0)
+        at_least(1, features=features, context_features=context_features, hidden_features=narrowest)
         order = list(range(features)) if order is None else [int(variable) for variable in order]
         if sorted(order) != list(range(features)):
             raise ValueError(f"order must be a permutation of range({features}), got {order}")
@@ -97,7 +93,15 @@ class MADE(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., H), what the layer ``output`` reads."""
-        return self._residual_trunk(x) if self.residual else self._trunk(x)
+        if not self.residual:
+            for layer in self.layers:
+                x = self.dropout(layer(x))
+            return x
+        f = activations.get(self.activation).f
+        x = self.layers[0](x)
+        for first, second in zip(self.layers[1::2], self.layers[2::2], strict=True):
+            x = x + second(self.dropout(first(f(x))))
+        return f(x)
 
     def last_layer(self, x: Tensor) -> LinearContext | None:
         """The contexts of x (..., D) with the output layer left to do; None if calling it would do more."""
@@ -133,18 +137,6 @@ class MADE(nn.Module):
         ]
         order = self.places.to(weights[0].device)
         return Incremental(batch, network._replace(weights=weights, biases=biases, order=order))
-
-    def _trunk(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = self.dropout(layer(x))
-        return x
-
-    def _residual_trunk(self, x: Tensor) -> Tensor:
-        f = activations.get(self.activation).f
-        x = self.layers[0](x)
-        for first, second in zip(self.layers[1::2], self.layers[2::2], strict=True):
-            x = x + second(self.dropout(first(f(x))))
-        return f(x)
 
     def extra_repr(self) -> str:
         return (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations, functional
+from ..functional.arguments import at_least
 from .heads import Fused, Readable
 
 
@@ -45,13 +46,8 @@ class ScoreHead(Readable):
     ):
         super().__init__()
         activations.get(activation)
-        for name, value, least in (
-            ("context_features", context_features, 0),
-            ("frequencies", frequencies, 0),
-            ("hidden_features", min(hidden_features, default=0), 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least(0, context_features=context_features, frequencies=frequencies)
+        at_least(1, hidden_features=min(hidden_features, default=0))
         self.context_features = context_features
         self.hidden_features = tuple(hidden_features)
         self.activation = activation

@@ -12,8 +12,8 @@ from ..reference.conditional_density import conditional_density_draw as _referen
 from ..reference.incremental import contexts_in_order
 from ..reference.network import Head
 from ..reference.score_head import with_features
-from .langevin import DRAW, draw_request
-from .library import choice, define, differentiable, halves, needs_grad, once, under
+from .langevin import DRAW, draw_request, fake_draw
+from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, under
 from .score_head import fake_grads
 
 _HEAD = (
@@ -30,37 +30,29 @@ def _fake(context, point, *args):
     return *(torch.empty_like(x) for _ in range(5)), x.new_empty(x.shape[0], 2)
 
 
-def _fake_backward(grad, context, point, weights, biases, *args):
-    return fake_grads(context, point, weights, biases, *args[-3:])
-
-
 _forward = define(f"conditional_density({_HEAD}, bool inverse) -> ({', '.join(['Tensor'] * 6)})", _fake)
 _backward = define(
     f"conditional_density_backward(Tensor grad, {_HEAD}, bool need_context, bool need_x, bool need_params)"
     " -> (Tensor, Tensor, Tensor[], Tensor[])",
-    _fake_backward,
+    lambda grad, *args: fake_grads(*args[:4], *args[-3:]),
 )
 
 
-def _fake_draw(x, *args):
-    return torch.empty_like(x), torch.empty_like(x)
-
-
-_draw = define(
+#: As :func:`fastcsm.reference.conditional_density.conditional_density_draw`.
+conditional_density_draw = define(
     f"conditional_density_draw({DRAW}, float[] sigmas, float low, float high, float tolerance,"
     " float flow_tolerance, int panels, int seed, Tensor samples, int first, int last, float denoise)"
     " -> (Tensor, Tensor)",
-    _fake_draw,
+    fake_draw,
     draw_request,
+    gradient=False,
 )
 
 
 def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
     """The backward pass from a backend's quadrature nodes and its backward pass of the head.
 
-    ``conditional_density_nodes`` takes the arguments of ``conditional_density`` up to ``panels`` and returns
-    the nodes t (N, M), the weights d log q / d s(t) (N, M), how many of each row's M count (N,) int64, and
-    the score at x (N,).
+    Nodes are as of :func:`fastcsm.reference.conditional_density.conditional_density_nodes`.
     """
     nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
 
@@ -93,9 +85,7 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
 
 
 backends.compose(
-    "conditional_density_backward",
-    ("conditional_density_nodes", "score_head_backward"),
-    _compose_backward,
+    "conditional_density_backward", ("conditional_density_nodes", "score_head_backward"), _compose_backward
 )
 
 
@@ -122,9 +112,7 @@ def _compose_draw(implementation: Callable[[str], Callable[..., Any]]) -> Callab
 
 
 backends.compose(
-    "conditional_density_draw",
-    ("conditional_density", "probability_flow", "score_head"),
-    _compose_draw,
+    "conditional_density_draw", ("conditional_density", "probability_flow", "score_head"), _compose_draw
 )
 
 
@@ -141,28 +129,10 @@ class _ConditionalDensity(torch.autograd.Function):
     @once
     def backward(ctx: Any, _, grad, *__):
         context, point, frequencies, *params = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        need_params = any(needs[4:])
-        grad_context, grad_x, grad_weights, grad_biases = under(
-            ctx.choice,
-            _backward,
-            grad.contiguous(),
-            context,
-            point,
-            *halves(params),
-            frequencies,
-            *ctx.options,
-            needs[0],
-            needs[1],
-            need_params,
-        )
-        return (
-            grad_context if needs[0] else None,
-            grad_x if needs[1] else None,
-            None,
-            None,
-            *((*grad_weights, *grad_biases) if need_params else [None] * len(params)),
-        )
+        need = *ctx.needs_input_grad[:2], any(ctx.needs_input_grad[4:])
+        head = *halves(params), frequencies, *ctx.options
+        grads = under(ctx.choice, _backward, grad.contiguous(), context, point, *head, *need)
+        return for_autograd(grads, need, 2, len(params))
 
 
 def conditional_density(
@@ -176,9 +146,3 @@ def conditional_density(
         return differentiable(_ConditionalDensity, context, point, head.frequencies, options, *params)
     with torch.no_grad():
         return _forward(context, point, *head, *args)
-
-
-def conditional_density_draw(*args: Any) -> tuple[Tensor, Tensor]:
-    """See :func:`fastcsm.reference.conditional_density.conditional_density_draw`; carries no gradient."""
-    with torch.no_grad():
-        return _draw(*args)

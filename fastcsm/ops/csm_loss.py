@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.network import Head
-from .library import define, halves
+from .library import define, for_autograd, halves
 from .scalar_loss import scalar_loss
 from .score_head import fake_grads
 
@@ -25,16 +25,9 @@ _forward = define(
 
 def _evaluate(activation, need, context, x, frequencies, *rest):
     coefficients, params = rest[:3], rest[3:]
-    loss, grad_context, grad_x, grad_weights, grad_biases = _forward(
-        context, x, *halves(params), frequencies, activation, *coefficients, *need
-    )
-    need_context, need_x, need_params = need
-    return loss, [
-        grad_context if need_context else None,
-        grad_x if need_x else None,
-        *[None] * 4,
-        *([*grad_weights, *grad_biases] if need_params else [None] * len(params)),
-    ]
+    head = *halves(params), frequencies, activation
+    loss, *grads = _forward(context, x, *head, *coefficients, *need)
+    return loss, for_autograd(grads, need, 4, len(params))
 
 
 def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tensor]) -> Tensor:

@@ -3,33 +3,18 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..backends import Request
 from .library import define
 
-
-def _fake(context, x, *args):
-    return torch.empty_like(x)
-
-
-_op = define(
+#: As :func:`fastcsm.reference.langevin.langevin`.
+langevin = define(
     "langevin(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
     " str activation, float[] step_sizes, float[] score_scales, float[] stage_features,"
     " int steps, int seed, Tensor samples, Tensor dimensions, int first_step) -> Tensor",
-    _fake,
+    lambda context, x, *args: torch.empty_like(x),
+    gradient=False,
 )
-
-
-def langevin(*args: Any) -> Tensor:
-    """See :func:`fastcsm.reference.langevin.langevin`; the result carries no gradient."""
-    with torch.no_grad():
-        return _op(*args)
-
-
-def _fake_draw(x, *args):
-    return torch.empty_like(x), torch.empty_like(x)
-
 
 #: What all draws have in common.
 DRAW = (
@@ -47,15 +32,16 @@ def draw_request(args: tuple[Any, ...]) -> Request:
     return Request(x.device.type, x.dtype, widths, weights[0].shape[1])
 
 
-_draw = define(
+def fake_draw(x, *args):
+    """The results of a draw of x as empty tensors of the right shapes."""
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+#: As :func:`fastcsm.reference.langevin.langevin_draw`.
+langevin_draw = define(
     f"langevin_draw({DRAW}, float[] step_sizes, float[] score_scales, float[] stage_features, int steps,"
     " int seed, Tensor samples, int first, int last, float denoise) -> (Tensor, Tensor)",
-    _fake_draw,
+    fake_draw,
     draw_request,
+    gradient=False,
 )
-
-
-def langevin_draw(*args: Any) -> tuple[Tensor, Tensor]:
-    """See :func:`fastcsm.reference.langevin.langevin_draw`; the results carry no gradient."""
-    with torch.no_grad():
-        return _draw(*args)

@@ -14,11 +14,15 @@ _LIBRARY = torch.library.Library("fastcsm", "DEF")
 
 
 def define(
-    schema: str, fake: Callable[..., Any], request: Callable[..., backends.Request] | None = None
+    schema: str,
+    fake: Callable[..., Any],
+    request: Callable[..., backends.Request] | None = None,
+    gradient: bool = True,
 ) -> Callable[..., Any]:
     """Define ``fastcsm::<schema>`` and return the operator; ``request`` reads its arguments for a backend.
 
-    The operator itself records no gradients: the autograd.Function beside each schema does.
+    The operator itself records no gradients: the autograd.Function beside each schema does. Without
+    ``gradient`` there is none, and the results are constants to autograd.
     """
     name = schema.partition("(")[0]
 
@@ -36,7 +40,7 @@ def define(
         _refuse_transforms()
         return op(*args)
 
-    return call
+    return call if gradient else torch.no_grad()(call)
 
 
 def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -78,6 +82,24 @@ def halves(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases, which autograd takes in a row, as an op takes them."""
     layers = len(params) // 2
     return list(params[:layers]), list(params[layers:])
+
+
+def for_autograd(grads: Any, need: Sequence[bool], between: int, params: int) -> tuple[Tensor | None, ...]:
+    """Gradients of (context, x, weights, biases) as autograd takes them: None for what needs none.
+
+    Args:
+        grads: what a backward pass of the head returned.
+        need: whether those of the context, of x and of the parameters were asked for.
+        between: arguments between x and the parameters, which have no gradient.
+        params: how many parameters there are.
+    """
+    (context, x, weights, biases), (need_context, need_x, need_params) = grads, need
+    return (
+        context if need_context else None,
+        x if need_x else None,
+        *[None] * between,
+        *([*weights, *biases] if need_params else [None] * params),
+    )
 
 
 def choice() -> str | None:

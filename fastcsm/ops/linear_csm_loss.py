@@ -11,7 +11,7 @@ from .. import backends
 from ..reference.linear_csm_loss import Kernels, context_features
 from ..reference.linear_csm_loss import linear_csm_loss as _reference
 from ..reference.network import Head
-from .library import define, halves
+from .library import define, for_autograd, halves
 from .masked_linear import Layer
 from .scalar_loss import scalar_loss
 from .score_head import fake_grads
@@ -97,16 +97,11 @@ def _by_blocks(chain: Callable[..., Any], call: _Call, size: int) -> Any:
         if call.need_x:
             rows = grad_x.view(batch, len(call.weight) // c)[:, start : start + size]
             rows.copy_(in_x.view(rows.shape))
-        sums = _add(sums, [loss, in_hidden, *in_weights, *in_biases], loss.dtype)
+        # Running sums, kept in the compute dtype.
+        new = [term.to(loss.dtype) for term in (loss, in_hidden, *in_weights, *in_biases)]
+        sums = [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
     loss, grad_hidden, *params = [sums[0], *(total.to(call.hidden.dtype) for total in sums[1:])]
     return loss, grad_hidden, grad_weight, grad_bias, grad_x, *halves(params)
-
-
-def _add(sums: list[Tensor], terms: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Running sums, kept in the compute dtype."""
-    if not sums:
-        return [term.to(dtype) for term in terms]
-    return [total.add_(term) for total, term in zip(sums, terms, strict=True)]
 
 
 def block_size(batch: int, weight: Tensor, features: int) -> int:
@@ -141,18 +136,14 @@ backends.compose("linear_csm_loss", ("masked_linear", "csm_loss"), _compose)
 def _evaluate(activation, need, *tensors):
     layer, (extra, x, frequencies, *rest) = tensors[:5], tensors[5:]
     coefficients, params = rest[:3], rest[3:]
-    loss, grad_hidden, grad_weight, grad_bias, grad_x, grad_weights, grad_biases = _forward(
-        *layer, extra, x, *halves(params), frequencies, activation, *coefficients, *need
+    head = *halves(params), frequencies, activation
+    loss, grad_hidden, *linear, grad_x, grad_weights, grad_biases = _forward(
+        *layer, extra, x, *head, *coefficients, *need
     )
-    need_hidden, need_linear, need_x, need_params = need
-    return loss, [
-        grad_hidden if need_hidden else None,
-        *((grad_weight, grad_bias) if need_linear else (None, None)),
-        *[None] * 3,
-        grad_x if need_x else None,
-        *[None] * 4,
-        *([*grad_weights, *grad_biases] if need_params else [None] * len(params)),
-    ]
+    need_hidden, need_linear, *needs = need
+    grads = grad_hidden, grad_x, grad_weights, grad_biases
+    grad_hidden, *rest = for_autograd(grads, (need_hidden, *needs), 4, len(params))
+    return loss, (grad_hidden, *(linear if need_linear else [None] * 2), *[None] * 3, *rest)
 
 
 def linear_csm_loss(

@@ -7,10 +7,7 @@ times the evaluations for 100 to 200 times the error, tf32 about as many for 20 
 inside the CPU's ``conditional_density_draw``, whose usual tolerance is 1e-2, follows torch's setting.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from .library import define
 
@@ -20,15 +17,11 @@ def _fake(context, x, *args):
     return tuple(torch.empty_like(x, dtype=wide) for _ in range(3))
 
 
-_op = define(
+#: As :func:`fastcsm.reference.probability_flow.probability_flow`.
+probability_flow = define(
     "probability_flow(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
     " str activation, float sigma_from, float sigma_to, float tolerance, bool change)"
     " -> (Tensor, Tensor, Tensor)",
     _fake,
+    gradient=False,
 )
-
-
-def probability_flow(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`fastcsm.reference.probability_flow.probability_flow`; the results carry no gradient."""
-    with torch.no_grad():
-        return _op(*args)

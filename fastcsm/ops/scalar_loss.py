@@ -1,6 +1,6 @@
 """Autograd of an op that returns a scalar loss and all its gradients in one pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from .library import choice, differentiable, once, under
 from .rescale import rescale
 
 #: (activation, need, *tensors) -> the loss, and for each tensor its gradient or None.
-Evaluate = Callable[..., tuple[Tensor, list[Tensor | None]]]
+Evaluate = Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class _ScalarLoss(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _ScalarLoss(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _again(ctx: Any) -> list[Tensor | None]:
+def _again(ctx: Any) -> Sequence[Tensor | None]:
     """The gradients once more, for a second backward pass: the first one gave its tensors away."""
     return under(ctx.choice, ctx.evaluate, ctx.activation, ctx.need, *ctx.saved_tensors)[1]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.network import Head
-from .library import choice, define, differentiable, halves, needs_grad, once, under
+from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, under
 
 
 def _fake(context, x, weights, biases, frequencies, activation, derivative):
@@ -23,10 +23,6 @@ def fake_grads(context, x, weights, biases, need_context, need_x, need_params):
     )
 
 
-def _fake_backward(gs, gd, context, x, weights, biases, *rest):
-    return fake_grads(context, x, weights, biases, *rest[-3:])
-
-
 _forward = define(
     "score_head(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
     " str activation, bool derivative) -> (Tensor, Tensor)",
@@ -36,7 +32,7 @@ _backward = define(
     "score_head_backward(Tensor grad_score, Tensor grad_derivative, Tensor context, Tensor x,"
     " Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
     " bool need_context, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor[], Tensor[])",
-    _fake_backward,
+    lambda grad_score, grad_derivative, *args: fake_grads(*args[:4], *args[-3:]),
 )
 
 
@@ -54,32 +50,13 @@ class _ScoreHead(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_score, grad_derivative):
         context, x, frequencies, *params = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        need_params = any(needs[5:])
+        need = *ctx.needs_input_grad[:2], any(ctx.needs_input_grad[5:])
         if not ctx.derivative:
             grad_derivative = torch.zeros_like(x)
-        grad_context, grad_x, grad_weights, grad_biases = under(
-            ctx.choice,
-            _backward,
-            grad_score.contiguous(),
-            grad_derivative.contiguous(),
-            context,
-            x,
-            *halves(params),
-            frequencies,
-            ctx.activation,
-            needs[0],
-            needs[1],
-            need_params,
-        )
-        return (
-            grad_context if needs[0] else None,
-            grad_x if needs[1] else None,
-            None,
-            None,
-            None,
-            *((*grad_weights, *grad_biases) if need_params else [None] * len(params)),
-        )
+        upstream = grad_score.contiguous(), grad_derivative.contiguous()
+        head = *halves(params), frequencies, ctx.activation
+        grads = under(ctx.choice, _backward, *upstream, context, x, *head, *need)
+        return for_autograd(grads, need, 3, len(params))
 
 
 def score_head(context: Tensor, x: Tensor, head: Head, derivative: bool = True) -> tuple[Tensor, Tensor]:

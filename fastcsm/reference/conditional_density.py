@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import random
 from .network import Head, Network, contexts_in_order
 from .probability_flow import unrounded as unrounded_flow
-from .quadrature import NODES, Density, Score, nodes, solve
+from .quadrature import NODES, Density, Interval, Score, nodes, solve
 from .score_head import score_head, with_features
 
 
@@ -33,22 +33,13 @@ def conditional_density(
 
     All but the scores is computed in float64.
 
-    Args:
-        context: (N, C), or (N, C - 1) when ``stage_features`` has its one value, the last context feature.
-        point: (N,), x; where inverse, probabilities u in [0, 1].
-        weights, biases, frequencies, activation: as for :func:`fastcsm.reference.score_head.score_head`.
-        score_scale: factor of the head's output.
-        stage_features: empty, or one number.
-        low, high: where the panels begin; the ends move outwards until what lies beyond does not matter.
-        tolerance: largest estimated error of log q(x), or of the probability at the quantile where inverse.
-        panels: panels of a row to begin with.
-        inverse: find x with P(X <= x) = u.
+    Args: as for :func:`fastcsm.functional.conditional_density`, none left out: context (N, C), or (N, C - 1)
+        with ``stage_features``, which has its one number or is empty; point (N,), x, or where inverse
+        probabilities.
 
     Returns:
-        x (N,), log q(x), log Z (the integral of exp(L) for L(low) = 0), P(X <= x), the estimated error
-        (of log q(x), or of the probability where inverse; inf where there is no density), and (N, 2) the
-        probabilities beyond the panels' two ends; in the dtype of x, float32 for 16-bit dtypes. A row whose
-        density does not exist is NaN.
+        The fields of :class:`fastcsm.functional.Density`, each (N,), ends (N, 2); in the dtype of x, float32
+        for 16-bit dtypes. A row whose density does not exist is NaN, its error inf.
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
     head = weights, biases, frequencies, activation
@@ -78,34 +69,22 @@ def _head_score(context: Tensor, head: Head, score_scale: float, stage_features:
 
 
 def conditional_density_nodes(
-    context: Tensor,
-    point: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    frequencies: Tensor,
-    activation: str,
-    score_scale: float,
-    stage_features: Sequence[float],
-    low: float,
-    high: float,
-    tolerance: float,
-    panels: int,
+    context: Tensor, point: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of log q(x) as a sum over scores: d log q(x) = sum over m of weight_m ds(t_m).
 
     It is the quadrature of d log q(x) = integral of ds(t) (1{t < x} - P(X > t)) dt.
 
-    Args: as for :func:`conditional_density`.
+    Args: as for :func:`conditional_density`, up to ``panels``.
 
     Returns:
         t (N, M) in the dtype of x, weight (N, M), how many of each row's M count (N,) int64, and the score at
         x (N,); float32 for 16-bit dtypes. What does not count is zero.
     """
+    head, (scale, features, *interval) = args[:4], args[4:]
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
-    head = Head(weights, biases, frequencies, activation)
-    score = _head_score(context, head, score_scale, stage_features)
-    unit = torch.finfo(point.dtype).eps
-    t, weight, count, at_point = nodes(score, low, high, point.to(torch.float64), tolerance, panels, unit)
+    score, unit = _head_score(context, Head(*head), scale, features), torch.finfo(point.dtype).eps
+    t, weight, count, at_point = nodes(score, Interval(*interval), point.to(torch.float64), unit)
     return t.to(point.dtype), weight.to(wide), count, at_point.to(wide)
 
 

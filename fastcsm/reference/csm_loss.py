@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .network import Head
 from .score_head import backward, forward
 
 
@@ -33,12 +34,9 @@ def csm_loss(
         (loss, grad_context, grad_x, grad_weights, grad_biases): loss is a scalar in the dtype of the
         coefficients, the gradients have the dtype of the inputs and are empty where not needed.
     """
-    trace = forward(context, x, weights, biases, frequencies, activation)
+    head = Head(weights, biases, frequencies, activation)
+    trace = forward(context, x, head)
     s, ds = trace.score.to(alpha.dtype), trace.derivative.to(alpha.dtype)
     loss = (alpha * s * s / 2 + beta * ds + gamma * s).sum()
-    grad_score = (alpha * s + gamma).to(x.dtype)
-    grad_derivative = beta.expand_as(s).to(x.dtype)
-    grads = backward(
-        grad_score, grad_derivative, trace, weights, activation, need_context, need_x, need_params
-    )
-    return loss, *grads
+    upstream = (alpha * s + gamma).to(x.dtype), beta.expand_as(s).to(x.dtype)
+    return loss, *backward(upstream, trace, head, (need_context, need_x, need_params))

@@ -28,18 +28,11 @@ def langevin(
 ) -> Tensor:
     """For every stage i, ``steps`` times x <- x + (e_i / 2) score_scales_i s(c, x) + sqrt(e_i) z.
 
-    The state is carried in float32 for 16-bit inputs and rounded at the end; the head reads it rounded.
+    The state is carried in float32 for 16-bit inputs and rounded at the end; the head reads it rounded. z of
+    global step k = first_step + i * steps + t is ``random.normal(seed, samples, dimensions, k)``.
 
-    Args:
-        context: (N, C), or (N, C - 1) when ``stage_features`` are given.
-        x: (N,), the state at the start.
-        weights, biases, frequencies, activation: as for :func:`fastcsm.reference.score_head.score_head`.
-        step_sizes, score_scales: e_i and the factor of the head's output, one a stage.
-        stage_features: empty, or one value a stage: the last context feature during that stage.
-        steps: Langevin steps a stage.
-        seed, samples, dimensions: the noise of global step k = first_step + i * steps + t is
-            ``random.normal(seed, samples, dimensions, k)``; samples and dimensions are (N,) int64.
-        first_step: global number of the first step.
+    Args: as for :func:`fastcsm.functional.langevin`, none left out: context (N, C), or (N, C - 1) with
+        ``stage_features``, which are empty otherwise; x (N,); samples and dimensions (N,) int64.
 
     Returns:
         (N,), the state after the last step, in the dtype of x.
@@ -95,8 +88,7 @@ def langevin_draw(
         denoise: variance v; 0 for none.
 
     Returns:
-        x with the variables drawn, and the same with x_d + v score_scales[-1] s(c_d, x_d) in their place
-        (the mean of the noise-free value, Tweedie's formula, for v = sigma_L^2); equal when v = 0.
+        As :func:`fastcsm.functional.langevin_draw`; the two are equal when v = 0.
     """
     network = Network(made_weights, made_biases, degrees, order, made_activation, residual)
     models = len(made_weights) // (len(degrees) + 1)

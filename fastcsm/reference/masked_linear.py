@@ -1,5 +1,7 @@
 """masked_linear: y = f((W * M) x + b), where the mask M follows from degrees."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,12 +14,8 @@ def masked_linear(
 ) -> tuple[Tensor, Tensor]:
     """Linear layer in which the edge i -> o exists iff in_degrees[i] <= out_degrees[o].
 
-    Args:
-        x: (B, I).
-        weight: (O, I).
-        bias: (O,).
-        in_degrees, out_degrees: (I,) and (O,) int64, in any order.
-        activation: a name of :mod:`fastcsm.activations`, or "identity".
+    Args: as for :func:`fastcsm.functional.masked_linear`, none left out: x (B, I), and "identity" for no
+        activation.
 
     Returns:
         y: (B, O), and the preactivation (B, O), which is empty for "identity".
@@ -61,26 +59,15 @@ def masked_linear_backward(
     )
 
 
-def masked_linear_backward_into(
-    grad_y: Tensor,
-    preactivation: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    in_degrees: Tensor,
-    out_degrees: Tensor,
-    activation: str,
-    need_x: bool,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-) -> Tensor:
+def masked_linear_backward_into(*args: Any) -> Tensor:
     """grad_x of :func:`masked_linear_backward`; the other gradients are written where the caller wants them.
 
-    Args:
-        grad_weight, grad_bias: contiguous, overwritten; empty where not needed.
+    Args: as for it up to ``need_x``, then grad_weight and grad_bias, contiguous, overwritten; empty where not
+        needed.
     """
-    need = need_x, grad_weight.numel() > 0, grad_bias.numel() > 0
-    layer = x, weight, in_degrees, out_degrees, activation
-    grad_x, into_weight, into_bias = masked_linear_backward(grad_y, preactivation, *layer, *need)
+    *given, grad_weight, grad_bias = args
+    given += [grad_weight.numel() > 0, grad_bias.numel() > 0]
+    grad_x, into_weight, into_bias = masked_linear_backward(*given)
     grad_weight.copy_(into_weight)
     grad_bias.copy_(into_bias)
     return grad_x

@@ -71,21 +71,15 @@ def contexts_in_order(
         contexts = []
         for m in range(0, len(weights), layers):
             w, b = weights[m : m + layers], biases[m : m + layers]
-            h = _hidden(known, w, b, [inputs, *degrees], network.activation, network.residual)
+            h = _hidden(known, network._replace(weights=w, biases=b, degrees=[inputs, *degrees]))
             contexts.append(masked_linear(h, w[-1][rows], b[-1][rows], degrees[-1], own, "identity")[0])
         yield d, contexts
         known[:, d] = x[:, d]
 
 
-def _hidden(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    degrees: Sequence[Tensor],
-    activation: str,
-    residual: bool,
-) -> Tensor:
-    """Last hidden activations (B, H) of the network; the last of ``weights`` is not used."""
+def _hidden(x: Tensor, network: Network) -> Tensor:
+    """Last hidden activations (B, H) of the network, whose degrees begin with those of x."""
+    weights, biases, degrees, _, activation, residual = network
     f = activations.get(activation).f
     for l, (below, own) in enumerate(pairwise(degrees)):
         if not residual or l % 2 == 1:

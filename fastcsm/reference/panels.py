@@ -1,13 +1,11 @@
 """Panels of the quadrature: Gauss-Legendre tables, and what a row's answer needs of its panels."""
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NODES, FINE, TOP = 16, 32, 4
 #: Of the last coefficients, at least this part is taken to be the error.
@@ -40,29 +38,18 @@ class Rule(NamedTuple):
 @cache
 def rule(n: int, device: torch.device) -> Rule:
     """Gauss-Legendre rule of n nodes on [-1, 1], and integrals of the interpolating polynomial."""
-    import numpy as np
-    from numpy.polynomial import legendre
-
+    legendre = np.polynomial.legendre
     nodes, weights = legendre.leggauss(n)
     degree = np.arange(n)
     coefficients = (legendre.legvander(nodes, n - 1) * weights[:, None]).T * (2 * degree[:, None] + 1) / 2
     fine = legendre.leggauss(FINE)[0]
-    tables = [
-        nodes,
-        weights,
-        coefficients,
-        _integrals(fine, n) @ coefficients,
-        _integrals(nodes, n) @ coefficients,
-    ]
-    return Rule(*(torch.tensor(table, device=device) for table in tables))
+    integrals = (_integrals(t, n) @ coefficients for t in (fine, nodes))
+    return Rule(*(torch.tensor(t, device=device) for t in (nodes, weights, coefficients, *integrals)))
 
 
-def _integrals(t: "np.ndarray", n: int) -> "np.ndarray":
+def _integrals(t: np.ndarray, n: int) -> np.ndarray:
     """Integrals from -1 to t of the Legendre polynomials P_0, ..., P_{n-1}; (len(t), n)."""
-    import numpy as np
-    from numpy.polynomial import legendre
-
-    p = legendre.legvander(t, n)
+    p = np.polynomial.legendre.legvander(t, n)
     first = t[:, None] + 1
     return np.concatenate([first, (p[:, 2:] - p[:, :-2]) / (2 * np.arange(1, n) + 1)], 1)
 
@@ -116,10 +103,7 @@ def parts_of(panels: Panels, s: Tensor, unit: float) -> Parts:
         2 * half * top * rest,
         ROUNDING * unit * (half * (s.abs() @ coarse.weights) + place * (s.amax(-1) - s.amin(-1))),
         torch.where(half > 0, torch.maximum((rough - mass).abs(), inside) / mass, 0.0),
-        (
-            (c @ sign, -(c @ (sign * slope)) / safe),
-            (c.sum(-1), (c @ slope) / safe),
-        ),
+        ((c @ sign, -(c @ (sign * slope)) / safe), (c.sum(-1), (c @ slope) / safe)),
         c,
         local,
     )

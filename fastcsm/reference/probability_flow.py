@@ -109,18 +109,11 @@ def probability_flow(
     The head's last context feature is log sigma and its output is sigma times the score. The state is carried
     in float64 in the reference, at least in float32 everywhere.
 
-    Args:
-        context: (N, C - 1).
-        x: (N,).
-        weights, biases, frequencies, activation: as for :func:`fastcsm.reference.score_head.score_head`.
-        sigma_from, sigma_to: positive; either may be the larger.
-        tolerance: largest estimated error of a step, in x as a part of sigma and in log p.
-        change: follow log p too, which needs the derivative.
+    Args: as for :func:`fastcsm.functional.probability_flow`, none left out: context (N, C - 1) and x (N,).
 
     Returns:
-        y (N,); log p_to(y) - log p_from(x) (N,), zeros without ``change``; and the sum over steps of the
-        estimated errors (N,); in the dtype of x, float32 for 16-bit dtypes. NaN, NaN and inf for a row that
-        500 steps do not finish.
+        The fields of :class:`fastcsm.functional.Flow`, (N,) each, the change zeros where it is not wanted; in
+        the dtype of x, float32 for 16-bit dtypes. NaN, NaN and inf for a row that 500 steps do not finish.
     """
     wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
     head = weights, biases, frequencies, activation

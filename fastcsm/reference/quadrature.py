@@ -21,7 +21,7 @@ exceed the error of what is returned.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,21 @@ CANCELLED = 4 * torch.finfo(torch.float64).eps
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
+class Interval(NamedTuple):
+    """Where the quadrature of a density begins, and how exact it is to be.
+
+    Attributes:
+        low, high: an interval that holds most of the mass.
+        tolerance: largest estimated error; by default that of the function.
+        panels: number to begin with, of 16 evaluations each, 1 to 16.
+    """
+
+    low: float
+    high: float
+    tolerance: Any = None
+    panels: int = 2
+
+
 class Density(NamedTuple):
     """Results of :func:`fastcsm.functional.conditional_density`: each of the shape of x; ends (..., 2)."""
 
@@ -63,17 +78,9 @@ class Density(NamedTuple):
     ends: Tensor
 
 
-def refine(
-    score: Score,
-    low: float,
-    high: float,
-    point: Tensor,
-    inverse: bool,
-    tolerance: float,
-    panels: int,
-    unit: float,
-) -> Panels:
-    """Panels on which the answer's estimated error is at most ``tolerance``, as far as MAX_PANELS allow."""
+def refine(score: Score, interval: Interval, point: Tensor, inverse: bool, unit: float) -> Panels:
+    """Panels on which the answer's estimated error is at most the tolerance, as far as MAX_PANELS allow."""
+    low, high, tolerance, panels = interval
     rows, width = len(point), (high - low) / panels
     first = torch.arange(panels, dtype=torch.float64, device=point.device)
     a = (low + width * first).expand(rows, panels).clone()
@@ -179,9 +186,8 @@ def answer(grid: Panels, s: Tensor, low: float, point: Tensor, inverse: bool, un
         cdf, error = point, error + (outside * row.tails).sum(1)
     begins = torch.where((grid.a < low) & (grid.h > 0), parts.integral, 0.0).sum(1)
     exists = _valid(point, inverse) & row.tails.isfinite().all(1) & row.log_z.isfinite() & error.isfinite()
-    values = [x, log_density, row.log_z - begins, cdf.clamp(0, 1)]
-    values = [torch.where(exists, value, torch.nan) for value in values]
-    x, log_density, log_z, cdf = values
+    values = x, log_density, row.log_z - begins, cdf.clamp(0, 1)
+    x, log_density, log_z, cdf = (torch.where(exists, value, torch.nan) for value in values)
     error = torch.where(exists, error, torch.inf).detach()
     ends = torch.where(exists[:, None], row.tails, torch.nan).detach()
     return Density(x, log_density, log_z, cdf, error, ends)
@@ -243,7 +249,7 @@ def solve(
         unit: of rounding in the score.
     """
     with torch.no_grad():
-        grid = refine(score, low, high, point.detach(), inverse, tolerance, panels, unit)
+        grid = refine(score, Interval(low, high, tolerance, panels), point.detach(), inverse, unit)
     return answer(grid, _scores(score, grid, point), low, point, inverse, unit)
 
 
@@ -254,10 +260,10 @@ def _scores(score: Score, grid: Panels, point: Tensor) -> Tensor:
 
 
 def nodes(
-    score: Score, low: float, high: float, point: Tensor, tolerance: float, panels: int, unit: float
+    score: Score, interval: Interval, point: Tensor, unit: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See ``conditional_density_nodes``; arguments as for :func:`solve`."""
-    grid = refine(score, low, high, point, False, tolerance, panels, unit)
+    """See ``conditional_density_nodes``; arguments as for :func:`refine`."""
+    grid = refine(score, interval, point, False, unit)
     coarse, fine = rule(NODES, point.device), rule(FINE, point.device)
     s = _scores(score, grid, point)
     parts = parts_of(grid, s, unit)

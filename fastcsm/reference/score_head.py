@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import activations
+from .network import Head
 
 
 def score_head(
@@ -37,7 +38,7 @@ def score_head(
         s and s', each (N,); without the derivative s and an empty tensor.
     """
     if derivative:
-        trace = forward(context, x, weights, biases, frequencies, activation)
+        trace = forward(context, x, Head(weights, biases, frequencies, activation))
         return trace.score, trace.derivative
     f, (h, _, _) = activations.get(activation).f, _inputs(context, x, frequencies)
     a = F.linear(h, weights[0], biases[0])
@@ -61,15 +62,9 @@ class Trace(NamedTuple):
     derivative: Tensor
 
 
-def forward(
-    context: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    frequencies: Tensor,
-    activation: str,
-) -> Trace:
+def forward(context: Tensor, x: Tensor, head: Head) -> Trace:
     """The forward pass of :func:`score_head`, with all it computes on the way."""
+    weights, biases, frequencies, activation = head
     f = activations.get(activation)
     h, dh, d2h = _inputs(context, x, frequencies)
     a = F.linear(h, weights[0], biases[0])
@@ -113,31 +108,24 @@ def score_head_backward(
     Returns:
         (grad_context, grad_x, grad_weights, grad_biases); what is not needed is an empty tensor or list.
     """
-    trace = forward(context, x, weights, biases, frequencies, activation)
-    return backward(
-        grad_score, grad_derivative, trace, weights, activation, need_context, need_x, need_params
-    )
+    head = Head(weights, biases, frequencies, activation)
+    trace = forward(context, x, head)
+    return backward((grad_score, grad_derivative), trace, head, (need_context, need_x, need_params))
 
 
 def backward(
-    grad_score: Tensor,
-    grad_derivative: Tensor,
-    trace: Trace,
-    weights: Sequence[Tensor],
-    activation: str,
-    need_context: bool,
-    need_x: bool,
-    need_params: bool,
+    upstream: tuple[Tensor, Tensor], trace: Trace, head: Head, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """The reverse pass through a trace, results as :func:`score_head_backward`.
+    """The reverse pass of :func:`score_head_backward` through the trace of its forward pass.
 
     gz = W^T ga, gu = W^T gt       ga <- f'(a) gz + f''(a) t gu       gt <- f'(a) gu
     gW = ga z^T + gt u^T           gb = sum of ga
     """
-    f = activations.get(activation)
+    weights, f = head.weights, activations.get(head.activation)
+    need_context, need_x, need_params = need
     h, dh, d2h = trace.inputs
     c = h.shape[1] - dh.shape[1]
-    ga, gt = grad_score[:, None], grad_derivative[:, None]
+    ga, gt = (grad[:, None] for grad in upstream)
     grad_weights, grad_biases = [], []
     for weight, (a, t) in zip(reversed(weights[1:]), reversed(trace.hidden), strict=True):
         slope = f.df(a)

@@ -1,7 +1,8 @@
 """How x is drawn. A model looks a sampler up here by the word that users write.
 
-A sampler is (parts, drawing, data_range, **options) -> x (n, D), for the parts of a model, a
-:class:`Drawing` and the interval that holds the data's values.
+A sampler is (parts, drawing, data_range, **options) -> x (n, D), in the model's dtype and on its device, for
+the parts of a trained model in evaluation mode, in the order of their levels, a :class:`Drawing`, and the
+interval that holds the data's values. It raises ValueError where a size is out of range.
 """
 
 from collections.abc import Callable

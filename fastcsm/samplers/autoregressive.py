@@ -1,6 +1,5 @@
 """Drawing variable after variable: by annealed Langevin (paper, appendix C.3), or exactly, by quantiles."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from .. import random
 from ..densities import Accuracy, Conditionals
+from ..functional.arguments import at_least, positive
 from ..functional.conditional_density import DRAW_TOLERANCE, FLOW_TOLERANCE
 from ..networks.context import order_of, places_of
 from ..networks.heads import Part
@@ -67,24 +67,15 @@ def langevin(
     (``functional.langevin_draw``).
 
     Args:
-        parts: of a trained model, in evaluation mode, in the order of their levels.
-        drawing: what is drawn.
-        data_range: not used.
+        parts, drawing, data_range: as for any sampler; the last is not used.
         steps: Langevin steps T per noise level.
         step_size: e_0, the step size at the smallest level; 0.2 sigma_L^2 by default. A model without noise
             has one level and needs it given.
-
-    Returns:
-        (n, D) in the model's dtype, on its device.
-
-    Raises:
-        ValueError: a size is out of range, or the step size is needed.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    at_least(1, steps=steps)
     sizes = _step_sizes(parts, step_size)
     stages = [part.head.stages(own, steps, part.sigmas) for part, own in zip(parts, sizes, strict=True)]
-    return _draw(parts, drawing, fused.langevin(parts, stages) or variables.Langevin(parts, stages))
+    return _draw(parts, drawing, fused.langevin(parts, stages) or variables.langevin(parts, stages))
 
 
 def inverse_cdf(
@@ -103,17 +94,12 @@ def flow(parts: Sequence[Part], drawing: Drawing, data_range: tuple[float, float
     The number of variable d is ``fastcsm.random.uniform(seed, sample, d, 0)``.
 
     Args:
-        parts: of a trained model, in evaluation mode; of several, the last one is used.
-        drawing: what is drawn.
-        data_range: the interval that holds the data's values.
+        parts, drawing, data_range: as for any sampler; of several parts, the last one is used.
         options: ``base``, the noise level at which the flow begins, the first by default; ``tolerance`` and
             ``flow_tolerance`` as for :func:`fastcsm.functional.conditional_density_draw`.
 
-    Returns:
-        (n, D) in the model's dtype, on its device.
-
     Raises:
-        ValueError: a size is out of range, or the method needs a head that reads log sigma.
+        ValueError: the head does not read log sigma.
     """
     return _exact(parts, drawing, data_range, "flow", **options)
 
@@ -132,17 +118,15 @@ def _exact(
     part = parts[-1]
     accuracy = Accuracy(tolerance, flow_tolerance, _DRAW_PANELS, _DRAW_MARGIN)
     rows = Conditionals(part.head, part.sigmas, data_range, method, base=base, accuracy=accuracy)
-    return _draw([part], drawing, fused.exact(part, rows) or variables.Quantiles(part, rows))
+    return _draw([part], drawing, fused.exact(part, rows) or variables.quantiles(part, rows))
 
 
 def _draw(parts: Sequence[Part], drawing: Drawing, draw: Any) -> Tensor:
     """Draw the samples batch by batch."""
     n, seed, batch_size, first_sample, given, known, denoise, progress = drawing
-    for name, value, least in (("n", n, 0), ("first_sample", first_sample, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    at_least(0, n=n, first_sample=first_sample)
+    if batch_size is not None:
+        at_least(1, batch_size=batch_size)
     net, sigmas = parts[-1].context_net, parts[-1].sigmas
     features = getattr(net, "features", None)
     if features is None:
@@ -152,8 +136,8 @@ def _draw(parts: Sequence[Part], drawing: Drawing, draw: Any) -> Tensor:
     like = next(chain(net.parameters(), parts[-1].head.parameters()))
     start = _start(n, features, given, known, like)
     samples = torch.arange(first_sample, first_sample + n, device=like.device)
-    batches = range(0, n, batch_size or draw.batch_size() or max(n, 1))
-    report = _reporter(progress)
+    batches = range(0, n, batch_size or draw.batch_size or max(n, 1))
+    report: Any = Bar("sampling", unit="dim").to if progress is True else progress
     order = order_of(net, features)
     places = places_of(net, order[:known], like.device)
     sigma = sigmas[-1] if sigmas else 0.0
@@ -198,17 +182,11 @@ def _noisy(x: Tensor, sigma: float, given: list[int], seed: int, samples: Tensor
 
 def _step_sizes(parts: Sequence[Part], step_size: float | None) -> list[list[float]]:
     """e_i of every level of every part."""
-    if step_size is not None and not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size must be a positive number, got {step_size}")
+    if step_size is not None:
+        positive("step_size", step_size)
     if not parts[-1].sigmas:
         if step_size is None:
             raise ValueError("step_size must be given for a model without a noise schedule")
         return [[step_size]]
     relative = RELATIVE_STEP if step_size is None else step_size / parts[-1].sigmas[-1] ** 2
     return [[relative * sigma**2 for sigma in part.sigmas] for part in parts]
-
-
-def _reporter(progress: bool | Progress | None) -> Progress:
-    if progress is True:
-        return Bar("sampling", unit="dim").to
-    return progress if callable(progress) else lambda done, total: None

@@ -1,6 +1,7 @@
 """Draws of whole samples by one function for all: MADEs and heads that run fused."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class FusedDraw:
     def __init__(self, function: Callable[..., Any], networks: Sequence[functional.Network], parts: int):
         self._function, self._networks, self._parts = function, networks, parts
 
+    @property
     def batch_size(self) -> int:
         """Samples to draw together."""
         network = self._networks[-1]
@@ -62,11 +64,8 @@ def langevin(parts: Sequence[Part], stages: Sequence[functional.Stages]) -> Fuse
         return None
     heads, networks = found
     whole = stages[0]._replace(step_sizes=[size for own in stages for size in own.step_sizes])
-
-    def function(x: Tensor, draw: functional.Draw) -> tuple[Tensor, Tensor]:
-        return functional.langevin_draw(x, heads, networks, whole, draw)
-
-    return FusedDraw(function, networks, _PARTS)
+    draw = partial(functional.langevin_draw, head=heads, network=networks, stages=whole)
+    return FusedDraw(draw, networks, _PARTS)
 
 
 def exact(part: Part, rows: Conditionals) -> FusedDraw | None:
@@ -75,12 +74,8 @@ def exact(part: Part, rows: Conditionals) -> FusedDraw | None:
     if found is None:
         return None
     (head,), networks = found
-    options = rows.draw_options()
-
-    def function(x: Tensor, draw: functional.Draw) -> tuple[Tensor, Tensor]:
-        return functional.conditional_density_draw(x, head, networks[0], **options, draw=draw)
-
-    return FusedDraw(function, networks, _EXACT_PARTS)
+    own = {"head": head, "network": networks[0]} | rows.draw_options()
+    return FusedDraw(partial(functional.conditional_density_draw, **own), networks, _EXACT_PARTS)
 
 
 def _layers(parts: Sequence[Part]) -> tuple[list[functional.Head], list[functional.Network]] | None:

@@ -36,11 +36,8 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights, for JSON."""
-        return {
-            "loss": self.loss if math.isfinite(self.loss) else None,
-            "step": self.step,
-            "stale": self.stale,
-        }
+        loss = self.loss if math.isfinite(self.loss) else None
+        return {"loss": loss, "step": self.step, "stale": self.stale}
 
     @classmethod
     def restore(cls, state: dict[str, Any] | None, weights: dict[str, Tensor]) -> Best:

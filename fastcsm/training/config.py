@@ -45,6 +45,15 @@ def option(
     )
 
 
+def options_of(group: str) -> Callable[..., Any]:
+    """:func:`option` for one group: (default, help, check=None, **keywords)."""
+    return lambda default, help, check=None, **more: option(default, group, help, check=check, **more)
+
+
+_data, _optimisation, _budget = options_of("data"), options_of("optimisation"), options_of("budget")
+_held_out, _tuning, _run = options_of("held-out rows"), options_of("fine-tuning"), options_of("run")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Hyper-parameters of a training run. Raises ValueError naming the first field that is out of range.
@@ -57,74 +66,61 @@ class RunConfig:
     model: ClassVar[str]
     presets: ClassVar[dict[str, dict[str, Any]]]
 
-    data: str = option("digits", "data", "data set name, or path of a .npz, .npy or .csv file")
-    grey_levels: int = option(256, "data", "grey levels of uint8 files", check=_LEVELS)
+    data: str = _data("digits", "data set name, or path of a .npz, .npy or .csv file")
+    grey_levels: int = _data(256, "grey levels of uint8 files", _LEVELS)
 
-    optimizer: str = option("adam", "optimisation", "optimizer", choices=("adam", "adamw"), paper=True)
-    lr: float = option(2e-4, "optimisation", "learning rate", check=POSITIVE, paper=True)
-    schedule: str = option(
-        "constant", "optimisation", "learning-rate schedule", choices=("constant", "cosine")
-    )
-    final_lr: float = option(1e-5, "optimisation", "last learning rate of the cosine", check=NON_NEGATIVE)
-    weight_decay: float = option(0.0, "optimisation", "weight decay", check=NON_NEGATIVE)
-    clip: float = option(
-        10.0, "optimisation", "largest gradient norm; 0 switches clipping off", check=NON_NEGATIVE
-    )
-    ema: float = option(
-        0.999, "optimisation", "decay of the averaged weights; 0 switches averaging off", check=FRACTION
-    )
-    batch_size: int = option(128, "optimisation", "global batch size, over all processes", check=POSITIVE)
+    optimizer: str = _optimisation("adam", "optimizer", choices=("adam", "adamw"), paper=True)
+    lr: float = _optimisation(2e-4, "learning rate", POSITIVE, paper=True)
+    schedule: str = _optimisation("constant", "learning-rate schedule", choices=("constant", "cosine"))
+    final_lr: float = _optimisation(1e-5, "last learning rate of the cosine", NON_NEGATIVE)
+    weight_decay: float = _optimisation(0.0, "weight decay", NON_NEGATIVE)
+    clip: float = _optimisation(10.0, "largest gradient norm; 0 switches clipping off", NON_NEGATIVE)
+    ema: float = _optimisation(0.999, "decay of the averaged weights; 0 switches averaging off", FRACTION)
+    batch_size: int = _optimisation(128, "global batch size, over all processes", POSITIVE)
 
-    epochs: int = option(200, "budget", "passes over the training rows", check=POSITIVE, paper=True)
-    steps: int | None = option(None, "budget", "optimizer steps, instead of --epochs", check=POSITIVE)
-    max_minutes: float | None = option(
+    epochs: int = _budget(200, "passes over the training rows", POSITIVE, paper=True)
+    steps: int | None = _budget(None, "optimizer steps, instead of --epochs", POSITIVE)
+    max_minutes: float | None = _budget(
         None,
-        "budget",
         "stop after this many minutes of training at the latest; schedules then follow whichever of steps "
         "and time is further on, so that two runs agree only up to the clock",
-        check=POSITIVE,
+        POSITIVE,
     )
 
-    validation: float = option(
+    validation: float = _held_out(
         0.0,
-        "held-out rows",
         "share of the training rows set aside, after a fixed permutation, to be the rows that training "
         "watches; 0 watches the data's own held-out rows",
-        check=FRACTION,
+        FRACTION,
     )
-    patience: int = option(
+    patience: int = _held_out(
         0,
-        "held-out rows",
         "end training after this many held-out evaluations without a lower loss; 0 never does",
-        check=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
-    keep: str = option(
+    keep: str = _held_out(
         "last",
-        "held-out rows",
         "weights that the trained model has: those of the end, or of the lowest held-out loss",
         choices=("last", "best"),
     )
 
-    finetune_steps: int = option(
+    finetune_steps: int = _tuning(
         0,
-        "fine-tuning",
         "steps of maximum likelihood after the budget, on -log q at the smallest noise level by quadrature",
-        check=NON_NEGATIVE,
+        NON_NEGATIVE,
     )
-    finetune_lr: float = option(
-        1e-4, "fine-tuning", "learning rate of the fine-tuning, under the same schedule", check=POSITIVE
-    )
+    finetune_lr: float = _tuning(1e-4, "learning rate of the fine-tuning, under the same schedule", POSITIVE)
 
-    seed: int = option(0, "run", "seed of weights, batches, noise and dropout", check=_SEED)
-    dtype: str = option(
-        "float32", "run", "type of parameters and arithmetic", choices=("float32", "float64", "bfloat16")
+    seed: int = _run(0, "seed of weights, batches, noise and dropout", _SEED)
+    dtype: str = _run(
+        "float32", "type of parameters and arithmetic", choices=("float32", "float64", "bfloat16")
     )
-    matmul_precision: str = option(
-        "highest", "run", "torch.set_float32_matmul_precision", choices=("highest", "high", "medium")
+    matmul_precision: str = _run(
+        "highest", "torch.set_float32_matmul_precision", choices=("highest", "high", "medium")
     )
-    log_every: int = option(50, "run", "steps between lines of log.csv", check=POSITIVE)
-    eval_every: int = option(500, "run", "steps between held-out evaluations", check=POSITIVE)
-    checkpoint_seconds: float = option(30.0, "run", "seconds between checkpoints", check=NON_NEGATIVE)
+    log_every: int = _run(50, "steps between lines of log.csv", POSITIVE)
+    eval_every: int = _run(500, "steps between held-out evaluations", POSITIVE)
+    checkpoint_seconds: float = _run(30.0, "seconds between checkpoints", NON_NEGATIVE)
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

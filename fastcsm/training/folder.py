@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -77,16 +76,12 @@ class RunLog:
     def __init__(self, path: Path, step: int):
         self.path = path
         rows = [row for row in read_log(path) if row["step"] <= step] if path.exists() else []
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(LOG_FIELDS)
-        writer.writerows([_cell(row[name]) for name in LOG_FIELDS] for row in rows)
         with atomic_file(path) as file:
-            file.write(text.getvalue().encode())
+            file.write("".join([",".join(LOG_FIELDS) + "\n", *map(_line, rows)]).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
-        self._file.write(",".join(_cell(row[name]) for name in LOG_FIELDS) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
 
     def sync(self) -> None:
@@ -96,8 +91,9 @@ class RunLog:
         self._file.close()
 
 
-def _cell(value: float | int | None) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+def _line(row: dict[str, Any]) -> str:
+    """A line of log.csv, whose numbers are read back as they were."""
+    return ",".join("" if row[name] is None else repr(row[name]) for name in LOG_FIELDS) + "\n"
 
 
 def _number(name: str, cell: str) -> float | int | None:

@@ -136,7 +136,9 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
                     row = trainer.log_row()
                     if log:
                         log.add(row)
-                    bar.to(trainer.step, trainer.total_steps + config.finetune_steps, _note(row))
+                    held_out = "" if row["held_out"] is None else f", held out {row['held_out']:.4f}"
+                    total = trainer.total_steps + config.finetune_steps
+                    bar.to(trainer.step, total, f"loss {row['loss']:.4f}{held_out}")
                 now = time.monotonic()
                 if run and (done or stop or now - last_saved >= config.checkpoint_seconds):
                     log.sync()
@@ -159,8 +161,3 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
         "best_held_out": trainer.best.state()["loss"],
         "best_step": trainer.best.step,
     }
-
-
-def _note(row: dict[str, Any]) -> str:
-    held_out = "" if row["held_out"] is None else f", held out {row['held_out']:.4f}"
-    return f"loss {row['loss']:.4f}{held_out}"

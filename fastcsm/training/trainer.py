@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from ..models.model import Model, Noise
+from ..models.model import Model
 from . import checkpoint
 from .best import Best
 from .checkpoint import Checkpoint
@@ -25,6 +25,8 @@ from .folder import TrainingError
 from .seeds import DROPOUT, EPOCH, HELD_OUT, STEP, generator_of, seed_of
 
 _HELD_OUT_ROWS = 1024
+#: Attributes of a trainer that a checkpoint holds as they are.
+_STATE = ("step", "elapsed", "loss_sum", "norm_sum", "counted", "held_out")
 
 
 class Trainer:
@@ -57,15 +59,11 @@ class Trainer:
         if saved is not None:
             if saved.fingerprint != self.fingerprint:
                 raise TrainingError(f"data '{config.data}' is not what the run was trained on")
-            state = saved.state
-            self.step, self.elapsed, self.held_out = state["step"], state["elapsed"], state["held_out"]
-            self.loss_sum, self.norm_sum, self.counted = (
-                state["loss_sum"],
-                state["norm_sum"],
-                state["counted"],
-            )
-            self.finetuned_from = state.get("finetuned_from")
-            self.best = Best.restore(state.get("best"), self._on_device(saved.under("best")))
+            for name in _STATE:
+                setattr(self, name, saved.state[name])
+            self.finetuned_from = saved.state.get("finetuned_from")
+            weights = {name: value.to(device) for name, value in saved.under("best").items()}
+            self.best = Best.restore(saved.state.get("best"), weights)
             self.model = checkpoint.restore(saved, "model", config.data)
             average = checkpoint.restore(saved, "ema", config.data) if config.ema else average
         self.model.to(device)
@@ -81,9 +79,6 @@ class Trainer:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
         rows = data.held_out("val", seed_of(config.seed, HELD_OUT, 0), _HELD_OUT_ROWS)
         self._held_out_rows = rows
-
-    def _on_device(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in weights.items()}
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those that are trained."""
@@ -180,7 +175,9 @@ class Trainer:
             group["lr"] = self.rate()
         model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(x, noise)
+        # The model's objective, or -log q of noisy rows where it is fine-tuned.
+        minimised = model.loss if self.finetuned_from is None else model.likelihood_loss
+        loss = minimised(x, noise=noise)
         loss.backward()
         parameters = self.parameters()
         self.group.average_gradients(parameters)
@@ -203,12 +200,6 @@ class Trainer:
         self.norm_sum += size / self.group.size
         self.counted += 1
 
-    def _loss(self, x: Tensor, noise: Noise) -> Tensor:
-        """The model's objective, or -log q of noisy rows where it is fine-tuned."""
-        if self.finetuned_from is None:
-            return self.model.loss(x, noise=noise)
-        return self.model.likelihood_loss(x, noise)
-
     @torch.no_grad()
     def _average(self, step: int) -> None:
         if self.average is None:
@@ -225,18 +216,16 @@ class Trainer:
 
         While fine-tuning it is -log q of noisy rows, per dimension.
         """
-        with self._averaged().evaluating():
-            return self._held_out_loss(self._averaged(), self._held_out_rows[:rows])
-
-    def _held_out_loss(self, model: Model, x: Tensor) -> float:
+        model, x = self._averaged(), self._held_out_rows[:rows]
         generator, total = generator_of(self.config.seed, HELD_OUT, 1), 0.0
-        for part in x.split(256):
-            noise = tuple(self._to_device(value) for value in model.draw_noise(part.shape, generator))
-            part = self._to_device(part)
-            if self.finetuned_from is None:
-                total += float(model.loss(part, noise=noise)) * len(part)
-            else:
-                total += float(model.likelihood_loss(part, noise, "none").sum())
+        with model.evaluating():
+            for part in x.split(256):
+                noise = tuple(self._to_device(value) for value in model.draw_noise(part.shape, generator))
+                part = self._to_device(part)
+                if self.finetuned_from is None:
+                    total += float(model.loss(part, noise=noise)) * len(part)
+                else:
+                    total += float(model.likelihood_loss(part, noise, "none").sum())
         return total / x.numel()
 
     def log_row(self) -> dict[str, Any]:
@@ -268,16 +257,7 @@ class Trainer:
         tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
         for number, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
-        state = {
-            "step": self.step,
-            "stage": self.model.stage,
-            "elapsed": self.elapsed,
-            "loss_sum": self.loss_sum,
-            "norm_sum": self.norm_sum,
-            "counted": self.counted,
-            "held_out": self.held_out,
-            "best": self.best.state(),
-            "finetuned_from": self.finetuned_from,
-        }
+        state = {name: getattr(self, name) for name in _STATE}
+        state |= {"stage": self.model.stage, "best": self.best.state(), "finetuned_from": self.finetuned_from}
         transform = self.data.transform
         checkpoint.save(run, Checkpoint(self.config, transform, self.fingerprint, state, tensors))

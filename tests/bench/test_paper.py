@@ -9,7 +9,7 @@ import torch
 
 from fastcsm import data
 from fastcsm.bench.paper import common, likelihood
-from fastcsm.nn import MADE, MixtureMADE
+from fastcsm.nn import MADE
 from fastcsm.training import Config
 
 pytest.importorskip("safetensors")
@@ -45,16 +45,22 @@ def test_noise_is_independent_of_dequantisation(tmp_path):
 
 
 def test_the_baseline_learns_and_is_kept(tmp_path):
-    toy, config = data.load("moons"), Config(steps=150, lr=1e-2, batch_size=64, ema=0.9, schedule="cosine")
+    toy, like = data.load("moons"), Config(steps=150, lr=1e-2, batch_size=64, ema=0.9, schedule="cosine")
+    config = common.MixtureConfig.beside(like, hidden=(16,), components=4)
     x = toy.held_out("test", 0, 500)
-    torch.manual_seed(0)
-    model = MixtureMADE(2, (16,), 4)
-    before = model.log_prob(x).mean().item()
-    fitted, done = common.fit_mixture(model, toy, config, run=tmp_path / "run")
+    before = config.build(2).log_prob(x).mean().item()
+    fitted, done = common.trained(config, toy, tmp_path / "run")
     assert done["steps"] == 150
     assert fitted.log_prob(x).mean().item() > before + 0.5
-    again, _ = common.fit_mixture(MixtureMADE(2, (16,), 4), toy, config, run=tmp_path / "run")
+    again, _ = common.trained(config, toy, tmp_path / "run")
     assert torch.equal(again.log_prob(x), fitted.log_prob(x))
+
+
+def test_the_baseline_is_trained_on_noisy_rows():
+    made, x = common.MixtureConfig(hidden=(16,), sigma=0.5).build(2), torch.zeros(4000, 2)
+    (z,) = noise = made.draw_noise(x.shape, torch.Generator().manual_seed(0))
+    assert z.std().item() == pytest.approx(1.0, rel=0.03)
+    assert torch.equal(made.loss(x, noise=noise), -made.log_prob(x + 0.5 * z).mean())
 
 
 def test_the_likelihood_experiment(tmp_path, monkeypatch):

@@ -28,6 +28,14 @@ class Around(torch.nn.Module):
         return self.network(x)
 
 
+class Gaussian(torch.nn.Module):
+    """A head whose density at any level is a Gaussian around a tenth of the context's sum."""
+
+    def forward(self, inputs):
+        *context, _, x = inputs.unbind(-1)
+        return 0.1 * sum(context) - x
+
+
 @pytest.fixture
 def linear_losses(monkeypatch):
     """One entry for each call of functional.linear_csm_loss."""
@@ -250,6 +258,19 @@ class TestARCSM:
             model.log_prob(torch.zeros(2, 4), "exact")
         with pytest.raises(ValueError, match=r"data_range must be two finite numbers in order, got \(1, 1\)"):
             model.data_range = (1, 1)
+
+    def test_the_likelihood_loss_is_of_rows_as_contexts_see_them(self):
+        model = ARCSM(MADE(4, (16,), 3), Gaussian(), noise=NoiseSchedule(0.5, 0.1, 3)).double()
+        x = torch.randn(3, 4, dtype=torch.float64)
+        noise = model.draw_noise(x.shape, dtype=torch.float64)
+        for given, rows in (((), x), (noise, x + 0.1 * noise[0])):
+            expected = -model.log_prob(rows, "quadrature")
+            assert expected.isfinite().all()
+            assert torch.equal(model.likelihood_loss(x, given, "none"), expected)
+            assert torch.equal(model.likelihood_loss(x, given), expected.mean())
+        for wrong in ("sum", None):
+            with pytest.raises(ValueError, match=f"reduction must be 'mean' or 'none', got {wrong!r}"):
+                model.likelihood_loss(x, noise, wrong)
 
     def test_the_training_step_compiles_whole(self):
         model = small(NoiseSchedule(1.0, 0.1, 3))

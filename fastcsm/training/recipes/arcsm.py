@@ -12,12 +12,12 @@ from ...models.arcsm import ARCSM, NoiseSchedule
 from ...networks.made import MADE
 from ...networks.score_head import ScoreHead
 from ...objectives import BY_NAME
-from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, option
+from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, options_of
 
 _WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
 _HEAD_WIDTHS = ("1 to 4 positive whole numbers", lambda v: 1 <= len(v) <= 4 and all(w > 0 for w in v))
 _ACTIVATIONS = tuple(ACTIVATIONS)
-_FORMS = ("conditional", "staged", "none")
+_model, _noise, _sampling = options_of("model"), options_of("objective and noise"), options_of("sampling")
 
 
 @dataclass(frozen=True)
@@ -54,56 +54,34 @@ class ARCSMConfig(RunConfig):
         },
     }
 
-    hidden: tuple[int, ...] = option(
-        (512, 512), "model", "hidden widths of the MADE context network", check=_WIDTHS
-    )
-    made_activation: str = option("silu", "model", "activation of the MADE", choices=_ACTIVATIONS)
-    residual: bool = option(False, "model", "residual blocks in the MADE (equal widths)")
-    dropout: float = option(0.0, "model", "dropout probability in the MADE", check=FRACTION)
-    order: str = option("raster", "model", "order of the variables", choices=("raster", "random"))
-    context_features: int = option(32, "model", "context features C per dimension", check=POSITIVE)
-    head_hidden: tuple[int, ...] = option(
-        (128, 128), "model", "hidden widths of the score head", check=_HEAD_WIDTHS
-    )
-    head_activation: str = option("silu", "model", "activation of the score head", choices=_ACTIVATIONS)
-    frequencies: int = option(
-        16, "model", "frequencies of x the head reads; 0 is the paper's head", check=NON_NEGATIVE
-    )
-    frequency_scale: float = option(3.0, "model", "standard deviation of the frequencies", check=POSITIVE)
+    hidden: tuple[int, ...] = _model((512, 512), "hidden widths of the MADE context network", _WIDTHS)
+    made_activation: str = _model("silu", "activation of the MADE", choices=_ACTIVATIONS)
+    residual: bool = _model(False, "residual blocks in the MADE (equal widths)")
+    dropout: float = _model(0.0, "dropout probability in the MADE", FRACTION)
+    order: str = _model("raster", "order of the variables", choices=("raster", "random"))
+    context_features: int = _model(32, "context features C per dimension", POSITIVE)
+    head_hidden: tuple[int, ...] = _model((128, 128), "hidden widths of the score head", _HEAD_WIDTHS)
+    head_activation: str = _model("silu", "activation of the score head", choices=_ACTIVATIONS)
+    frequencies: int = _model(16, "frequencies of x the head reads; 0 is the paper's head", NON_NEGATIVE)
+    frequency_scale: float = _model(3.0, "standard deviation of the frequencies", POSITIVE)
 
-    objective: str = option(
-        "csm",
-        "objective and noise",
-        "composite score matching or conditional denoising",
-        choices=tuple(BY_NAME),
-        paper=True,
+    objective: str = _noise(
+        "csm", "composite score matching or conditional denoising", choices=tuple(BY_NAME), paper=True
     )
-    noise: str = option(
+    noise: str = _noise(
         "conditional",
-        "objective and noise",
         "noise annealing: all levels at once given log sigma, one after the other as in the paper, or "
         "no noise",
-        choices=_FORMS,
+        choices=("conditional", "staged", "none"),
     )
-    sigma_max: float = option(
-        1.0, "objective and noise", "largest noise level sigma_1", check=POSITIVE, paper=True
-    )
-    sigma_min: float = option(
-        0.04, "objective and noise", "smallest noise level sigma_L", check=POSITIVE, paper=True
-    )
-    levels: int = option(10, "objective and noise", "number of noise levels L", check=POSITIVE, paper=True)
-    continuous: bool = option(
-        False, "objective and noise", "conditional form: log-uniform noise levels instead of the L levels"
-    )
+    sigma_max: float = _noise(1.0, "largest noise level sigma_1", POSITIVE, paper=True)
+    sigma_min: float = _noise(0.04, "smallest noise level sigma_L", POSITIVE, paper=True)
+    levels: int = _noise(10, "number of noise levels L", POSITIVE, paper=True)
+    continuous: bool = _noise(False, "conditional form: log-uniform noise levels instead of the L levels")
 
-    langevin_steps: int = option(
-        20, "sampling", "Langevin steps T per noise level", check=POSITIVE, paper=True
-    )
-    step_size: float | None = option(
-        None,
-        "sampling",
-        "Langevin step size e_0 at the smallest noise level (default 0.2 sigma_L^2)",
-        check=POSITIVE,
+    langevin_steps: int = _sampling(20, "Langevin steps T per noise level", POSITIVE, paper=True)
+    step_size: float | None = _sampling(
+        None, "Langevin step size e_0 at the smallest noise level (default 0.2 sigma_L^2)", POSITIVE
     )
 
     def __post_init__(self) -> None:
