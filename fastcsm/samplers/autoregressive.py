@@ -78,46 +78,53 @@ def langevin(
     return _draw(parts, drawing, fused.langevin(parts, stages) or variables.langevin(parts, stages))
 
 
+@torch.no_grad()
 def inverse_cdf(
-    parts: Sequence[Part], drawing: Drawing, data_range: tuple[float, float], **options: Any
+    parts: Sequence[Part],
+    drawing: Drawing,
+    data_range: tuple[float, float],
+    *,
+    tolerance: float = DRAW_TOLERANCE,
+    flow_tolerance: float = FLOW_TOLERANCE,
 ) -> Tensor:
     """Draw samples of the density at the smallest level: each variable is the quantile of a uniform number.
 
-    Arguments as for :func:`flow`, without ``base``.
+    Arguments as for :func:`flow`.
     """
-    return _exact(parts, drawing, data_range, "quadrature", **options)
+    accuracy = Accuracy(tolerance, flow_tolerance, _DRAW_PANELS, _DRAW_MARGIN)
+    return _exact(parts[-1], drawing, data_range, "quadrature", accuracy=accuracy)
 
 
-def flow(parts: Sequence[Part], drawing: Drawing, data_range: tuple[float, float], **options: Any) -> Tensor:
+@torch.no_grad()
+def flow(
+    parts: Sequence[Part],
+    drawing: Drawing,
+    data_range: tuple[float, float],
+    *,
+    base: float | None = None,
+    tolerance: float = DRAW_TOLERANCE,
+    flow_tolerance: float = FLOW_TOLERANCE,
+) -> Tensor:
     """Draw samples of the flow's density: quantiles at the largest level, carried down the probability flow.
 
     The number of variable d is ``fastcsm.random.uniform(seed, sample, d, 0)``.
 
     Args:
         parts, drawing, data_range: as for any sampler; of several parts, the last one is used.
-        options: ``base``, the noise level at which the flow begins, the first by default; ``tolerance`` and
-            ``flow_tolerance`` as for :func:`fastcsm.functional.conditional_density_draw`.
+        base: the noise level at which the flow begins, the first by default.
+        tolerance, flow_tolerance: as for :func:`fastcsm.functional.conditional_density_draw`.
 
     Raises:
         ValueError: the head does not read log sigma.
     """
-    return _exact(parts, drawing, data_range, "flow", **options)
-
-
-@torch.no_grad()
-def _exact(
-    parts: Sequence[Part],
-    drawing: Drawing,
-    data_range: tuple[float, float],
-    method: str,
-    *,
-    base: float | None = None,
-    tolerance: float = DRAW_TOLERANCE,
-    flow_tolerance: float = FLOW_TOLERANCE,
-) -> Tensor:
-    part = parts[-1]
     accuracy = Accuracy(tolerance, flow_tolerance, _DRAW_PANELS, _DRAW_MARGIN)
-    rows = Conditionals(part.head, part.sigmas, data_range, method, base=base, accuracy=accuracy)
+    return _exact(parts[-1], drawing, data_range, "flow", base=base, accuracy=accuracy)
+
+
+def _exact(
+    part: Part, drawing: Drawing, data_range: tuple[float, float], method: str, **options: Any
+) -> Tensor:
+    rows = Conditionals(part.head, part.sigmas, data_range, method, **options)
     return _draw([part], drawing, fused.exact(part, rows) or variables.quantiles(part, rows))
 
 
