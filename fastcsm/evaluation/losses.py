@@ -44,18 +44,18 @@ def evaluate(
     values: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in levels]
     for rows in x.split(batch_size):
         z_hat, z = (torch.randn(rows.shape, generator=generator).to(rows) for _ in range(2))
-        contexts: dict[nn.Module, Tensor] = {}
+        read: nn.Module | None = None
         for (sigma, part), (csm, denoising) in zip(levels, values, strict=True):
             net, head = part.context_net, part.head.at(sigma)
-            if net not in contexts:
-                contexts[net] = net(rows + model.sigma_min * z_hat)
+            if net is not read:  # one network's contexts at a time
+                read, context = net, net(rows + model.sigma_min * z_hat)
             if not sigma:
-                csm.append(objectives.csm_loss(head, contexts[net], rows, reduction="none"))
+                csm.append(objectives.csm_loss(head, context, rows, reduction="none"))
                 continue
             noisy = rows + sigma * z
             options: dict[str, Any] = {"row_weight": sigma**2, "reduction": "none"}
-            csm.append(objectives.csm_loss(head, contexts[net], noisy, **options))
-            denoising.append(objectives.denoising_loss(head, contexts[net], noisy, z, sigma, **options))
+            csm.append(objectives.csm_loss(head, context, noisy, **options))
+            denoising.append(objectives.denoising_loss(head, context, noisy, z, sigma, **options))
     return [
         {"sigma": sigma, "csm": summary(csm, x.shape[1]), "denoising": summary(denoising, x.shape[1])}
         for (sigma, _), (csm, denoising) in zip(levels, values, strict=True)

@@ -1,7 +1,7 @@
 """The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -167,6 +167,14 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """The value must be one of the words that are known."""
+    words = list(known)
+    if value not in words:
+        *others, last = map(repr, words)
+        raise ValueError(f"{name} must be {', '.join(others) + ' or ' * bool(others)}{last}, got {value!r}")
 
 
 def positive(name: str, value: float) -> float:

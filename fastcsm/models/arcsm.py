@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
+from ..functional.arguments import one_of
 from ..networks import heads
 from ..networks.context import contexts
 from ..networks.heads import Part
@@ -42,8 +43,7 @@ class NoiseSchedule(Levels):
         continuous: bool = False,
     ):
         super().__init__(sigma_max, sigma_min, levels, continuous)
-        if form not in ("conditional", "staged"):
-            raise ValueError(f"form must be 'conditional' or 'staged', got {form!r}")
+        one_of("form", form, ("conditional", "staged"))
         if continuous and form == "staged":
             raise ValueError(
                 "continuous must be False when form is 'staged', which visits the levels in turn"
@@ -96,9 +96,7 @@ class ARCSM(Autoregressive):
         data_range: tuple[float, float] = (-1.0, 1.0),
     ):
         super().__init__(data_range)
-        if objective not in objectives.BY_NAME:
-            known = " or ".join(map(repr, objectives.BY_NAME))
-            raise ValueError(f"objective must be {known}, got {objective!r}")
+        one_of("objective", objective, objectives.BY_NAME)
         if objective != "csm" and noise is None:
             raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
         self.context_net = context_net
@@ -153,7 +151,7 @@ class ARCSM(Autoregressive):
         Raises:
             RuntimeError: if the model is not staged or the current level is the last.
         """
-        if self.noise is None or self.noise.form != "staged":
+        if not self.staged:
             raise RuntimeError("advance_stage needs a NoiseSchedule of form 'staged'")
         if self.stage + 1 >= self.noise.levels:
             raise RuntimeError(f"advance_stage was called at the last of {self.noise.levels} levels")
@@ -219,7 +217,7 @@ class ARCSM(Autoregressive):
             return ()
         options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         z_hat, z = torch.randn(shape, **options), torch.randn(shape, **options)
-        if self.noise.form == "staged":
+        if self.staged:
             return z_hat, z, torch.full_like(z, self.noise.sigmas[self.stage])
         return z_hat, z, self.noise.sample(shape, **options)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import samplers
 from ..densities import Accuracy, Conditionals, LogDensity
+from ..functional.arguments import one_of
 from ..networks.context import in_order
 from ..networks.heads import Part
 from .model import Model, check_data
@@ -73,9 +74,7 @@ class Autoregressive(Model):
         stepwise = next((name for name in ("steps", "step_size") if name in options), None)
         if method is None:
             method = self.sample_methods[0] if stepwise is None else "langevin"
-        if method not in samplers.BY_NAME:
-            *others, last = map(repr, samplers.BY_NAME)
-            raise ValueError(f"method must be {', '.join(others)} or {last}, got {method!r}")
+        one_of("method", method, samplers.BY_NAME)
         if stepwise and method != "langevin":
             raise ValueError(f"{stepwise} is {options[stepwise]}, expected none with method {method!r}")
         own = {name: options.pop(name) for name in samplers.Drawing._fields if name in options}

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from .. import random
 from ..densities import LogDensity
-from ..functional.arguments import at_least
+from ..functional.arguments import at_least, one_of
 from ..networks.made import MADE
-from .model import Model, Noise, check_word
+from .model import Model, Noise
 
 
 class MixtureMADE(Model):
@@ -73,7 +73,8 @@ class MixtureMADE(Model):
 
     def log_density(self, x: Tensor, method: str | None = None) -> LogDensity:  # type: ignore[override]
         """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact"."""
-        check_word("method", method, self.density_methods)
+        if method is not None:
+            one_of("method", method, self.density_methods)
         logits, means, log_scales = self._split(self.made(x))
         z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
         terms = F.log_softmax(logits, -1) - z - log_scales - 2 * F.softplus(-z)
@@ -103,7 +104,8 @@ class MixtureMADE(Model):
                 one the value.
             progress: called with (variables done, variables in all).
         """
-        check_word("method", method, self.sample_methods)
+        if method is not None:
+            one_of("method", method, self.sample_methods)
         x = self.made.output.weight.new_empty(n, self.features)
         samples, units = torch.arange(n, device=x.device), self.made.units(n)
         for k, d in enumerate(self.made.order):

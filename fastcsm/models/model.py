@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..densities import LogDensity
+from ..functional.arguments import one_of
 from ..networks.heads import Part
 
 #: All randomness of one loss; empty for a loss that has none.
@@ -66,8 +67,7 @@ class Model(nn.Module):
             ValueError: the reduction is another word.
             NotImplementedError: the model has no density.
         """
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+        one_of("reduction", reduction, ("mean", "none"))
         rows = -self.noisy_log_prob(x, noise)
         return rows.mean() if reduction == "mean" else rows
 
@@ -138,9 +138,3 @@ def check_data(x: Tensor, name: str = "x") -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got {got}")
     if x.dim() != 2:
         raise ValueError(f"{name} must have shape (B, D), got {tuple(x.shape)}")
-
-
-def check_word(name: str, value: str | None, known: Sequence[str]) -> None:
-    """Raise unless the word is None or among those known."""
-    if value is not None and value not in known:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")

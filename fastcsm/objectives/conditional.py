@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..functional.arguments import one_of
 from ..networks import heads
 from ..networks.context import LinearContext
 
@@ -98,8 +99,7 @@ def _coefficients(
     reduction: str,
 ) -> tuple[float | Tensor, float | Tensor]:
     """The weight of each row in the reduced loss, and the factor of the head's output."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    one_of("reduction", reduction, ("mean", "sum", "none"))
     if not isinstance(x, Tensor) or x.dim() == 0:
         raise ValueError("x must be a tensor with at least one axis, the last being the dimension axis")
     weight = 1.0 if row_weight is None else row_weight

@@ -206,9 +206,9 @@ class Trainer:
             return
         step -= self.finetuned_from or 0
         weight = 1 - min(self.config.ema, (1 + step) / (10 + step))
-        old = dict(self.average.named_parameters())
-        new = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        torch._foreach_lerp_([old[name] for name in new], list(new.values()), weight)
+        both = zip(self.average.parameters(), self.model.parameters(), strict=True)
+        trained = [(old, new) for old, new in both if new.requires_grad]
+        torch._foreach_lerp_([old for old, _ in trained], [new for _, new in trained], weight)
 
     @torch.no_grad()
     def evaluate(self, rows: int | None = None) -> float:

@@ -1,7 +1,5 @@
 """Fine-tuning by maximum likelihood after the budget."""
 
-import signal
-
 import pytest
 import torch
 
@@ -72,19 +70,11 @@ def test_a_finished_run_can_be_fine_tuned(tmp_path, moons):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("stop_at", [60, 61, 67])
+@pytest.mark.parametrize("step", [60, 61, 67])
 @pytest.mark.parametrize("changes", [{}, {"keep": "best", "schedule": "cosine", "dropout": 0.2}])
-def test_it_resumes_bit_identically(tmp_path, moons, changes, stop_at, monkeypatch):
+def test_it_resumes_bit_identically(tmp_path, moons, changes, step, stop_at):
     _train(tmp_path / "whole", moons, **changes)
-    advance, count = Trainer.advance, [0]
-
-    def stop(trainer):
-        advance(trainer)
-        count[0] += 1
-        if count[0] == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "advance", stop)
+    stop_at(step)
     with pytest.raises(training.Interrupted):
         _train(tmp_path / "parts", moons, **changes)
     training.train(Config(**(SMALL | changes)), moons, tmp_path / "parts", resume=True, quiet=True)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import signal
 
 import pytest
 import torch
@@ -93,20 +92,12 @@ def test_the_seed_decides_everything(tmp_path, moons):
         {"keep": "best", "patience": 3, "eval_every": 2},
     ],
 )
-def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, monkeypatch):
+def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, stop_at):
     config = Config(**(SMALL | changes))
-    stop_at = 8 if not changes else 7
+    step = 8 if not changes else 7
     training.train(config, moons, tmp_path / "whole", quiet=True)
-    advance, count = Trainer.advance, [0]
-
-    def stop(trainer):
-        advance(trainer)
-        count[0] += 1
-        if count[0] == stop_at:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "advance", stop)
-    with pytest.raises(training.Interrupted, match=f"SIGTERM at step {stop_at}, checkpoint saved") as stopped:
+    stop_at(step)
+    with pytest.raises(training.Interrupted, match=f"SIGTERM at step {step}, checkpoint saved") as stopped:
         training.train(config, moons, tmp_path / "parts", quiet=True)
     assert stopped.value.code == 143
     training.train(config, moons, tmp_path / "parts", resume=True, quiet=True)
