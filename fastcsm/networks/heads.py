@@ -228,9 +228,9 @@ class ByAutodiff(_Head):
 
         low, high, tolerance, panels = interval
         tolerance = default_tolerance(tolerance, x)
-        unit = torch.finfo(x.dtype).eps
+        unit = torch.finfo(rows.dtype).eps
         found = quadrature.solve(score, low, high, x.reshape(-1).double(), inverse, tolerance, panels, unit)
-        values = [value.to(x.dtype) for value in found]
+        values = quadrature.rounded(found, torch.promote_types(x.dtype, torch.float32), inverse)
         shaped = [value.reshape(x.shape) for value in values[:-1]]
         return Density._make([*shaped, values[-1].reshape(*x.shape, 2)])
 
