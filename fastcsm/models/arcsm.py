@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import objectives
 from ..functional.arguments import one_of
 from ..networks import heads
+from ..networks.constants import Constants
 from ..networks.context import contexts
 from ..networks.heads import Part
 from ..networks.score_head import ScoreHead
@@ -57,7 +58,7 @@ class NoiseSchedule(Levels):
         )
 
 
-class ARCSM(Autoregressive):
+class ARCSM(Autoregressive, Constants):
     """Autoregressive conditional score model s_d(x) = d/dx_d log q(x_d given the variables before it).
 
     Without noise the scores are those of the data. With a schedule the context network reads
@@ -104,7 +105,7 @@ class ARCSM(Autoregressive):
         self.noise = noise
         self.objective = objective
         self.stages = nn.ModuleList()
-        self.register_buffer("_stage", torch.zeros((), dtype=torch.int64))
+        self.constant("_stage", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_make_stages)
         features = getattr(context_net, "context_features", None)
         if isinstance(head, ScoreHead) and features is not None:
@@ -284,6 +285,9 @@ class ARCSM(Autoregressive):
             raise ValueError(f"sigma must be positive, got {sigma}")
         head = heads.of(self.head, self.conditional).at(sigma or self.sigma_min)
         return head.score_and_derivative(self.context_net(x), x)[0]
+
+    def settings(self) -> dict[str, str]:
+        return {"noise": repr(self.noise)}
 
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"

@@ -172,6 +172,9 @@ class TestIncremental:
         with pytest.raises(ValueError, match="feed was called with all 3 variables known"):
             evaluator.feed(torch.zeros(5))
         made.layers[0].out_degrees[0] = 2
+        with pytest.raises(ValueError, match="degrees of a layer are not those of the layer before"):
+            made.units(5)
+        made.output.in_degrees[0] = 2
         with pytest.raises(ValueError, match="hidden units sorted by degree"):
             made.units(5)
 
