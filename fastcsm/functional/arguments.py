@@ -110,7 +110,7 @@ def masked(
     bias = bias_of("bias", bias, weight)
     in_degrees = degrees_of("in_degrees", in_degrees, inputs, x.device)
     out_degrees = degrees_of("out_degrees", out_degrees, outputs, x.device)
-    x = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+    x = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), inputs)
     return Layer(x.contiguous(), weight.contiguous(), bias, in_degrees, out_degrees)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -151,6 +152,7 @@ class ARCSM(Autoregressive, Constants):
 
         Raises:
             RuntimeError: if the model is not staged or the current level is the last.
+            ValueError: if a module cannot be copied.
         """
         if not self.staged:
             raise RuntimeError("advance_stage needs a NoiseSchedule of form 'staged'")
@@ -160,7 +162,7 @@ class ARCSM(Autoregressive, Constants):
         self._stage += 1
 
     def _frozen(self) -> nn.ModuleDict:
-        parts = {"context_net": copy.deepcopy(self.context_net), "head": copy.deepcopy(self.head)}
+        parts = {"context_net": _copy(self.context_net), "head": _copy(self.head)}
         return nn.ModuleDict(parts).requires_grad_(False).eval()
 
     def go_on(self, fraction: float) -> None:
@@ -291,6 +293,19 @@ class ARCSM(Autoregressive, Constants):
 
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing; tensors that hooks computed are copied as they are."""
+    memo: dict[int, Any] = {}
+    for name, child in module.named_modules():
+        if isinstance(child.__dict__.get("forward"), FunctionType):
+            raise ValueError(
+                f"a stage keeps copies of its modules, and that of {name or type(child).__name__} would run the"
+                " function put in place of its forward on the original: expected a bound method or a hook"
+            )
+        memo |= {id(v): v.detach() for v in vars(child).values() if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
