@@ -1,6 +1,7 @@
 """The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def masked(
     bias = bias_of("bias", bias, weight)
     in_degrees = degrees_of("in_degrees", in_degrees, inputs, x.device)
     out_degrees = degrees_of("out_degrees", out_degrees, outputs, x.device)
-    x = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+    x = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), inputs)
     return Layer(x.contiguous(), weight.contiguous(), bias, in_degrees, out_degrees)
 
 
@@ -167,6 +168,16 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of layers, at least one, each at least 1."""
+    try:
+        found = tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {values!r}") from None
+    at_least(1, **{name: min(found, default=0)})
+    return found
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:

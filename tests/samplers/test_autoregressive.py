@@ -64,7 +64,7 @@ def test_plain_model_reaches_the_discretised_gaussian():
     _check_moments(x, V / (1 - step / V / 4))
 
 
-@pytest.mark.filterwarnings("ignore:the score head runs by forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 @pytest.mark.parametrize("denoise", [False, True])
 def test_conditional_model_reaches_the_last_level(denoise):
     noise = NoiseSchedule(1.0, 0.2, 4)
@@ -148,7 +148,7 @@ def _replace(model, kind):
     return other
 
 
-@pytest.mark.filterwarnings("ignore:the score head runs by forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 @pytest.mark.parametrize("kind", ["head", "context_net"])
 @pytest.mark.parametrize("make", [_model, _staged_model])
 def test_fused_and_plain_loops_draw_the_same(make, kind):
