@@ -13,7 +13,7 @@ from .. import random
 from ..densities import LogDensity
 from ..functional.arguments import at_least, one_of
 from ..networks.made import MADE
-from .model import Model, Noise
+from .model import Model, Noise, check_data, in_dtype_of
 
 
 class MixtureMADE(Model):
@@ -72,17 +72,23 @@ class MixtureMADE(Model):
         return -self.log_prob(x).mean()
 
     def log_density(self, x: Tensor, method: str | None = None) -> LogDensity:  # type: ignore[override]
-        """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact"."""
+        """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact".
+
+        In the model's dtype, at least float32; x may be of any floating dtype.
+        """
         if method is not None:
             one_of("method", method, self.density_methods)
-        logits, means, log_scales = self._split(self.made(x))
+        check_data(x)
+        logits, means, log_scales = self._split(self.made(in_dtype_of(self.made, x)))
+        x = x.to(means.dtype)
         z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
         terms = F.log_softmax(logits, -1) - z - log_scales - 2 * F.softplus(-z)
         found = torch.logsumexp(terms, -1)
         return LogDensity(found, torch.zeros_like(found), found.new_zeros(*found.shape, 2))
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, means and log scales (..., K) of outputs (..., 3 K)."""
+        """Logits, means and log scales (..., K) of outputs (..., 3 K), at least float32."""
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         logits, means, log_scales = outputs.unflatten(-1, (3, self.components)).unbind(-2)
         return logits, means, log_scales.clamp(min=self.min_log_scale)
 
@@ -111,7 +117,7 @@ class MixtureMADE(Model):
         for k, d in enumerate(self.made.order):
             logits, means, log_scales = self._split(units.context(k))
             dimension = torch.full_like(samples, d)
-            u = [random.uniform(seed, samples, dimension, step, x.dtype) for step in range(2)]
+            u = [random.uniform(seed, samples, dimension, step, means.dtype) for step in range(2)]
             below = logits.softmax(-1).cumsum(-1) < u[0].unsqueeze(1)
             chosen = below.sum(1, keepdim=True).clamp(max=self.components - 1)
             mean, log_scale = means.gather(1, chosen).squeeze(1), log_scales.gather(1, chosen).squeeze(1)

@@ -102,7 +102,10 @@ class Model(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no density")
 
     def log_prob(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
-        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments."""
+        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments.
+
+        In the model's dtype, at least float32; x may be of any floating dtype.
+        """
         return self.log_density(x, method, **options).log_density.sum(1)
 
     def bits_per_dim(self, x: Tensor, grey_levels: int = 256, method: str | None = None) -> Tensor:
@@ -133,6 +136,12 @@ class Model(nn.Module):
             yield
         finally:
             self.train(was_training)
+
+
+def in_dtype_of(module: nn.Module, x: Tensor) -> Tensor:
+    """x in the floating dtype of the module's parameters, if it has any."""
+    dtypes = (value.dtype for value in module.parameters() if value.is_floating_point())
+    return x.to(next(dtypes, x.dtype))
 
 
 def check_data(x: Tensor, name: str = "x") -> None:

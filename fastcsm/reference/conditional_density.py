@@ -59,6 +59,10 @@ def unrounded(context: Tensor, point: Tensor, *args: Any) -> Density:
 
 def _head_score(context: Tensor, head: Head, score_scale: float, stage_features: Sequence[float]) -> Score:
     """The score at nodes of rows, from a head that computes in the dtype of the contexts."""
+    if context.dtype is torch.float16:  # panels go on where it ends
+        weights, biases, frequencies, activation = head
+        wide = [weight.float() for weight in weights], [bias.float() for bias in biases], frequencies.float()
+        context, head = context.float(), Head(*wide, activation)
     c = with_features(context, stage_features)
 
     def score(rows: Tensor, t: Tensor) -> Tensor:
