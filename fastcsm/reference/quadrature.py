@@ -84,8 +84,13 @@ class Density(NamedTuple):
     ends: Tensor
 
 
-def refine(score: Score, interval: Interval, point: Tensor, inverse: bool, unit: float) -> Panels:
-    """Panels on which the answer's estimated error is at most the tolerance, as far as MAX_PANELS allow."""
+def refine(
+    score: Score, interval: Interval, point: Tensor, inverse: bool, unit: float
+) -> tuple[Panels, Tensor]:
+    """Panels on which the answer's estimated error is at most the tolerance, as far as MAX_PANELS allow.
+
+    The second result is their scores (N, P, 16).
+    """
     low, high, tolerance, panels = interval
     rows, width, unit_move = len(point), (high - low) / panels, (high - low) / 4
     first = torch.arange(panels, dtype=torch.float64, device=point.device)
@@ -119,7 +124,7 @@ def refine(score: Score, interval: Interval, point: Tensor, inverse: bool, unit:
         move &= (count + move.sum(1) <= MAX_PANELS)[:, None]
         open_rows = open_rows & (split.any(1) | move.any(1))
         if not open_rows.any():
-            return grid
+            return grid, s
         grid, s, stale = _refined(grid, s, split, torch.where(move, unit_move * _growth(moves), 0.0))
         moves = moves + move
 
@@ -285,23 +290,24 @@ def solve(
         unit: of rounding in the score.
     """
     with torch.no_grad():
-        grid = refine(score, Interval(low, high, tolerance, panels), point.detach(), inverse, unit)
-    return answer(grid, _scores(score, grid, point), low, point, inverse, unit)
+        grid, s = refine(score, Interval(low, high, tolerance, panels), point.detach(), inverse, unit)
+        exists = answer(grid, s, low, point, inverse, unit).error.isfinite()
+    # Once more, to be differentiated; rows without an answer, which may be NaN, are left out.
+    return answer(grid, _scores(score, grid, s, exists), low, point, inverse, unit)
 
 
-def _scores(score: Score, grid: Panels, point: Tensor) -> Tensor:
-    rows, t = _nodes(grid, grid.h > 0)
-    found = score(rows, t).to(torch.float64)
-    return point.new_zeros(*grid.h.shape, NODES).masked_scatter((grid.h > 0)[..., None], found)
+def _scores(score: Score, grid: Panels, s: Tensor, rows: Tensor) -> Tensor:
+    """Scores s (N, P, 16), those of some of the rows computed anew."""
+    chosen = (grid.h > 0) & rows[:, None]
+    return s.masked_scatter(chosen[..., None], score(*_nodes(grid, chosen)).to(torch.float64))
 
 
 def nodes(
     score: Score, interval: Interval, point: Tensor, unit: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``conditional_density_nodes``; arguments as for :func:`refine`."""
-    grid = refine(score, interval, point, False, unit)
+    grid, s = refine(score, interval, point, False, unit)
     coarse, fine = rule(NODES, point.device), rule(FINE, point.device)
-    s = _scores(score, grid, point)
     parts = parts_of(grid, s, unit)
     row = row_of(grid, parts, interval.low)
     half, count = grid.h / 2, (grid.h > 0).sum(1, keepdim=True)

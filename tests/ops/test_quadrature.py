@@ -163,11 +163,12 @@ def test_far_points(backend, name, dtype):
 def test_far_points_of_any_score(degrees):
     """Power laws, and for 0 Laplace's."""
     stats = pytest.importorskip("scipy.stats")
-    law = stats.t(degrees, scale=0.1) if degrees else stats.laplace(0.003)
-    score = student(degrees) if degrees else lambda rows, t: torch.sign(0.003 - t)
     x = FAR[1:-1]
+    if degrees:
+        score, right = student(degrees), torch.tensor(stats.t(degrees, scale=0.1).logpdf(x))
+    else:
+        score, right = lambda rows, t: torch.sign(0.3 - t), -(x - 0.3).abs() - math.log(2)
     found = quadrature.solve(score, -1.0, 1.0, x, False, 1e-7, 4, 1e-16)
-    right = torch.tensor(law.logpdf(x))
     error = (found.log_density - right).abs()
     assert (error <= found.error).all()
     assert (found.error <= 0.05 + 1e-12 * right.abs()).all()
@@ -241,3 +242,19 @@ def test_normaliser_is_relative_to_low(backend):
         )  # fmt: skip
     between = torch.trapezoid(s.view(6, -1), t)
     torch.testing.assert_close(one.log_normalizer - other.log_normalizer, between, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_quadrature_in_half_precision(backend):
+    """Its panels go on where float16 ends."""
+    weights = [torch.tensor([[0.5]], dtype=torch.float16), torch.tensor([[-1.0]], dtype=torch.float16)]
+    x = torch.tensor([0.5, -3.0, 60000.0], dtype=torch.float16).requires_grad_()
+    options = {"activation": "tanh", "low": -6.0, "high": 6.0}
+    with fastcsm.backend(backend):
+        found = functional.conditional_density(x.new_empty(3, 0), x, weights, [None, None], **options)
+        found.log_density.sum().backward()
+    size = x.detach().float().abs()
+    expected = -size - 2 * torch.log1p(torch.exp(-size))
+    assert found.log_density.dtype == torch.float32
+    assert ((found.log_density - expected).abs() <= found.error + 1e-6 * size).all()
+    torch.testing.assert_close(x.grad.float(), -torch.tanh(x.detach().float() / 2), rtol=1e-2, atol=1e-3)
