@@ -126,10 +126,17 @@ struct Row {
       pending[news++] = order[j];
       pending[news++] = order[j + 1];
     }
-    if (before_count + wanted > kMaxPanels) return news;
+    const bool full = before_count + wanted > kMaxPanels;
     for (int side = 0; side < 2; ++side) {
-      if (!move[side]) continue;
+      if (!move[side] || (full && tails[side] != kInfinity)) continue;
       const double h = width * growth(moves[side]++);
+      if (full) {  // the outermost panel is stretched
+        const int outermost = order[side == 0 ? 0 : count - 1];
+        if (side == 0) panel[outermost].a -= h;
+        panel[outermost].h += h;
+        pending[news++] = outermost;
+        continue;
+      }
       const double a = side == 0 ? begin() - h : end();
       Panel& p = insert(side == 0 ? 0 : count);
       p.a = a, p.h = h;

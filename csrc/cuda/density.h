@@ -163,8 +163,10 @@ class RowDensity {
     }
     const int room = kMaxPanels - count_ - taken;
     if (sum_over_lanes(split[0] + split[1]) > room) keep_widest(share, split, room);
-    if (count_ + wanted > kMaxPanels) move = 0;
-    insert(split, move);
+    const bool full = count_ + wanted > kMaxPanels;
+    const int stretch = full && move && tail_ == kInfinity;
+    insert(split, full ? 0 : move);
+    if (full) widen(stretch);
   }
 
   // The answer, which all lanes get alike; of a row without one NaN, and an infinite error.
@@ -419,6 +421,23 @@ class RowDensity {
     }
     count_ += splits + left + right;
     pending_ = 2 * splits + left + right;
+    __syncwarp();
+  }
+
+  // Stretches the outermost panels instead.
+  FASTCSM_INLINE void widen(int stretch) {
+    const int left = __shfl_sync(kAll, stretch, 0), right = __shfl_sync(kAll, stretch, kNodes);
+    if (stretch) {
+      const double width = first_move() * growth(moves_);
+      const int p = m_.order[side_ == 0 ? 0 : count_ - 1];
+      if (node_ == 0) {
+        if (side_ == 0) m_.a[p] -= width;
+        m_.h[p] += width;
+        m_.pending[side_ == 1 ? left : 0] = uint16_t(p);
+      }
+      ++moves_;
+    }
+    pending_ = left + right;
     __syncwarp();
   }
 

@@ -10,10 +10,12 @@ row's
 needs only sums, with L = 0 at the lower end of the interval to begin with. Beyond an end e the density is
 continued as exp(L(e)) times the tail with the same first two derivatives, whose mass is
 exp(L(e)) / (|s| (1 - s' / s^2)): exact for exponential and power laws, close for Gaussians. An end where s
-does not point back is moved outwards by panels of doubling width; if it still does not after the last, the
-density does not exist and the row is NaN. No polynomial is read outside its panel: an end that a point lies
-beyond is moved until it does not, by panels that grow by 8 after those; splits leave room for them. A point
-still outside, beyond some 1e32 intervals, has no answer: NaN.
+does not point back is moved outwards by panels of doubling width, by which the outermost one is stretched
+where no more fit; if it still does not after the last, the density does not exist and the row is NaN.
+
+No polynomial is read outside its panel: an end that a point lies beyond is moved until it does not, by panels
+that grow by 8 after those; splits leave room for them. A point still outside, beyond some 1e32 intervals, has
+no answer: NaN.
 
 An error e in the integral of s over a panel moves log q(x) by e times |1{panel < x} - P(X > panel)|, so
 panels are split by that product: panels between x and the mass matter fully, the others hardly. e is twice
@@ -121,12 +123,16 @@ def refine(
         room = (MAX_PANELS - count - taken.sum(1))[:, None]
         rank = torch.where(split, share, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         split &= rank < room
-        move &= (count + move.sum(1) <= MAX_PANELS)[:, None]
-        open_rows = open_rows & (split.any(1) | move.any(1))
+        full = (count + move.sum(1) > MAX_PANELS)[:, None]
+        stretch = move & full & row.tails.isinf()
+        move &= ~full
+        open_rows = open_rows & (split.any(1) | move.any(1) | stretch.any(1))
         if not open_rows.any():
             return grid, s
-        grid, s, stale = _refined(grid, s, split, torch.where(move, unit_move * _growth(moves), 0.0))
-        moves = moves + move
+        widths = unit_move * _growth(moves)
+        added, wider = (torch.where(ends, widths, 0.0) for ends in (move, stretch))
+        grid, s, stale = _refined(grid, s, split, added, wider)
+        moves = moves + (move | stretch)
 
 
 def _growth(moves: Tensor) -> Tensor:
@@ -141,15 +147,22 @@ def _moves_to(distance: Tensor, moves: Tensor) -> Tensor:
     return torch.maximum((last + 1).clamp(max=MAX_REACH) - moves, torch.ones_like(moves))
 
 
-def _refined(grid: Panels, s: Tensor, split: Tensor, added: Tensor) -> tuple[Panels, Tensor, Tensor]:
-    """Panels (N, P) and their scores, some split in half and some of the widths (N, 2) added at the ends.
+def _refined(
+    grid: Panels, s: Tensor, split: Tensor, added: Tensor, wider: Tensor
+) -> tuple[Panels, Tensor, Tensor]:
+    """Panels (N, P) and their scores, some split in half; panels of widths (N, 2) are added at the ends, or the
+    outermost ones made so much wider.
 
     The third result says which of the panels are new: their scores are not known.
     """
+    place, last = torch.arange(grid.h.shape[1], device=s.device), (grid.h > 0).sum(1, keepdim=True) - 1
+    outwards = torch.where(place == 0, wider[:, :1], 0.0)
+    wide = grid.h + outwards + torch.where(place == last, wider[:, 1:], 0.0)
+    grid, fresh = Panels(grid.a - outwards, wide), split | (wide > grid.h)
     (begin, end), half = grid.ends(), torch.where(split, grid.h / 2, grid.h)
     left, right = added[:, :1], added[:, 1:]
     pieces = [
-        (grid.a, half, s, split),
+        (grid.a, half, s, fresh),
         (grid.a + half, torch.where(split, half, 0.0), s, split),
         (begin[:, None] - left, left, s[:, :1], left > 0),
         (end[:, None], right, s[:, :1], right > 0),

@@ -309,7 +309,9 @@ def refine(panels, row, moves, valid, point, tolerance, width, INVERSE: tl.const
         wider = other[None, :] > other[:, None]
         wider |= (other[None, :] == other[:, None]) & (place[None, :] < place[:, None])
         needed &= tl.sum(wider.to(tl.int32), 1) + taken < MAX_PANELS
-    move = tl.where(count + tl.sum(move, 0) <= MAX_PANELS, move, 0)
+    full = count + tl.sum(move, 0) > MAX_PANELS
+    stretch = tl.where(full, tl.where(tails == float("inf"), move, 0), 0)
+    move = tl.where(full, 0, move)
 
     # The left half stays in its place, the right half and what lies beyond an end take the next free ones.
     number = tl.cumsum(needed.to(tl.int32), 0)
@@ -326,10 +328,15 @@ def refine(panels, row, moves, valid, point, tolerance, width, INVERSE: tl.const
     beyond = tl.sum(hit.to(tl.int32), 1) > 0
     a = put(a, tl.where(left_end, begin - widths, end), hit, beyond)
     h = put(h, widths, hit, beyond)
-    stale = needed | child | beyond
+    # Where no more fit, the outermost panels are stretched.
+    longer = tl.where(stretch > 0, widths, 0.0)
+    to_left = tl.where(a == begin, tl.sum(tl.where(left_end, longer, 0.0), 0), 0.0)
+    to_right = tl.where((h > 0) & (a + h == end), tl.sum(tl.where(left_end, 0.0, longer), 0), 0.0)
+    a, h = a - to_left, h + to_left + to_right
+    stale = needed | child | beyond | (to_left + to_right > 0)
     rank = tl.where(stale, tl.cumsum(stale.to(tl.int32), 0) - 1, -1)
     panels = (a, h, s, integral, log_mass, error, rounding, mass_error)
-    return panels, rank, 2 * splits + tl.sum(move, 0), moves + move
+    return panels, rank, 2 * splits + tl.sum(move + stretch, 0), moves + move + stretch
 
 
 @triton.jit
