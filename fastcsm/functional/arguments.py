@@ -123,7 +123,7 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     """
     first = values[0] if isinstance(values[0], Tensor) else torch.empty(())
     device, half = first.device.type, wide and first.dtype is torch.float16
-    if not (half or torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (half or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
 

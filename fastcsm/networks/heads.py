@@ -128,7 +128,7 @@ class Fused(_Head):
         return function(*rows, weights, biases, activation=activation, frequencies=frequencies, **options)
 
     def _call_wide(self, function: Callable[..., Any], context: Tensor, x: Tensor, **options: Any) -> Any:
-        """A call in the head's dtype, at least float32: points that 16 bits cannot tell apart have densities."""
+        """A call in the head's dtype, at least float32: 16 bits cannot tell the points of a density apart."""
         weights, biases, frequencies, activation = self.layers
         dtype = torch.promote_types(weights[0].dtype, torch.float32)
         wide = functional.Head(

@@ -150,8 +150,8 @@ def _moves_to(distance: Tensor, moves: Tensor) -> Tensor:
 def _refined(
     grid: Panels, s: Tensor, split: Tensor, added: Tensor, wider: Tensor
 ) -> tuple[Panels, Tensor, Tensor]:
-    """Panels (N, P) and their scores, some split in half; panels of widths (N, 2) are added at the ends, or the
-    outermost ones made so much wider.
+    """Panels (N, P) and their scores, some split in half; panels of widths (N, 2) are added at the ends, or
+    the outermost ones made so much wider.
 
     The third result says which of the panels are new: their scores are not known.
     """

@@ -9,7 +9,7 @@ import emulated_kernels
 import pytest
 import torch
 from comparisons import density, log_density_gradients
-from densities import KNOWN, Restoring, gaussian
+from densities import KNOWN, Restoring, Waves, gaussian
 from emulated_kernels import LIMIT
 from support import SEEDS, assert_as_accurate, bitwise_equal
 
@@ -156,6 +156,9 @@ def test_at_the_limits():
     for points, exist in (([1e6, -1e17], [True] * 2), ([-1e25, 3e38], [False] * 2)):
         found = close_to_reference(far, point=torch.tensor(points), tolerance=1.0)
         assert found["log_density"].isfinite().tolist() == found["error"].isfinite().tolist() == exist
+    waves = Waves(0.003, 1.0, 8, seed=24).at(torch.zeros(1).double()).to(torch.float32)
+    found = close_to_reference(waves, low=-120.0, high=80.0, panels=16, tolerance=1e-5, close=1e-2)
+    assert found["log_density"].isfinite().all()
     ends = known("logistic", slice(60, 64))
     u = torch.tensor([0.0, 1e-30, 1 - 2.0**-24, 1.0])
     close_to_reference(ends, point=u, inverse=True, low=-1e-3, high=1e-3, panels=1, tolerance=1e-2)

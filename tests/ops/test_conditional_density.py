@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from densities import KNOWN, Restoring, density, gaussian
+from densities import KNOWN, Restoring, Waves, density, gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
@@ -66,6 +66,8 @@ def test_triton_at_the_limits(backend):
     u = torch.tensor([1e-300], dtype=torch.float64)
     check(row("logistic", 60), tolerance=1.0, low=-1e-3, high=1e-3, panels=1, point=u, inverse=True)
     check(row("gaussian", 60), point=torch.tensor([1.5]).double(), inverse=True)
+    waves = Waves(0.003, 1.0, 8, seed=24).at(torch.zeros(1).double())
+    assert check(waves, low=-120.0, high=80.0, panels=16, tolerance=1e-5).log_density.isfinite().all()
     check(row("gaussian", 1000))
 
 

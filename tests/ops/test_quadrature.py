@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from densities import KNOWN, Restoring, density, gaussian, known, names
+from densities import KNOWN, Restoring, Waves, density, gaussian, known, names
 from support import backend_params
 
 import fastcsm
@@ -178,28 +178,21 @@ def test_far_points_of_any_score(degrees):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_far_points_of_waves(backend):
     """Between the mass and the point are more waves than 64 panels resolve: the estimate says so."""
-    frequencies = 3 * torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    size = 0.3 * torch.rand(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    first, last = torch.zeros(18, 33).double(), torch.zeros(1, 18).double()
-    first[0, 0], first[1, 0], last[0, 0], last[0, 1] = 1.0, -1.0, -1.0, 1.0
-    first[2:, 1:17], last[0, 2:] = torch.eye(16), size
-    offset = torch.tensor([0.0, 0.0, *[2.0] * 16], dtype=torch.float64)
-    biases = [offset, -(last @ offset)]
-
-    def potential(x):  # of s = -x + the sum of size sin(frequency x)
-        return -0.5 * x**2 - (size / frequencies * torch.cos(frequencies * x[:, None])).sum(1)
-
-    grid = torch.linspace(-30, 30, 60001, dtype=torch.float64)
-    log_z = potential(grid).logsumexp(0) + math.log(1e-3)
+    case = Waves(1.0, 0.3, 16)
     x = torch.tensor([s * 10.0**k for k in range(1, 10) for s in (1, -1, 2, -3)], dtype=torch.float64)
-    with fastcsm.backend(backend):
-        found = functional.conditional_density(
-            x.new_empty(len(x), 0), x, [first, last], biases, activation="relu", frequencies=frequencies,
-            low=-6.0, high=6.0,
-        )  # fmt: skip
-    right = potential(x) - log_z
+    found, right = density(case.at(x), backend, low=-6.0, high=6.0), case.logpdf(x)
     assert ((found.log_density - right).abs() <= found.error + 1e-9 * right.abs()).all()
     assert (found.error <= 1e-7 + 0.5 * x**2).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ends_behind_waves_are_found(backend):
+    """At the ends of the interval s points back or not, panel by panel, and there is no room for more."""
+    case = Waves(0.003, 1.0, 8, seed=24)
+    x = torch.tensor([0.0, 5.0, -20.0], dtype=torch.float64)
+    found = density(case.at(x), backend, low=-120.0, high=80.0, tolerance=1e-5)
+    assert ((found.log_density - case.logpdf(x)).abs() <= found.error).all()
+    assert (found.ends <= 1e-9).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
