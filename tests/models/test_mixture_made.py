@@ -89,3 +89,13 @@ def test_what_is_refused():
         MixtureMADE(2, (4,), 0)
     with pytest.raises(ValueError, match=r"low must be below high, got 1\.0 and 1\.0"):
         MixtureMADE(2, (4,), low=1.0)
+
+
+def test_draws_are_of_what_calling_gives():
+    model = _model(order=[2, 0, 1], dropout=0.5).train()
+    read = model.sample(4, seed=1)
+    assert model.training
+    model.made.output.register_forward_hook(lambda module, inputs, output: output + 0.0)
+    torch.testing.assert_close(model.sample(4, seed=1), read)
+    model.made.register_forward_hook(lambda module, inputs, output: output + 0.5)
+    assert not torch.allclose(model.sample(4, seed=1), read)
