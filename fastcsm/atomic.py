@@ -26,11 +26,12 @@ _warned: set[str] = set()
 
 
 @contextmanager
-def optional(what: str) -> Iterator[None]:
+def optional(what: str, whatever: bool = False) -> Iterator[None]:
     """A block that asks for what a file system may not offer: where it does not, one warning a process.
 
     Args:
         what: names what is done without.
+        whatever: go on for any reason, not only where it is not offered.
 
     Raises:
         OSError: it failed for another reason, such as a full disk.
@@ -38,7 +39,7 @@ def optional(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NOT_OFFERED:
+        if not whatever and error.errno not in _NOT_OFFERED:
             raise
         if what not in _warned:
             _warned.add(what)
