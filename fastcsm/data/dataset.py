@@ -48,6 +48,15 @@ class Transform:
             return self.features * math.log(self.grey_levels / 2)
         return sum(map(math.log, self.scale))
 
+    @property
+    def space(self) -> str:
+        """What model space is, in words."""
+        if self.grey_levels:
+            return f"grey values v as 2 (v + u) / {self.grey_levels} - 1"
+        if not any(self.shift) and set(self.scale) == {1.0}:
+            return "rows as given"
+        return "every column less its mean, over its deviation"
+
     def encode(self, rows: Tensor, uniform: Tensor) -> Tensor:
         """Raw rows (B, D) and uniforms (B, D) on [0, 1) to float32 model space (B, D)."""
         if self.grey_levels:

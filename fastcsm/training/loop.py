@@ -70,16 +70,17 @@ def train(
     run, device = Path(run), torch.device(device)
     precision = torch.get_float32_matmul_precision()
     devices = [device] if device.type == "cuda" else []
-    group = Group(device)
+    group = Group(device, quiet)
     try:
         torch.set_float32_matmul_precision(config.matmul_precision)
         with torch.random.fork_rng(devices=devices):
-            saved = checkpoint.read(run) if resume else None
-            trainer = Trainer(config, data, device, saved, group)
-            if group.rank == 0:
-                if not resume:
+            with Bar("preparing", quiet=quiet):
+                saved = checkpoint.read(run) if resume else None
+                trainer = Trainer(config, data, device, saved, group)
+                if group.rank == 0 and not resume:
                     trainer.evaluate(rows=1)  # a model that cannot run fails here, with nothing on disk yet
                     folder.create(run, config, trainer.save)
+            if group.rank == 0:
                 with folder.lock(run):
                     if resume:
                         folder.write_config(run, config)
