@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +44,11 @@ def _matplotlib() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except Exception as error:
         named = os.environ.get("MPLBACKEND")
-        if not named or isinstance(error, ModuleNotFoundError):
+        if not named or isinstance(error, ModuleNotFoundError) or "matplotlib" in sys.modules:
             raise
         warnings.warn(f"MPLBACKEND is '{named}', which matplotlib refuses: drawing by agg", stacklevel=2)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # parts of an import that failed
         os.environ["MPLBACKEND"] = "agg"
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
