@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fastcsm import data, training
-from fastcsm.training import Config, checkpoint
-from fastcsm.training.loop import _Signals
+from fastcsm.training import Config, checkpoint, loop
 
 pytest.importorskip("safetensors")
 
@@ -54,7 +53,7 @@ def _same(run, whole):
 @pytest.mark.parametrize("name", ["ARCSM.loss", "Tensor.backward", "Trainer.evaluate"])
 def test_a_signal_in_a_long_call_ends_it(tmp_path, moons, whole, monkeypatch, name):
     owner, method = name.split(".")
-    owners = {"ARCSM": type(CONFIG.build(2)), "Tensor": torch.Tensor, "Trainer": training.loop.Trainer}
+    owners = {"ARCSM": type(CONFIG.build(2)), "Tensor": torch.Tensor, "Trainer": loop.Trainer}
     plain, calls = getattr(owners[owner], method), [0]
 
     def long(*arguments, **options):
@@ -94,6 +93,6 @@ def test_a_run_trains_outside_the_main_thread(tmp_path, moons, whole):
 def test_handlers_that_python_did_not_set(monkeypatch):
     monkeypatch.setattr("fastcsm.training.loop.signal.signal", lambda number, handler: seen.append(handler))
     seen = []
-    with _Signals():
+    with loop._Signals():
         pass
     assert seen[2:] == [signal.SIG_DFL] * 2
