@@ -5,6 +5,7 @@ Nothing here fails because standard error is missing, closed, full or of a small
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-#: Nothing that is shown here is silent for longer.
-SECONDS = 5.0
+#: Nothing that is shown here is silent for longer, nor are bars that follow each other within the other.
+SECONDS, _FOLLOWS = 5.0, 1.0
+#: When the last bar ended, and when it last showed something.
+_ended = _shown = -math.inf
 
 
 def tell(line: str) -> None:
@@ -52,6 +55,8 @@ class Bar:
         self._tqdm: Any = None
         self._at: tuple[int, int, str] | None = None
         self._started = self._last = time.monotonic()
+        if self._started - _ended < _FOLLOWS:
+            self._last = _shown
         self._ended, self._lock = threading.Event(), threading.RLock()
         if not quiet and _is_terminal():
             try:
@@ -66,8 +71,11 @@ class Bar:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        global _ended, _shown
         self._ended.set()
         self.close()
+        if not self._quiet:
+            _ended, _shown = time.monotonic(), self._last
 
     def to(self, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` with a note; the bar ends when they are equal."""

@@ -1,4 +1,5 @@
 import io
+import math
 import sys
 import time
 
@@ -61,6 +62,19 @@ def test_a_long_silence_is_broken(monkeypatch, capsys):
     capsys.readouterr()
     time.sleep(0.15)
     assert capsys.readouterr().err == ""
+
+
+def test_bars_in_a_row_are_not_silent_for_long(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_ended", -math.inf)
+    monkeypatch.setattr(progress, "SECONDS", 0.3)
+    deadline, said, count = time.monotonic() + 20, "", 0
+    while not said and time.monotonic() < deadline:
+        with Bar(f"part {count}"):
+            time.sleep(0.1)
+        count += 1
+        said = capsys.readouterr().err
+    assert 1 < count < 20
+    assert said.startswith("part ")
 
 
 def test_a_quiet_bar_says_nothing(monkeypatch, capsys):

@@ -14,8 +14,9 @@ from ..models.model import Model
 from .losses import summary
 
 Progress = Callable[[int, int], None]
-#: Rows (sample, dimension) of a density evaluated together.
-_DENSITY_ROWS = 4096
+#: Rows (sample, dimension) of a density evaluated together: a second or two, after which progress is told and
+#: Ctrl-C heard.
+_DENSITY_ROWS = 1024
 #: Points a side of the grid of a two-dimensional density.
 GRID_POINTS = 64
 #: Rows from which its corners are found: quantiles of many more do not exist.
