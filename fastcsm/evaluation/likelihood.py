@@ -96,7 +96,7 @@ def density_grid(
 
     Arguments as for :func:`likelihood`.
     """
-    low, high = (x[:_QUANTILE_ROWS].quantile(q, dim=0) for q in (0.002, 0.998))
+    low, high = (x[:_QUANTILE_ROWS].double().quantile(q, dim=0) for q in (0.002, 0.998))
     margin = 0.15 * (high - low) + 1e-6
     low, high = low - margin, high + margin
     lines = [torch.linspace(float(a), float(b), GRID_POINTS).to(x) for a, b in zip(low, high, strict=True)]
