@@ -72,7 +72,7 @@ def run(given: argparse.Namespace) -> int:
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
     methods = _methods(given.method, model)
     source = given.data or saved.config.data
-    x = _held_out(source, given, saved, own=not given.data).to(next(model.parameters()))
+    x = _held_out(source, given, saved).to(next(model.parameters()))
     strange = _held_out(given.ood, given, saved).to(x) if given.ood else None
     result: dict[str, Any] = {
         "run": str(given.run),
@@ -113,9 +113,10 @@ def _methods(name: str | None, model: Model) -> list[str]:
     return [name]
 
 
-def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint, own: bool = False) -> torch.Tensor:
-    """Rows of a data set in the run's model space; ``own`` ones must be those of the run."""
+def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torch.Tensor:
+    """Rows of a data set in the run's model space; where none is given they must be those of the run."""
     config, transform = saved.config, saved.transform
+    own = not given.data and source == config.data
     options: dict[str, Any] = {"grey_levels": config.grey_levels, "validation": config.validation}
     try:
         with Bar(f"reading '{source}'"):

@@ -61,7 +61,8 @@ class Transform:
         """Raw rows (B, D) and uniforms (B, D) on [0, 1) to float32 model space (B, D)."""
         if self.grey_levels:
             return (rows.float() + uniform) * (2.0 / self.grey_levels) - 1.0
-        return ((rows.double() - _double(self.shift)) / _double(self.scale)).float()
+        shift, scale = self._shift_and_scale(rows.device)
+        return ((rows.double() - shift) / scale).float()
 
     def decode(self, x: Tensor) -> np.ndarray:
         """Model space (B, D) to raw values (B, *shape): whole grey values (uint8), or float64."""
@@ -70,8 +71,12 @@ class Transform:
             x = x.float()
             values = ((x + 1.0) * (self.grey_levels / 2.0)).floor().clamp(0, self.grey_levels - 1)
             return values.to(torch.uint8).numpy().reshape(-1, *self.shape)
-        values = x.double() * _double(self.scale) + _double(self.shift)
+        shift, scale = self._shift_and_scale(x.device)
+        values = x.double() * scale + shift
         return values.numpy().reshape(-1, *self.shape)
+
+    def _shift_and_scale(self, device: torch.device) -> tuple[Tensor, ...]:
+        return torch.tensor([self.shift, self.scale], dtype=torch.float64, device=device).unbind()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -84,10 +89,6 @@ class Transform:
             tuple(float(v) for v in values["shift"]),
             tuple(float(v) for v in values["scale"]),
         )
-
-
-def _double(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
