@@ -245,6 +245,7 @@ def flat(stages: Stages) -> tuple[Any, Any, Any, int]:
 
 def signed_seed(seed: int) -> int:
     """The seed as a signed integer of the same bits."""
+    seed = operator.index(seed)  # integers of fixed width would overflow
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
