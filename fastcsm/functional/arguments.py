@@ -72,6 +72,10 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     if frequencies is None:
         frequencies = first.new_empty(0)
     like(f"{of}frequencies", frequencies, first, 1)
+    if frequencies.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
+        )
     if len(weights) < 2:
         raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
     if len(biases) != len(weights):

@@ -74,6 +74,7 @@ ARGUMENTS = {
         ({"biases": [torch.zeros(5).bfloat16(), None]}, TypeError, r"biases\[0\] must be torch.float32"),
         ({"frequencies": torch.zeros(2, 2)}, ValueError, "frequencies must have 1 axes"),
         ({"frequencies": torch.zeros(2)}, ValueError, r"weights\[0\] must have shape \(5, 7\)"),
+        ({"frequencies": torch.zeros(2, requires_grad=True)}, ValueError, "frequencies must not require a g"),
         ({"activation": "swish"}, ValueError, "activation must be one of softplus, .*, got 'swish'"),
         ({"weights": [torch.zeros(5, 3, device="meta"), torch.zeros(1, 5)]}, TypeError, "on cpu .* on meta"),
     ],
