@@ -117,11 +117,12 @@ class MixtureMADE(Model, Constants):
     def _sample(self, n: int, seed: int, progress: Callable[[int, int], None] | None) -> Tensor:
         like = next(self.made.parameters())
         x = torch.zeros(n, self.features, dtype=like.dtype, device=like.device)
+        wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits round uniform numbers to 0 and 1
         samples = torch.arange(n, device=x.device)
         for k, (d, outputs) in enumerate(in_order(self.made, x)):
-            logits, means, log_scales = self._split(outputs)
+            logits, means, log_scales = self._split(outputs.to(wide))
             dimension = torch.full_like(samples, d)
-            u = [random.uniform(seed, samples, dimension, step, x.dtype) for step in range(2)]
+            u = [random.uniform(seed, samples, dimension, step, wide) for step in range(2)]
             below = logits.softmax(-1).cumsum(-1) < u[0].unsqueeze(1)
             chosen = below.sum(1, keepdim=True).clamp(max=self.components - 1)
             mean, log_scale = means.gather(1, chosen).squeeze(1), log_scales.gather(1, chosen).squeeze(1)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -68,6 +69,15 @@ def test_draws_follow_the_density(residual):
     for d in range(3):
         assert stats.kstest(cdf[:, d], "uniform").pvalue > 1e-3
     assert model.sample(0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_of_16_bits_are_those_of_float32_rounded(dtype):
+    model = _model().to(dtype)
+    x, exact = model.sample(2000, seed=1), copy.deepcopy(model).float().sample(2000, seed=1)
+    assert x.dtype is dtype
+    assert ((x - exact).abs() < 0.1).float().mean() > 0.95
+    assert (x[:, 0] == exact[:, 0].to(dtype)).all()
 
 
 def test_it_learns_two_modes():
