@@ -90,7 +90,7 @@ class ScoreHead(Constants, ReadableHead):
         why = super().why_called()
         for layer in self.layers:
             why = why or why_layer_called(layer, nn.Linear)
-        return why
+        return why or ("its frequencies require a gradient" if self.frequencies.requires_grad else None)
 
     def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score and its derivative with respect to x, each (...), in one pass; differentiable once."""

@@ -166,7 +166,6 @@ def test_what_is_not_given_may_be_nan(net):
     assert torch.equal(x, model.sample(4, steps=3, step_size=0.1, given=given.nan_to_num(), known=1))
 
 
-
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
 def test_given_variables_are_kept_and_move_those_after_them_only(order):
     model = _model(order)
