@@ -72,6 +72,10 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     if frequencies is None:
         frequencies = first.new_empty(0)
     like(f"{of}frequencies", frequencies, first, 1)
+    if frequencies.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
+        )
     if len(weights) < 2:
         raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
     if len(biases) != len(weights):
@@ -247,6 +251,7 @@ def flat(stages: Stages) -> tuple[Any, Any, Any, int]:
 
 def signed_seed(seed: int) -> int:
     """The seed as a signed integer of the same bits."""
+    seed = operator.index(seed)  # integers of fixed width would overflow
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed

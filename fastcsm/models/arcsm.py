@@ -107,7 +107,6 @@ class ARCSM(Autoregressive, Constants):
         self.objective = objective
         self.stages = nn.ModuleList()
         self.constant("_stage", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_make_stages)
         features = getattr(context_net, "context_features", None)
         if isinstance(head, ScoreHead) and features is not None:
             wanted = features + int(self.conditional)
@@ -292,6 +291,16 @@ class ARCSM(Autoregressive, Constants):
     def settings(self) -> dict[str, str]:
         return {"noise": repr(self.noise)}
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        start = f"{prefix}stages."
+        kept = {int(key[len(start) :].split(".")[0]) for key in state_dict if key.startswith(start)}
+        if f"{prefix}_stage" in state_dict:  # not in a part of a state, which leaves the stages
+            while len(self.stages) > len(kept):
+                del self.stages[-1]
+            while len(self.stages) < len(kept):
+                self.stages.append(self._frozen())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"
 
@@ -302,18 +311,8 @@ def _copy(module: nn.Module) -> nn.Module:
     for name, child in module.named_modules():
         if isinstance(child.__dict__.get("forward"), FunctionType):
             raise ValueError(
-                f"a stage keeps copies of its modules, and that of {name or type(child).__name__} would run the"
-                " function put in place of its forward on the original: expected a bound method or a hook"
+                f"a stage keeps copies of its modules, and that of {name or type(child).__name__} would run"
+                " the function put in place of its forward on the original: expected a bound method or a hook"
             )
         memo |= {id(v): v.detach() for v in vars(child).values() if isinstance(v, Tensor) and not v.is_leaf}
     return copy.deepcopy(module, memo)
-
-
-def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before a state_dict loads, give the model as many stages as the state has."""
-    start = f"{prefix}stages."
-    kept = {int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start)}
-    while len(model.stages) > len(kept):
-        del model.stages[-1]
-    while len(model.stages) < len(kept):
-        model.stages.append(model._frozen())

@@ -40,7 +40,8 @@ class Constants(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination |= {prefix + name: getattr(self, name) for name in self._constants}
+        # Copies: an average that is written into the values of a state would cut integers off here too.
+        destination |= {prefix + name: getattr(self, name).clone() for name in self._constants}
         settings = self.settings()
         if settings and hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["settings"] = settings

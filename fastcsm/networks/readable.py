@@ -19,19 +19,28 @@ from torch.nn.modules import module as _torch_module
 
 from .. import functional
 
-#: What calling runs of modules of torch, as it was when this file was read.
-_CALLED: dict[type[nn.Module], Any] = {
-    kind: (kind.forward,)
-    for kind in (
-        *(nn.Sequential, nn.Linear, nn.Identity, nn.Dropout),
-        *(nn.Softplus, nn.GELU, nn.ELU, nn.Tanh, nn.SiLU, nn.ReLU, nn.Sigmoid),
-    )
+#: "linear", the name of an activation, or "" for what does nothing.
+_KINDS: dict[Any, str] = {
+    nn.Linear: "linear",
+    nn.Identity: "",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+    nn.ReLU: "relu",
 }
-_PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor)
-_HOOKS = tuple(f"_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
-_GLOBAL_HOOKS = tuple(
+_KINDS |= {nn.Softplus: "softplus", nn.GELU: "gelu", nn.ELU: "elu", nn.Sigmoid: "sigmoid"}
+#: Those with other parameters are other functions.
+_PARAMETERS: dict[type[nn.Module], Any] = {
+    nn.Softplus: (("beta", 1), ("threshold", 20)),
+    nn.GELU: (("approximate", "tanh"),),
+    nn.ELU: (("alpha", 1),),
+}
+#: What calling runs of modules of torch, as it was when this file was read.
+_CALLED: dict[type[nn.Module], Any] = {kind: (kind.forward,) for kind in (nn.Sequential, nn.Dropout, *_KINDS)}
+_PLAIN = (type(None), Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor)
+_CALL = nn.Module.__call__
+_BEFORE, _AFTER, _BACK_BEFORE, _BACK_AFTER = (
     getattr(_torch_module, f"_global_{kind}_hooks")
-    for kind in ("forward", "forward_pre", "backward", "backward_pre")
+    for kind in ("forward_pre", "forward", "backward_pre", "backward")
 )
 
 _calling: ContextVar[bool] = ContextVar("calling", default=False)
@@ -73,28 +82,35 @@ def why_called(module: nn.Module, functions: Sequence[Callable[..., Any]]) -> st
     kind, own = type(module), module.__dict__
     for function in functions:
         name = function.__name__
-        if getattr(kind, name) is not function or name in own:
+        if name in own or getattr(kind, name) is not function:
             return f"{kind.__name__} has a {name} of its own"
-    if kind.__call__ is not nn.Module.__call__ or "_call_impl" in own:
+    if "_call_impl" in own or kind.__call__ is not _CALL:
         return f"{kind.__name__} has a __call__ of its own"
     if has_hooks(module):
         return f"{kind.__name__} has hooks"
-    for name, value in module._parameters.items():
-        if value is not None and type(value) not in _PLAIN:
-            return f"the {name} of {kind.__name__} is a {type(value).__name__}"
+    for value in own["_parameters"].values():
+        if type(value) not in _PLAIN:
+            return f"a parameter of {kind.__name__} is a {type(value).__name__}"
     return None
 
 
-def has_hooks(module: Any) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs hooks, its own or those of all modules."""
-    return any(map(len, _GLOBAL_HOOKS)) or any(getattr(module, hooks, None) for hooks in _HOOKS)
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or (_BEFORE or _AFTER or _BACK_BEFORE or _BACK_AFTER)
+    )
 
 
 def why_layer_called(module: nn.Module, kind: type[nn.Module]) -> str | None:
     """:func:`why_called` of a layer that must be of this very type."""
     if type(module) is not kind:
         return f"{type(module).__name__} is not the {kind.__name__} it is read as"
-    return why_called(module, kind.called if issubclass(kind, Readable) else _CALLED[kind])
+    return why_called(module, _CALLED.get(kind) or getattr(kind, "called"))  # noqa: B009 (not of nn.Module)
 
 
 def layers_of(head: Any) -> functional.Head | str:
@@ -107,46 +123,37 @@ def layers_of(head: Any) -> functional.Head | str:
     linears: list[nn.Linear] = []
     kinds: list[str] = []
     for index, module in enumerate(head):
-        at = f"module {index} ({type(module).__name__})"
         found = _kind_of(module)
         if found is None:
             return f"module {index} ({module}) is not a supported activation"
-        different = why_layer_called(module, type(module))
-        if different:
-            return f"{at}: {different}"
+        why = why_called(module, _CALLED[type(module)])
         if found == "linear":
             if len(kinds) != len(linears):
-                return f"{at} follows a Linear with no activation between them"
+                why = "it follows a Linear with no activation between them"
             linears.append(cast(nn.Linear, module))
         elif found:
             if len(linears) != len(kinds) + 1:
-                return f"{at} does not follow a Linear"
+                why = "it does not follow a Linear"
             kinds.append(found)
+        if why:
+            return f"module {index} ({type(module).__name__}): {why}"
     if len(linears) < 2 or len(kinds) != len(linears) - 1 or linears[-1].out_features != 1:
         return "it does not have a hidden layer and end in a Linear with one output"
     if len(set(kinds)) > 1:
         return f"it mixes the activations {', '.join(sorted(set(kinds)))}"
-    different = why_layer_called(head, nn.Sequential)
-    if different:
-        return different
-    return functional.Head([m.weight for m in linears], [m.bias for m in linears], None, kinds[0])
+    why = why_called(head, _CALLED[nn.Sequential])
+    return why or functional.Head([m.weight for m in linears], [m.bias for m in linears], None, kinds[0])
 
 
 def _kind_of(module: nn.Module) -> str | None:
-    """ "linear", an activation's name, "" for what does nothing, or None."""
+    """As in ``_KINDS``, or None."""
     kind = type(module)
-    if kind is nn.Linear:
-        return "linear"
-    if kind is nn.Identity or (kind is nn.Dropout and (module.p == 0 or not module.training)):
-        return ""
-    if kind is nn.Softplus:
-        return "softplus" if module.beta == 1 and module.threshold == 20 else None
-    if kind is nn.GELU:
-        return "gelu" if module.approximate == "tanh" else None
-    if kind is nn.ELU:
-        return "elu" if module.alpha == 1 else None
-    plain = {nn.Tanh: "tanh", nn.SiLU: "silu", nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
-    return plain.get(kind)
+    if kind is nn.Dropout:
+        return "" if module.p == 0 or not module.training else None
+    for name, value in _PARAMETERS.get(kind, ()):
+        if getattr(module, name) != value:
+            return None
+    return _KINDS.get(kind)
 
 
 def is_lazy(module: Any) -> bool:

@@ -87,9 +87,10 @@ class ScoreHead(Constants, ReadableHead):
     called = (forward,)
 
     def why_called(self) -> str | None:
-        return super().why_called() or next(
-            filter(None, (why_layer_called(layer, nn.Linear) for layer in self.layers)), None
-        )
+        why = super().why_called()
+        for layer in self.layers:
+            why = why or why_layer_called(layer, nn.Linear)
+        return why or ("its frequencies require a gradient" if self.frequencies.requires_grad else None)
 
     def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score and its derivative with respect to x, each (...), in one pass; differentiable once."""

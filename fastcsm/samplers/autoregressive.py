@@ -179,12 +179,16 @@ def _start(n: int, features: int, given: Tensor | None, known: int, like: Tensor
 
 
 def _noisy(x: Tensor, sigma: float, given: list[int], seed: int, samples: Tensor) -> Tensor:
-    """The given variables as contexts see them in training, with noise of the smallest level."""
-    x = x.clone()
-    if sigma:
-        for d in given:
-            x[:, d] += sigma * random.normal(seed, samples, torch.full_like(samples, d), 0, x.dtype)
-    return x
+    """The given variables as contexts see them in training, with noise of the smallest level; others are 0.
+
+    What stands in their place is not read, not even where a mask would multiply it: it may be NaN.
+    """
+    seen = torch.zeros_like(x)
+    for d in given:
+        seen[:, d] = x[:, d]
+        if sigma:
+            seen[:, d] += sigma * random.normal(seed, samples, torch.full_like(samples, d), 0, x.dtype)
+    return seen
 
 
 def _step_sizes(parts: Sequence[Part], step_size: float | None) -> list[list[float]]:

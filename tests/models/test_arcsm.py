@@ -222,6 +222,14 @@ class TestARCSM:
         other.load_state_dict(holder.state_dict())
         assert other["m"].stage == 1
 
+    def test_a_part_of_a_state_leaves_the_stages(self):
+        model = small(NoiseSchedule(1.0, 0.1, 3, form="staged"))
+        model.advance_stage()
+        head = {f"head.{name}": value + 1 for name, value in model.head.state_dict().items()}
+        model.load_state_dict(head, strict=False)
+        assert model.stage == 1
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in head.items())
+
     def test_a_sequential_head(self):
         layers = torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
         model = ARCSM(MADE(4, (8,), 3), torch.nn.Sequential(*layers), noise=NoiseSchedule())

@@ -50,6 +50,21 @@ def test_the_average_of_equal_models_is_the_model(average):
     assert averaged.module.context_net.order == trained.context_net.order
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_an_average_written_into_a_state_leaves_the_constants(decay):
+    trained = MADE(24, (64, 64), 2)
+    averaged = copy.deepcopy(trained)
+    for _ in range(50):
+        pairs = zip(averaged.state_dict().values(), trained.state_dict().values(), strict=True)
+        with torch.no_grad():
+            for value, new in pairs:
+                value.copy_(decay * value + (1 - decay) * new)
+    for layer, own in zip(averaged.modules(), trained.modules(), strict=True):
+        if isinstance(layer, MaskedLinear):
+            assert torch.equal(layer.in_degrees, own.in_degrees)
+            assert torch.equal(layer.out_degrees, own.out_degrees)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

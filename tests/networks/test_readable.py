@@ -192,6 +192,15 @@ def test_after_a_step_the_weights_are_those_of_then():
     check_losses(head.eval(), (6, D))
 
 
+def test_frequencies_that_are_trained_get_their_gradient():
+    head = ScoreHead(C, (8,), frequencies=3).double()
+    head.frequencies.requires_grad_()
+    context, x = torch.randn(6, D, C, dtype=torch.float64), torch.randn(6, D, dtype=torch.float64)
+    s, ds = by_double_backward(head, context, x)
+    losses = fastcsm.csm_loss(head, context, x), (s**2 / 2 + ds).sum() / 6
+    torch.testing.assert_close(*(torch.autograd.grad(loss, head.frequencies) for loss in losses))
+
+
 def test_hooks_of_all_modules_are_run():
     head, calls = sequential().double(), []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(module))

@@ -158,6 +158,14 @@ def test_fused_and_plain_loops_draw_the_same(make, kind):
     torch.testing.assert_close(fused, plain, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("net", [LinearContext(), MADE(3, (8,), 1)])
+def test_what_is_not_given_may_be_nan(net):
+    model = ARCSM(net, _linear_head(V))
+    given = torch.tensor([0.5, math.nan, math.nan])
+    x = model.sample(4, steps=3, step_size=0.1, given=given, known=1)
+    assert torch.equal(x, model.sample(4, steps=3, step_size=0.1, given=given.nan_to_num(), known=1))
+
+
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
 def test_given_variables_are_kept_and_move_those_after_them_only(order):
     model = _model(order)
