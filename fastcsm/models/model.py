@@ -149,8 +149,8 @@ def no_density(missing: int, rows: int) -> str:
     """What is to be said of rows whose log q is NaN."""
     return (
         f"{missing} of {rows} rows have no density (NaN): they are not finite, or a conditional's score does"
-        " not point back to the data however far out; leave them out of a mean and say so, or count them as the"
-        " strangest; longer training, or fine-tuning by likelihood, gives them one"
+        " not point back to the data however far out; leave them out of a mean and say so, or count them as"
+        " the strangest; longer training, or fine-tuning by likelihood, gives them one"
     )
 
 

@@ -242,9 +242,9 @@ def rounded(found: Density, dtype: torch.dtype, inverse: bool) -> Density:
     found = Density._make(value.to(dtype) for value in found)
     fits = found.error.isfinite() & (found.log_density.isfinite() | inverse)
     *values, error, ends = found
-    error = torch.where(fits, error, torch.inf)
-    ends = torch.where(fits[:, None], ends, torch.nan)
-    return Density(*(torch.where(fits, value, torch.nan) for value in values), error, ends)
+    values = [torch.where(fits, value, torch.nan) for value in values]
+    error, ends = torch.where(fits, error, torch.inf), torch.where(fits[:, None], ends, torch.nan)
+    return Density._make([*values, error, ends])
 
 
 def _invert(d: Tensor, target: Tensor) -> Tensor:
