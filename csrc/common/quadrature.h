@@ -28,11 +28,10 @@ const Quadrature& quadrature();
 // Width of the panel by which an end moves next, in units of the first.
 FASTCSM_INLINE double growth(int moves) { return ldexp(1., moves > kMaxMoves ? 3 * moves - 2 * kMaxMoves : moves); }
 
-// How often an end must move to come so far, in units of the first width: by one more at most.
+// How often an end must move to come so far, in units of the first width: by two more at most.
 FASTCSM_INLINE int moves_to(double distance, int moves) {
-  const double exponent = log2(distance > 1 ? distance : 1), later = (exponent + 2 * kMaxMoves) / 3;
-  const double last = ceil(exponent < later ? exponent : later) + 1;
-  const int more = (last < kMaxReach ? static_cast<int>(last) : kMaxReach) - moves;
+  const int exponent = distance > 1 ? ilogb(distance) + 1 : 1, later = (exponent + 2 * kMaxMoves + 2) / 3;
+  const int last = (exponent < later ? exponent : later) + 1, more = (last < kMaxReach ? last : kMaxReach) - moves;
   return more > 1 ? more : 1;
 }
 

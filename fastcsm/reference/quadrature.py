@@ -141,9 +141,9 @@ def _growth(moves: Tensor) -> Tensor:
 
 
 def _moves_to(distance: Tensor, moves: Tensor) -> Tensor:
-    """How often an end must move to come so far, in units of the first width: by one more at most."""
-    exponent = torch.log2(distance.clamp_min(1.0))
-    last = torch.minimum(exponent, (exponent + 2 * MAX_MOVES) / 3).ceil().to(torch.int64)
+    """How often an end must move to come so far, in units of the first width: by two more at most."""
+    exponent = torch.frexp(distance.clamp_min(1.0)).exponent.to(torch.int64)
+    last = torch.minimum(exponent, (exponent + 2 * MAX_MOVES + 2) // 3)
     return torch.maximum((last + 1).clamp(max=MAX_REACH) - moves, torch.ones_like(moves))
 
 

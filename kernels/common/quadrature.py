@@ -216,7 +216,7 @@ def combine(panels, scale, low, rule):
     # Sums begin at ``low``: far panels on one side leave no rounding on the other.
     before_low = there & (a < low)
     below, above = tl.where(before_low, integral, 0.0), tl.where(before_low, 0.0, integral)
-    start = left_of(above, a) - tl.sum(tl.where(a[None, :] >= a[:, None], below[None, :], 0.0), 1)
+    start = tl.sum(tl.where(a[None, :] < a[:, None], above[None, :], -below[None, :]), 1)
     heights = tl.where(left_end, -tl.sum(below, 0), tl.sum(above, 0))
     half = picked(h, outer) / 2
     scores = scale * tl.sum(tl.where(outer[:, :, None], s[:, None, :], 0.0), 0).to(tl.float64)
@@ -264,15 +264,17 @@ def influence(a, h, before, mass, point, INVERSE: tl.constexpr):
 @triton.jit
 def growth(moves):
     """Width of the panel by which an end moves next, in units of the first."""
-    return tl.exp2(tl.maximum(moves, 3 * moves - 2 * MAX_MOVES).to(tl.float64))
+    exponent = tl.maximum(moves, 3 * moves - 2 * MAX_MOVES).to(tl.int64)
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def moves_to(distance, moves):
-    """How often an end must move to come so far, in units of the first width: by one more at most."""
-    exponent = tl.log2(tl.maximum(distance, 1.0))
-    last = tl.ceil(tl.minimum(exponent, (exponent + 2 * MAX_MOVES) / 3)) + 1
-    return tl.maximum(tl.minimum(last, MAX_REACH).to(tl.int32) - moves, 1)
+    """How often an end must move to come so far, in units of the first width: by two more at most."""
+    bits = tl.maximum(distance, 1.0).to(tl.int64, bitcast=True)
+    exponent = (bits >> 52).to(tl.int32) - 1022
+    last = tl.minimum(exponent, (exponent + 2 * MAX_MOVES + 2) // 3)
+    return tl.maximum(tl.minimum(last + 1, MAX_REACH) - moves, 1)
 
 
 @triton.jit
