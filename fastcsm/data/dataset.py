@@ -132,3 +132,9 @@ class Dataset:
         digest = hashlib.sha256(f"{tuple(rows.shape)} {rows.dtype}".encode())
         digest.update(rows.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is that of the training rows, or of what float32 makes of them."""
+        if self.train.dtype == torch.float64 and fingerprint != self.fingerprint():
+            return fingerprint == dataclasses.replace(self, train=self.train.float()).fingerprint()
+        return fingerprint == self.fingerprint()

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,12 @@ def test_the_fingerprint_sees_every_bit(tmp_path):
         np.savez(tmp_path / "t.npz", train_x=table, val_x=table[:3], test_x=table[:2])
         found = data.load(tmp_path / "t.npz")
         prints |= {found.fingerprint(), found.fingerprint("val"), found.fingerprint("test")}
+        assert found.is_of(found.fingerprint())
+        assert not found.is_of(found.fingerprint("val"))
     assert len(prints) == 6
+    narrow = dataclasses.replace(found, train=found.train.float())
+    assert found.is_of(narrow.fingerprint())
+    assert not narrow.is_of(found.fingerprint())
 
 
 def test_files_of_test_rows_alone(tmp_path):
