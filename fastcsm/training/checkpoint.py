@@ -19,6 +19,7 @@ from ..data import Transform
 from ..models.model import Model
 from . import recipes
 from .config import RunConfig
+from .seeds import own_defaults
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "fastcsm-checkpoint"
@@ -142,6 +143,7 @@ def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu
     return restore(checkpoint, prefix, path_of(run)).to(device).eval()
 
 
+@own_defaults()
 def restore(checkpoint: Checkpoint, prefix: str, path: str | Path) -> Model:
     """The model of a checkpoint with the weights under ``prefix``; ``path`` is named in errors."""
     model = checkpoint.config.build(checkpoint.transform.features)

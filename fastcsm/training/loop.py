@@ -21,6 +21,7 @@ from . import checkpoint, folder
 from .config import RunConfig
 from .distributed import Group
 from .folder import RunLog, read_log
+from .seeds import own_defaults
 from .trainer import Trainer
 
 
@@ -36,6 +37,7 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
+@own_defaults()
 def train(
     config: RunConfig,
     data: Dataset,
