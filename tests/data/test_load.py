@@ -31,6 +31,18 @@ def test_digits_split_and_dequantisation():
     assert not torch.equal(x, digits.batch(torch.arange(200), _generator(1)))
 
 
+def test_the_defaults_of_torch_have_no_part():
+    found, chosen = data.load("digits"), torch.arange(3)
+    expected = found.held_out("val", 1, 5), found.batch(chosen, torch.Generator())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = found.held_out("val", 1, 5), found.batch(chosen, torch.Generator())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype is torch.float32 and torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", [n for n in data.names() if n != "digits"])
 def test_toys_are_deterministic_and_scaled(name):
     toy = data.load(name)
