@@ -46,6 +46,8 @@ class LogDensity(NamedTuple):
 class Conditionals:
     """The one-dimensional conditionals q(x_d given c_d) of a score head, for rows of contexts.
 
+    Results are in the head's dtype, at least float32; x and probabilities may be of any floating dtype.
+
     Args:
         head: what :func:`fastcsm.networks.heads.of` makes of a head.
         sigmas: its noise levels, largest first; none where it is trained without noise.
@@ -118,7 +120,7 @@ class Conditionals:
     def quantile(self, context: Tensor, u: Tensor) -> Tensor:
         """x with P(X <= x given c) = u of rows."""
         x = self._integrate(context, u, True).point
-        return self._flow(context, x.to(u.dtype), (self._base, self.sigma))[0].to(u.dtype)
+        return self._flow(context, x, (self._base, self.sigma))[0]
 
     def interval(self) -> functional.Interval:
         """Where the panels begin."""

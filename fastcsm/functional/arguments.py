@@ -122,10 +122,12 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     """The arguments of a call; where torch.autocast is on for the first one's device, in the dtype it means.
 
     As for torch.nn.functional.linear that is autocast's own dtype; where ``wide``, as for functions that need
-    the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
+    the range or precision, float32, and for float16, which has not the range, without autocast too. Tensors
+    of float64 stay as they are, and so does all that is no tensor.
     """
-    device = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    first = values[0] if isinstance(values[0], Tensor) else torch.empty(())
+    device, half = first.device.type, wide and first.dtype is torch.float16
+    if not (half or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from densities import KNOWN, Restoring, density, gaussian
+from densities import KNOWN, Restoring, Waves, density, gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
@@ -62,10 +62,12 @@ def test_triton_at_the_limits(backend):
     assert check(row("two modes", 100), tolerance=1e-16, panels=16).error.item() > 1e-16
     growing = row("gaussian", 60, weights=[w.neg() if w.shape[0] == 1 else w for w in gaussian(0.1).weights])
     assert check(growing, tolerance=1.0, panels=1).log_density.isnan().all()
-    check(row("gaussian", 60), tolerance=1.0, point=torch.tensor([3.0]).double())
+    check(row("gaussian", 60), tolerance=1.0, point=torch.tensor([-1e9]).double())
     u = torch.tensor([1e-300], dtype=torch.float64)
     check(row("logistic", 60), tolerance=1.0, low=-1e-3, high=1e-3, panels=1, point=u, inverse=True)
     check(row("gaussian", 60), point=torch.tensor([1.5]).double(), inverse=True)
+    waves = Waves(0.003, 1.0, 8, seed=24).at(torch.zeros(1).double())
+    assert check(waves, low=-120.0, high=80.0, panels=16, tolerance=1e-5).log_density.isfinite().all()
     check(row("gaussian", 1000))
 
 
