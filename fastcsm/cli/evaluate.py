@@ -127,7 +127,7 @@ def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torc
         if not own:
             raise
         raise UsageError(f"{error}, on which the run was trained: say by --data where it is") from None
-    if own and loaded.fingerprint() != saved.fingerprint:
+    if own and not loaded.is_of(saved.fingerprint):
         raise UsageError(
             f"data '{source}' is not what the run was trained on, expected the same training rows, or --data "
             "for others"

@@ -43,6 +43,20 @@ class LogDensity(NamedTuple):
     ends: Tensor
 
 
+class _Constant(torch.autograd.Function):
+    """A value that was computed without gradients: asking for one raises, and does not leave it out."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *inputs: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "the density of method 'flow' is not differentiable: use method 'quadrature', or no_grad"
+        )
+
+
 class Conditionals:
     """The one-dimensional conditionals q(x_d given c_d) of a score head, for rows of contexts.
 
@@ -101,15 +115,16 @@ class Conditionals:
     def log_density(self, context: Tensor, x: Tensor) -> LogDensity:
         """log q(x given c) of rows: context (..., C) without log sigma, x (...).
 
-        Differentiable by quadrature, not by the flow.
+        Differentiable by quadrature, not by the flow, whose backward pass raises RuntimeError.
         """
         if self._base == self.sigma:
             found = self._integrate(context, x, False)
             return LogDensity(found.log_density, found.error, found.ends)
         with torch.no_grad():
-            x, change, error = self._flow(context, x, (self.sigma, self._base), True)
-            found = self._integrate(context, x, False)
-            return LogDensity(found.log_density - change, found.error + error, found.ends)
+            end, change, error = self._flow(context, x, (self.sigma, self._base), True)
+            found = self._integrate(context, end, False)
+        log_density = _Constant.apply(found.log_density - change, context, x, *self._head.parameters())
+        return LogDensity(log_density, found.error + error, found.ends)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, x: Tensor) -> Tensor:

@@ -170,8 +170,10 @@ def degrees_of(name: str, value: Tensor, size: int, device: torch.device) -> Ten
 
 
 def at_least(least: int, **values: int) -> None:
-    """Every value must be at least so large; they are named in the message."""
+    """Every value must be a whole number, at least so large; they are named in the message."""
     for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
-from ..functional.arguments import one_of
+from ..functional.arguments import one_of, positive
 from ..networks import heads
 from ..networks.constants import Constants
 from ..networks.context import contexts
@@ -282,9 +282,8 @@ class ARCSM(Autoregressive, Constants):
         check_data(x)
         if sigma is not None and not self.conditional:
             raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
-        if sigma is not None and not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        head = heads.of(self.head, self.conditional).at(sigma or self.sigma_min)
+        level = self.sigma_min if sigma is None else positive("sigma", sigma)
+        head = heads.of(self.head, self.conditional).at(level)
         x = in_dtype_of(self.context_net, x)
         return head.score_and_derivative(self.context_net(x), x)[0]
 
