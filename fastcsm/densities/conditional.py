@@ -123,8 +123,12 @@ class Conditionals:
         with torch.no_grad():
             end, change, error = self._flow(context, x, (self.sigma, self._base), True)
             found = self._integrate(context, end, False)
+            score = self._head.at(self._base).score(context, end.to(context.dtype)).abs().to(error.dtype)
+            # Steps are exact to a part of their level in x, which the score makes an error of log q.
+            error = found.error + error * (1 + self._base * score)
+            error = torch.where(found.log_density.isfinite(), error, torch.inf)
         log_density = _Constant.apply(found.log_density - change, context, x, *self._head.parameters())
-        return LogDensity(log_density, found.error + error, found.ends)
+        return LogDensity(log_density, error, found.ends)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import nn
 
 import fastcsm
 from fastcsm import backends, random
+from fastcsm.densities import Conditionals
+from fastcsm.networks import heads
 from fastcsm.nn import ARCSM, MADE, NoiseSchedule, ScoreHead
 from fastcsm.reference.panels import rule
 
@@ -104,6 +106,24 @@ def test_gaussian_by_flow():
     torch.testing.assert_close(
         model.log_density(x, "quadrature", sigma=SIGMAS[0]).log_density, at_one, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_far_points_by_flow(dtype):
+    """To the estimate, or none where no step of the flow is exact enough."""
+    k, x = (
+        2.0,
+        torch.tensor([s * 10.0**e for e in (-1, 0, 1, 2, 3, 4, 6, 9, 30) for s in (1, -1)], dtype=dtype),
+    )
+    rows = Conditionals(heads.of(line_head(2, k, 1).to(dtype), True), SIGMAS, (-2.0, 2.0))
+    found = rows.log_density(x.new_zeros(len(x), 2), x)
+    growth = k * (SIGMAS[0] - SIGMAS[1])
+    right = -0.5 * k * (x.double() * math.exp(growth)) ** 2 + 0.5 * math.log(k / (2 * math.pi)) + growth
+    there = found.log_density.isfinite()
+    assert there[:12].all()
+    assert torch.equal(there, found.error.isfinite())
+    off = (found.log_density.double() - right).abs()
+    assert (off <= found.error + torch.finfo(dtype).eps * right.abs())[there].all()
 
 
 @pytest.mark.parametrize("method", ["flow", "quadrature"])
