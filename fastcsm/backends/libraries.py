@@ -10,6 +10,7 @@ import torch
 
 from ..activations import ACTIVATIONS
 from .measured import why_not_cuda
+from .precision import of_products
 from .registry import FULL_PRECISION, Implementation, Request, chosen, device_missing, mismatches, module_of
 
 PACKAGE = Path(__file__).parents[1]  # where a build puts the libraries, and the record of what it built
@@ -70,7 +71,7 @@ class Library:
 
     def reduced(self, dtype: torch.dtype) -> bool:
         """Whether products may use narrower units, by torch's setting for float32 products."""
-        raise NotImplementedError
+        return dtype is torch.float32 and of_products(self.device) != "float32"
 
 
 class CPU(Library):
@@ -85,9 +86,7 @@ class CPU(Library):
         return found if self.missing() else f"{found}, instruction set {self.kernels().isa()}"
 
     def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.bfloat16 or (
-            dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
-        )
+        return dtype is torch.bfloat16 or super().reduced(dtype)
 
 
 class CUDA(Library):
@@ -124,9 +123,6 @@ class CUDA(Library):
         if need > most:
             return [f"it needs {need >> 10} KiB of shared memory, a block has {most >> 10}"]
         return []
-
-    def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def _code(activation: str) -> int:
