@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..reference.rescale import rescale as _reference
-from .library import choice, differentiable, once, under
+from .library import choice, differentiable, is_batched, once, under
 from .rescale import rescale
 
 #: (activation, need, *tensors) -> the loss, and for each tensor its gradient or None.
@@ -26,7 +26,7 @@ class _ScalarLoss(torch.autograd.Function):
     @once
     def backward(ctx: Any, upstream):
         grads = ctx.grads or _again(ctx)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_batched(upstream):
             grads = [None if grad is None else grad * upstream for grad in grads]
         else:
             ctx.grads = None
