@@ -50,6 +50,12 @@ struct Packed {
     frequency = arena.take<T>(padded<T>(E));
   }
   int64_t inputs(int64_t k) const { return k == 0 ? C + F : H[k - 1]; }
+  // Multiply-adds of one row's score.
+  double products() const {
+    int64_t count = H[K - 1];
+    for (int64_t k = 0; k < K; ++k) count += inputs(k) * H[k];
+    return static_cast<double>(count);
+  }
 
   template <class S>
   static void pad(T* out, const void* from, int64_t n, int64_t step = 1) {
@@ -62,7 +68,13 @@ struct Packed {
     for (int64_t k = 0; k < K; ++k) {
       const S* w = static_cast<const S*>(head.weight[k]);
       const int64_t in = inputs(k);
-      pack_panels(forward[k], k == 0 ? C : in, H[k], [&](int64_t i, int64_t j) { return from_storage(w[j * in + i]); });
+#if !FASTCSM_REDUCED
+      if constexpr (sizeof(S) == sizeof(T)) {
+        pack_panels_of_columns(forward[k], k == 0 ? C : in, H[k], w, in);
+      } else
+#endif
+        pack_panels(forward[k], k == 0 ? C : in, H[k],
+                    [&](int64_t i, int64_t j) { return from_storage(w[j * in + i]); });
       if (backward[k] != nullptr)
         pack_panels(backward[k], H[k], in, [&](int64_t i, int64_t j) { return from_storage(w[i * in + j]); });
       pad<S>(bias[k], head.bias[k], H[k]);

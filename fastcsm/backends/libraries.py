@@ -1,5 +1,6 @@
 """The backends "cpu" and "cuda": the C++ libraries that are built from ``csrc/``."""
 
+import ctypes
 import json
 import sys
 from functools import cache
@@ -57,11 +58,12 @@ class Library:
 
     def implementation(self, op: str) -> Implementation:
         kernel = getattr(self.kernels(), op).default
+        full = op in FULL_PRECISION
 
         def run(*args: Any) -> Any:
-            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            reduced = self.reduced(dtype) and not (op in FULL_PRECISION and dtype is torch.float32)
-            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
+            dtype = (args[0] if isinstance(args[0], torch.Tensor) else args[0][0]).dtype
+            reduced = self.reduced(dtype) and not (full and dtype is torch.float32)
+            return kernel(*[_code(a) if isinstance(a, str) else a for a in args], reduced)
 
         return run
 
@@ -84,6 +86,23 @@ class CPU(Library):
     def describe(self) -> str:
         found = super().describe()
         return found if self.missing() else f"{found}, instruction set {self.kernels().isa()}"
+
+    def implementation(self, op: str) -> Implementation:
+        """The kernel, which asks for signals while it runs and ends when a handler of one raises."""
+        kernel = super().implementation(op)
+
+        def run(*args: Any) -> Any:
+            try:
+                return kernel(*args)
+            except RuntimeError:
+                self.raise_interruption()
+                raise
+
+        return run
+
+    def raise_interruption(self) -> None:
+        """Raise what a signal's handler raised inside the last call, if that is what ended it."""
+        ctypes.PyDLL(str(self.path())).fastcsm_raise_interruption()
 
     def reduced(self, dtype: torch.dtype) -> bool:
         return dtype is torch.bfloat16 or super().reduced(dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import activations
+from ..ops.library import is_autocast_on
 from ..ops.masked_linear import Layer
 from ..reference.incremental import on_host
 from ..reference.network import Head
@@ -70,7 +71,8 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     activations.get(activation)
     if frequencies is None:
         frequencies = first.new_empty(0)
-    like(f"{of}frequencies", frequencies, first, 1)
+    else:
+        like(f"{of}frequencies", frequencies, first, 1)
     if len(weights) < 2:
         raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
     if len(biases) != len(weights):
@@ -78,14 +80,33 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
             f"{of}biases must hold one entry for each of the {len(weights)} weights, got {len(biases)}"
         )
     inputs = features + 1 + 2 * frequencies.shape[0]
-    full = []
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        like(f"{of}weights[{k}]", weight, first, 2)
-        outputs = 1 if k == len(weights) - 1 else weight.shape[0]
-        shape(f"{of}weights[{k}]", weight, (outputs, inputs))
-        full.append(bias_of(f"{of}biases[{k}]", bias, weight))
-        inputs = outputs
-    return Head([weight.contiguous() for weight in weights], full, frequencies.contiguous(), activation)
+    full = list(biases)
+    if not _fit(weights, biases, inputs, first):
+        for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            like(f"{of}weights[{k}]", weight, first, 2)
+            outputs = 1 if k == len(weights) - 1 else weight.shape[0]
+            shape(f"{of}weights[{k}]", weight, (outputs, inputs))
+            full[k] = bias_of(f"{of}biases[{k}]", bias, weight)
+            inputs = outputs
+    weights, full = ([tensor.contiguous() for tensor in tensors] for tensors in (weights, full))
+    return Head(weights, full, frequencies.contiguous(), activation)
+
+
+def _fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: int, first: Tensor) -> bool:
+    """Whether :func:`layers` has nothing to say to these, in the fewest questions."""
+    dtype, device = first.dtype, first.device
+    for weight, bias in zip(weights, biases, strict=True):
+        if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+            return False
+        size = weight.shape
+        if len(size) != 2 or size[1] != inputs or bias.shape != size[:1]:
+            return False
+        if weight.dtype is not dtype or bias.dtype is not dtype:
+            return False
+        if weight.device != device or bias.device != device:
+            return False
+        inputs = size[0]
+    return inputs == 1
 
 
 def bias_of(name: str, bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -119,8 +140,9 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     As for torch.nn.functional.linear that is autocast's own dtype; where ``wide``, as for functions that need
     the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
     """
-    device = values[0].device.type if isinstance(values[0], Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    first = values[0]
+    device = "cpu" if not isinstance(first, Tensor) or first.is_cpu else first.device.type
+    if not is_autocast_on(device):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
 
@@ -201,7 +223,7 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
         value = value.item()  # a copy of the tensor to the device would be waited for
     if not isinstance(value, Tensor):
-        return torch.full((1,), value, dtype=dtype, device=x.device)
+        return x.new_full((1,), value, dtype=dtype)
     if value.device != x.device and value.dim() > 0:
         raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
     value = value.to(device=x.device, dtype=dtype)

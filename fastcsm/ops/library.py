@@ -32,7 +32,7 @@ def define(
     def run(*args: Any) -> Any:
         found = request(args)
         implementation = backends.select(name, found)
-        if not (torch.is_grad_enabled() or _is_autocast_on(found.device)):
+        if not (torch.is_grad_enabled() or is_autocast_on(found.device)):
             return implementation(*args)
         with torch.no_grad(), _as_given(found.device):
             return implementation(*args)
@@ -45,7 +45,7 @@ def define(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
-        flat = _flat(args)
+        flat = [item for arg in args for item in (arg if isinstance(arg, list) else (arg,))]
         _refuse_transforms(flat)
         return run(*args) if _is_plain(flat) else op(*args)
 
@@ -60,10 +60,6 @@ def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 _REFERENCE = "call fastcsm.reference, which is plain PyTorch"
-
-
-def _flat(args: tuple[Any, ...]) -> list[Any]:
-    return [item for arg in args for item in (arg if isinstance(arg, list) else (arg,))]
 
 
 def _refuse_transforms(args: Sequence[Any]) -> None:
@@ -104,22 +100,24 @@ def _is_plain(flat: list[Any]) -> bool:
     return _PLAIN.issuperset(map(type, flat))
 
 
-def _is_autocast_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def is_autocast_on(device: str) -> bool:
+    """Whether torch.autocast is on for a device type."""
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def _as_given(device: str) -> contextlib.AbstractContextManager:
     """No autocast inside an op: its arguments have the dtypes that are meant."""
-    return torch.autocast(device, enabled=False) if _is_autocast_on(device) else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast_on(device) else contextlib.nullcontext()
 
 
 def _request(args: tuple[Any, ...]) -> backends.Request:
-    """The first tensor tells device and dtype, the first list of tensors the widths."""
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    """The first argument, a tensor, tells device and dtype, the first list of tensors the widths."""
+    tensor = args[0]
     weights = next((arg for arg in args if isinstance(arg, list)), ())
     inputs = weights[0].shape[1] if weights else 0
-    widths = tuple(weight.shape[0] for weight in weights)
-    return backends.Request(tensor.device.type, tensor.dtype, widths, inputs)
+    device = "cpu" if tensor.is_cpu else tensor.device.type
+    return backends.Request(device, tensor.dtype, tuple([weight.shape[0] for weight in weights]), inputs)
 
 
 def needs_grad(*tensors: Tensor) -> bool:

@@ -31,7 +31,7 @@ class _ScalarLoss(torch.autograd.Function):
         else:
             ctx.grads = None
             own = [grad for grad in grads if grad is not None]
-            if upstream.device.type != "cpu":
+            if not upstream.is_cpu:
                 under(ctx.choice, rescale, own, upstream)
             elif upstream.item() != 1.0:
                 _reference(own, upstream)
