@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -116,7 +117,10 @@ class Pool {
   void offer(const std::shared_ptr<Job>& job, int64_t helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (; threads_ < helpers; ++threads_) std::thread(&Pool::serve, this).detach();
+      try {
+        for (; threads_ < helpers; ++threads_) std::thread(&Pool::serve, this).detach();
+      } catch (const std::system_error&) {  // there may be no more threads: those that are do
+      }
       jobs_.push_back(job);
     }
     for (int64_t i = 0; i < helpers; ++i) wake_.notify_one();

@@ -38,7 +38,9 @@ struct GradientRows {
     Partial<T> sum;
     if (g.out.params) {
       sum.layout(g.head, partial_arena);
-      memset(g.partials + task * g.partial_bytes, 0, g.partial_bytes);
+      sum.clear(g.head);
+      for (int64_t k = 0; k < g.head.K; ++k)
+        if (g.direct(k)) sum.weight[k] = static_cast<T*>(g.out.weight[k]), sum.ld[k] = g.head.inputs(k);
     }
     double loss = 0;
     const int64_t end = g.N < (task + 1) * g.rows_per_task ? g.N : (task + 1) * g.rows_per_task;
@@ -67,8 +69,13 @@ struct GradientRows {
     return loss;
   }
 
+  // Whether the sum of layer k is its gradient: of one task, without padding.
+  bool direct(int64_t k) const {
+    return tasks == 1 && sizeof(S) == sizeof(T) && k > 0 && k < head.K && head.inputs(k) == head.P[k - 1];
+  }
+
   // Blocks of the output rows of all weights, then one task for the biases.
-  int64_t blocks(int64_t k) const { return k < head.K ? (head.H[k] + kReduced - 1) / kReduced : 1; }
+  int64_t blocks(int64_t k) const { return direct(k) ? 0 : k < head.K ? (head.H[k] + kReduced - 1) / kReduced : 1; }
   static void reduce(void* self, int64_t task, Arena) {
     const auto& g = *static_cast<const GradientRows*>(self);
     const int64_t K = g.head.K;
@@ -98,7 +105,7 @@ struct GradientRows {
   }
 
   double run(const HeadArgs& args) {
-    const PackedMemory<S, T> weights(head, args, wanted());
+    const PackedMemory<S, T> weights(head, args, wanted(), out.context != nullptr || out.x != nullptr);
 
     const int64_t needed = (N + kMicroRows - 1) / kMicroRows * kMicroRows, fits = tile_rows(head, kTileBytes);
     tile_capacity = needed > 0 && needed < fits ? needed : fits;

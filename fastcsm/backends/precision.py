@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 #: Each holds ``fp32_precision``; where that is not set, torch answers with what its general settings say.
-_PRODUCTS = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+_PRODUCTS = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}  # type: ignore[attr-defined]
 #: What each device has units for; every other answer means full float32.
 _NARROWER = {"cpu": "bf16", "cuda": "tf32"}
 

@@ -1,5 +1,6 @@
 """The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import activations
-from ..ops.library import is_autocast_on
+from ..ops.library import is_autocast_on, is_eager
 from ..ops.masked_linear import Layer
 from ..reference.incremental import on_host
 from ..reference.network import Head
@@ -70,7 +71,7 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     weights, biases, frequencies, activation = head
     activations.get(activation)
     if frequencies is None:
-        frequencies = first.new_empty(0)
+        frequencies = _constant(0.0, first, first.dtype, 0)
     else:
         like(f"{of}frequencies", frequencies, first, 1)
     if len(weights) < 2:
@@ -223,7 +224,7 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
         value = value.item()  # a copy of the tensor to the device would be waited for
     if not isinstance(value, Tensor):
-        return x.new_full((1,), value, dtype=dtype)
+        return _constant(value, x, dtype)
     if value.device != x.device and value.dim() > 0:
         raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
     value = value.to(device=x.device, dtype=dtype)
@@ -235,6 +236,21 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name} must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
         ) from None
+
+
+def _constant(value: float, like: Tensor, dtype: torch.dtype, size: int = 1) -> Tensor:
+    """A number ``size`` times, on the device of ``like``, for nobody to change."""
+    kept = like.is_cpu and isinstance(value, (int, float)) and type(like) in (Tensor, torch.nn.Parameter)
+    if kept and not torch.compiler.is_compiling() and is_eager():
+        return _kept(value, dtype, size)
+    return like.new_full((size,), value, dtype=dtype)
+
+
+@functools.lru_cache(64)
+def _kept(value: float, dtype: torch.dtype, size: int) -> Tensor:
+    """The same tensor at every call: small calls take little longer than making one."""
+    with torch.inference_mode(False):
+        return torch.full((size,), value, dtype=dtype, device="cpu")
 
 
 def stages(given: Stages, features: str = "features") -> Stages:

@@ -25,9 +25,7 @@ def define(
     The operator itself records no gradients: the autograd.Function beside each schema does. Without
     ``gradient`` there is none, and the results are constants to autograd.
     """
-    name = schema.partition("(")[0]
-
-    request = request or _request
+    name, request = schema.partition("(")[0], request or _request
 
     def run(*args: Any) -> Any:
         found = request(args)
@@ -54,9 +52,11 @@ def define(
 
 def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)``, and this package's sentence where a transform keeps that from running."""
-    if not torch.compiler.is_compiling():
-        _refuse_transforms(args)
-    return function.apply(*args)
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    _refuse_transforms(args)
+    # As function.apply, which first looks for transforms.
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 _REFERENCE = "call fastcsm.reference, which is plain PyTorch"
@@ -94,10 +94,14 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str))
 
 
 def _is_plain(flat: list[Any]) -> bool:
-    """Whether the dispatcher would just call the implementation: no mode, no tracing, plain tensors."""
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    return _PLAIN.issuperset(map(type, flat))
+    """Whether the dispatcher would just call the implementation."""
+    return is_eager() and _PLAIN.issuperset(map(type, flat))
+
+
+def is_eager() -> bool:
+    """Whether ops do no more than they say: no mode, no transform, no tracing."""
+    modes, transform = torch._C._len_torch_dispatch_stack(), torch._C._functorch.peek_interpreter_stack()
+    return not modes and transform is None and not torch.jit.is_tracing()
 
 
 def is_autocast_on(device: str) -> bool:

@@ -129,6 +129,17 @@ def test_small_training_steps_stay_on_the_calling_thread():
         assert threads_of(csm_loss(count, 128)) == 1
 
 
+def test_a_small_call_asks_torch_for_little():
+    """One kernel, its results, and what backward() does with six of them: the rest of the call is Python."""
+    call = csm_loss(1, 128)
+    call()
+    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+        call()
+    names = [event.name for event in profile.function_events]
+    assert [name for name in names if name.startswith("fastcsm")] == ["fastcsm_cpu::csm_loss"]
+    assert len([name for name in names if name.startswith("aten::")]) <= 36
+
+
 class Stop(Exception):
     """What a signal's handler raises."""
 
