@@ -120,11 +120,11 @@ def _measure(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[
     rounds = arguments.rounds or (SUITE_ROUNDS if whole else OP_ROUNDS)
     rounds = QUICK_ROUNDS if arguments.quick else rounds
     precisions = ["highest", "medium"] if arguments.precision == "both" else [arguments.precision]
-    threads, bar, results = torch.get_num_threads(), Bar("fastcsm bench", "case"), []
+    threads, results = torch.get_num_threads(), []
     torch.set_num_threads(arguments.threads)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        stack.callback(bar.close)
+        bar = stack.enter_context(Bar("fastcsm bench", "case"))
         memory = stack.enter_context(Probe()).extra_memory if whole else extra_memory
         for done, case in enumerate(cases):
 

@@ -12,6 +12,7 @@ SC 2011.
 """
 
 import math
+import operator
 from typing import TypeVar
 
 import numpy as np
@@ -61,6 +62,7 @@ def _words(
     seed: int, samples: Tensor, dimensions: Tensor, step: int, stream: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples, dimensions = torch.broadcast_tensors(samples.long(), dimensions.long())
+    seed = operator.index(seed)  # integers of fixed width would overflow
     counter = (
         torch.full_like(samples, step & _MASK),
         dimensions & _MASK,
@@ -99,8 +101,10 @@ def uniform(
 ) -> Tensor:
     """Uniform draws in (0, 1): u = (w0 div 2^9 + 1/2) 2^-23, which float32 holds exactly.
 
-    Arguments and result as for :func:`normal`.
+    Arguments and result as for :func:`normal`. Of a 16-bit dtype the largest is its last number below 1; a
+    quantile is better taken of a float32.
     """
     w0, _, _, _ = _words(seed, samples, dimensions, step, _UNIFORM)
     wide = dtype if dtype.itemsize >= 4 else torch.float32
-    return (((w0 >> 9).to(wide) + 0.5) * 2.0**-23).to(dtype)
+    u = ((w0 >> 9).to(wide) + 0.5) * 2.0**-23
+    return u if wide is dtype else u.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)

@@ -65,6 +65,12 @@ def test_a_negative_seed_is_the_same_bits():
     assert torch.equal(random.normal(-1, s, d, 3), random.normal(2**64 - 1, s, d, 3))
 
 
+@pytest.mark.parametrize("seed", [np.int32(7), np.int64(7), np.uint64(2**63 + 11), torch.tensor(7)])
+def test_a_seed_may_be_an_integer_of_any_kind(seed):
+    s, d = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    assert torch.equal(random.normal(seed, s, d, 3), random.normal(int(seed), s, d, 3))
+
+
 def test_uniform_rule():
     samples, dimension = torch.tensor([5, 2**33]), torch.tensor(7)
     got = random.uniform(3, samples, dimension, 2, torch.float64)
@@ -92,6 +98,14 @@ def test_moments_and_dtypes(dtype):
     u = random.uniform(1, samples, dimensions, 0, torch.float32)
     assert 0 < u.min() < u.max() < 1
     assert abs(u.mean() - 0.5) < 0.003
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_uniforms_of_16_bits_are_below_1(dtype):
+    u = random.uniform(1, torch.arange(20_000), torch.tensor(0), 0, dtype)
+    exact = random.uniform(1, torch.arange(20_000), torch.tensor(0), 0)
+    assert 0 < u.min() < u.max() < 1
+    assert (u - exact).abs().max() <= torch.finfo(dtype).eps / 2
 
 
 def test_extreme_words_stay_finite(monkeypatch):

@@ -13,12 +13,12 @@ from .. import backends, data
 from ..atomic import atomic_file
 from ..evaluation import evaluate, plots
 from ..models.model import Model
-from ..progress import Bar
+from ..progress import Bar, tell
 from ..training import Config, checkpoint, read_log, train
 from ..training.config import RunConfig
 from ..training.folder import is_new
 from . import bench
-from .options import Help, add_device, device_of
+from .options import Help, add_device, device_of, picture
 
 SETTINGS = Config.presets["digits"] | {"data": "digits", "steps": 4000, "max_minutes": 2.5, "eval_every": 250}
 _PICTURE = 100
@@ -52,28 +52,25 @@ def run(given: argparse.Namespace) -> int:
     run, device = Path(given.out), device_of(given.device)
     config = Config(**SETTINGS)
     resume = _prepare(run, config)
-    digits = data.load("digits")
+    with Bar("reading 'digits'"):
+        digits = data.load("digits")
     trained = train(config, digits, run, device=device, resume=resume)
-    plots.loss_curve(read_log(run / "log.csv"), run / "loss.png")
+    picture(run / "loss.png", lambda _: plots.loss_curve(read_log(run / "log.csv"), run / "loss.png"))
     print(f"trained {trained['steps']} steps in {trained['seconds']:.0f} s")
 
     model, started = checkpoint.load(run, device=device), time.monotonic()
-    x = model.sample(
-        _PICTURE,
-        "langevin",
-        seed=_SEED,
-        steps=config.langevin_steps,
-        step_size=config.step_size,
-        denoise=True,
-        progress=Bar("sampling", unit="dimension").to,
-    )
+    with Bar("sampling", unit="dimension") as bar:
+        options = config.sample_options("langevin") | {"denoise": True, "progress": bar.to}
+        x = model.sample(_PICTURE, "langevin", seed=_SEED, **options)
     seconds = time.monotonic() - started
     drawn, shown = digits.transform.decode(x), digits.transform.decode(digits.held_out("test", 0, _PICTURE))
-    plots.samples(drawn, digits.transform, run / "samples.png", data=shown)
+    path = run / "samples.png"
+    picture(path, lambda _: plots.samples(drawn, digits.transform, path, data=shown))
     print(f"drew {_PICTURE} samples in {seconds:.1f} s")
 
     held_out = digits.held_out("test", 0).to(next(model.parameters()))
-    levels = evaluate(model, held_out, seed=1)
+    with Bar("losses"):
+        levels = evaluate(model, held_out, seed=1)
     table, rows = _table(model, config)
     print(table)
     summary = {
@@ -87,7 +84,7 @@ def run(given: argparse.Namespace) -> int:
     for name, text in (("summary.json", json.dumps(summary, indent=1)), ("table.txt", table)):
         with atomic_file(run / name) as file:
             file.write((text + "\n").encode())
-    print(f"see {run / 'samples.png'} (data beside samples) and {run / 'loss.png'}")
+    print(f"see {path} (data beside samples) and {run / 'loss.png'}")
     return 0
 
 
@@ -106,11 +103,12 @@ def _prepare(run: Path, config: RunConfig) -> bool:
     while (aside := run.with_name(f"{run.name}.{number}")).exists():
         number += 1
     shutil.move(run, aside)
-    print(f"{run} held {reason}, which is kept as {aside}", file=sys.stderr)
+    tell(f"{run} held {reason}, which is kept as {aside}")
     return False
 
 
 def _table(model: Model, config: RunConfig) -> tuple[str, dict[str, Any]]:
-    print("timing a training step by each way to the derivative", file=sys.stderr)
-    rows = bench.load("micro.training_step").step_table(model=model, batch=config.batch_size)
+    tell("timing a training step by each way to the derivative")
+    with Bar("timing"):
+        rows = bench.load("micro.training_step").step_table(model=model, batch=config.batch_size)
     return bench.load("harness.report").format_table(rows), rows

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from ..atomic import atomic_file
 from ..densities import METHODS
 from ..evaluation import anomaly_scores, auroc, density_grid, evaluate, likelihood, plots, tables
 from ..models.model import Model
-from ..progress import Bar
+from ..progress import Bar, tell
 from ..training import checkpoint
 from ..training.checkpoint import Checkpoint
 from ..training.seeds import EVALUATION, generator_of, seed_of
-from .options import Help, UsageError, add_device, device_of, output
+from .options import Help, UsageError, add_device, device_of, output, picture
 
 _PICTURE_POINTS = 5000
 
@@ -31,9 +30,10 @@ def add(commands: Any) -> None:
         formatter_class=Help,
         description="Held-out composite score matching and denoising losses per dimension, both weighted by "
         "sigma^2 (they then differ by 1/2 in expectation), and negative log-likelihoods, as mean and "
-        "standard error over samples. The model is the density of rows with noise of the smallest level; "
-        "grey values are evaluated without noise too, in bits per dimension. For two-dimensional data the "
-        "density, the data and samples are drawn into RUN/density.png.",
+        "standard error over samples, of rows in model space (columns over their deviations) and as given. "
+        "The model is the density of rows with noise of the smallest level; grey values are evaluated "
+        "without noise too, in bits per dimension. For two-dimensional data the density, the data and "
+        "samples are drawn into RUN/density.png.",
     )
     option = command.add_argument
     option("run", metavar="RUN", help="run folder")
@@ -50,8 +50,8 @@ def add(commands: Any) -> None:
     option(
         "--ood",
         metavar="OTHER",
-        help="data set or file of other rows: print how well h(x), the sum of scores, and log q(x) tell them "
-        "from the data",
+        help="data set or file of other rows (test rows alone will do): print how well h(x), the sum of "
+        "scores, and log q(x) tell them from the data",
     )
     option("--limit", type=int, metavar="N", help="rows to read at most (default: all)")
     option("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
@@ -81,8 +81,10 @@ def run(given: argparse.Namespace) -> int:
         "samples": len(x),
         "dimensions": x.shape[1],
         "step": saved.state["step"],
-        "levels": evaluate(model, x, sigmas=given.sigmas, seed=seed_of(given.seed, EVALUATION, 0)),
-        "likelihood": _likelihoods(model, x, methods, saved.transform.grey_levels, given.seed),
+        "model_space": saved.transform.space,
+        "log_volume": saved.transform.log_volume,
+        "levels": _losses(model, x, given),
+        "likelihood": _likelihoods(model, x, methods, saved.transform, given.seed),
         "ood": None,
     }
     if strange is not None:
@@ -112,9 +114,22 @@ def _methods(name: str | None, model: Model) -> list[str]:
 
 
 def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torch.Tensor:
-    """Rows of a data set in the run's model space."""
+    """Rows of a data set in the run's model space; where none is given they must be those of the run."""
     config, transform = saved.config, saved.transform
-    loaded = data.load(source, grey_levels=config.grey_levels, validation=config.validation)
+    own = not given.data and source == config.data
+    options: dict[str, Any] = {"grey_levels": config.grey_levels, "validation": config.validation}
+    try:
+        with Bar(f"reading '{source}'"):
+            loaded = data.load(source, training=own, **options)
+    except FileNotFoundError as error:
+        if not own:
+            raise
+        raise UsageError(f"{error}, on which the run was trained: say by --data where it is") from None
+    if own and loaded.fingerprint() != saved.fingerprint:
+        raise UsageError(
+            f"data '{source}' is not what the run was trained on, expected the same training rows, or --data "
+            "for others"
+        )
     if loaded.features != transform.features:
         raise UsageError(
             f"data '{source}' has {loaded.features} features, expected {transform.features} as in the run"
@@ -131,26 +146,36 @@ def noise_on(x: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.randn(x.shape, generator=generator_of(seed, EVALUATION, 0)).to(x)
 
 
+def _losses(model: Model, x: torch.Tensor, given: argparse.Namespace) -> list[dict[str, Any]]:
+    with Bar("losses"):
+        return evaluate(model, x, sigmas=given.sigmas, seed=seed_of(given.seed, EVALUATION, 0))
+
+
 def _likelihoods(
-    model: Model, x: torch.Tensor, methods: list[str], grey_levels: int, seed: int
+    model: Model, x: torch.Tensor, methods: list[str], transform: data.Transform, seed: int
 ) -> list[dict[str, Any]]:
     """Likelihoods of the rows with noise sigma_L, as the model is trained, and of grey values without it."""
-    sigma = model.sigma_min
+    sigma, grey_levels = model.sigma_min, transform.grey_levels
     noises = [sigma, 0.0] if grey_levels and sigma else [sigma]
     z = noise_on(x, seed)
     found = []
     for method in methods:
         for noise in noises:
-            bar = Bar(f"likelihood by {method}", unit="sample")
             levels = 0 if noise else grey_levels
-            row = likelihood(model, x + noise * z, method, grey_levels=levels, progress=bar.to)
-            bar.close()
-            found.append({"method": method, "noise": noise} | row)
+            with Bar(f"likelihood by {method}", unit="sample") as bar:
+                row = likelihood(model, x + noise * z, method, grey_levels=levels, progress=bar.to)
+            nats = row["nats"]
+            given = nats and nats | {"mean": nats["mean"] + transform.log_volume}
+            found.append({"method": method, "noise": noise} | row | {"nats_as_given": given})
     return found
 
 
 def _ood(model: Model, x: torch.Tensor, strange: torch.Tensor, method: str | None) -> dict[str, Any]:
-    usual, other = (anomaly_scores(model, rows, method) for rows in (x, strange))
+    scores_of = []
+    for title, rows in (("scores of the data", x), ("scores of the other rows", strange)):
+        with Bar(title, unit="sample") as bar:
+            scores_of.append(anomaly_scores(model, rows, method, progress=bar.to))
+    usual, other = scores_of
     missing = sum(int(scores["log_likelihood"].isnan().sum()) for scores in (usual, other))
     areas = {
         name: auroc(
@@ -169,14 +194,15 @@ def _density_picture(
     if not path.parent.is_dir():
         return None
     if path.exists() and not given.overwrite:
-        print(f"fastcsm: '{path}' exists and is kept, --overwrite replaces it", file=sys.stderr)
+        tell(f"fastcsm: '{path}' exists and is kept, --overwrite replaces it")
         return None
-    if not plots.available():
-        print("fastcsm: no density.png without matplotlib: pip install matplotlib", file=sys.stderr)
-        return None
-    drawn = model.sample(min(len(x), _PICTURE_POINTS), seed=given.seed)
-    grid = density_grid(model, x, method)
-    points = [transform.decode(rows[:_PICTURE_POINTS]) for rows in (x, drawn[drawn.isfinite().all(1)])]
-    corners = transform.decode(torch.stack([grid.low, grid.high]))
-    plots.density(grid.density.cpu().numpy(), corners, points[0], points[1], path)
-    return str(path)
+
+    def draw(bar: Bar) -> None:
+        plots.new_figure(1, 1)  # where there can be none, nothing is computed for it
+        grid = density_grid(model, x, method, progress=bar.to)
+        drawn = model.sample(min(len(x), _PICTURE_POINTS), seed=given.seed)
+        points = [transform.decode(rows[:_PICTURE_POINTS]) for rows in (x, drawn[drawn.isfinite().all(1)])]
+        corners = transform.decode(torch.stack([grid.low, grid.high]))
+        plots.density(grid.density.cpu().numpy(), corners, points[0], points[1], path)
+
+    return str(path) if picture(path, draw) else None

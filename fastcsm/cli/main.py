@@ -4,13 +4,15 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from .. import backends
+from ..progress import tell
 from ..training import Interrupted
 from ..training.recipes import RECIPES
 from . import bench, demo, evaluate, info, sample, train
@@ -50,7 +52,18 @@ def _model(arguments: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a request that cannot be carried out, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show_warning
+    try:
+        with _streams():
+            return _run(arguments)
+    except OSError as error:  # standard output: nobody reads it, or its disk is full
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        if isinstance(error, BrokenPipeError):
+            return 1
+        tell(f"fastcsm: standard output: {_sentence(error)}")
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["bench"]:
             return bench.main(arguments[1:])
@@ -59,18 +72,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         with backends.backend(getattr(given, "backend", "auto")):
             return command[given.command].run(given)
     except Interrupted as stop:
-        print(f"fastcsm: {stop}; go on with --resume", file=sys.stderr)
+        tell(f"fastcsm: {stop}; go on with --resume")
         return stop.code
     except KeyboardInterrupt:
-        print("fastcsm: interrupted", file=sys.stderr)
+        tell("fastcsm: interrupted")
         return 130
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 1
+        raise
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"fastcsm: {_sentence(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        tell(f"fastcsm: {_sentence(error)}" if rank == "0" else f"fastcsm: rank {rank}: {_sentence(error)}")
         return 2
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Inside the block every line can be printed: where there is no stream it is dropped, and characters that
+    a stream does not have are escaped. Warnings are lines of their own."""
+    before = sys.stdout, sys.stderr, warnings.showwarning
+    warnings.showwarning = _show_warning
+    for number in range(3):
+        with suppress(OSError):  # that is open: no file of a run gets the number of a closed stream
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)
+    with ExitStack() as stack:
+        for name, stream in (("stdout", before[0]), ("stderr", before[1])):
+            if stream is None or getattr(stream, "closed", False):
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w")))
+            elif hasattr(stream, "reconfigure"):
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            sys.stdout, sys.stderr, warnings.showwarning = before
 
 
 def _sentence(error: BaseException) -> str:
@@ -82,4 +119,4 @@ def _sentence(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"fastcsm: warning: {message}", file=sys.stderr)
+    tell(f"fastcsm: warning: {message}")

@@ -3,10 +3,14 @@
 import argparse
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..progress import Bar
 
 
 class UsageError(ValueError):
@@ -46,7 +50,7 @@ def device_of(name: str | None) -> torch.device:
         raise UsageError(f"device is '{name}', expected cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        if device.index is None and "LOCAL_RANK" in os.environ:
+        if device.index is None and os.environ.get("LOCAL_RANK", "").isdecimal():
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if (device.index or 0) >= count:
             raise UsageError(
@@ -68,6 +72,18 @@ def output(name: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"out is '{name}', expected a folder that can be written to")
     return path
+
+
+def picture(path: Path, draw: Callable[[Bar], None], quiet: bool = False) -> bool:
+    """Whether a picture could be drawn: a run that has all its numbers does not fail for it, but warns."""
+    try:
+        with Bar(f"drawing '{path}'", "point", quiet) as bar:
+            draw(bar)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"no picture '{path}': {reason}", stacklevel=2)
+        return False
+    return True
 
 
 def text_of(value: Any) -> str:

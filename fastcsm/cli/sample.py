@@ -1,15 +1,15 @@
 """``fastcsm sample``: draw samples from a run."""
 
 import argparse
-import sys
 import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..atomic import atomic_file
 from ..evaluation import plots
-from ..progress import Bar
+from ..progress import Bar, tell
 from ..samplers import BY_NAME
 from ..training import checkpoint
 from .options import Help, UsageError, add_device, device_of, output
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "--out",
         required=True,
         metavar="FILE",
-        help=".png picture, or .npz with x (model space) and samples (raw values)",
+        help=".png picture, or .npz with x (model space) and samples (raw values: uint8, or float64)",
     )
     option(
         "--method",
@@ -67,6 +67,9 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError(f"n is {given.n}, expected at least 1")
     if not 0 <= given.seed < 2**63:
         raise UsageError(f"seed is {given.seed}, expected a number in 0..2^63-1")
+    pictured = path.suffix.lower() == ".png"
+    if pictured:
+        plots.new_figure(1, 1)  # where there can be none, nothing is drawn for it
     saved = checkpoint.read(given.run, tensors=())
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
     method = method or model.sample_methods[0]
@@ -76,20 +79,23 @@ def run(given: argparse.Namespace) -> int:
             options[name] = getattr(given, name)
     if given.denoise:
         options["denoise"] = True
-    started, bar = time.monotonic(), Bar("sampling", unit="dimension")
-    x = model.sample(given.n, method, seed=given.seed, progress=bar.to, **options)
+    started = time.monotonic()
+    with Bar("sampling", unit="dimension") as bar:
+        x = model.sample(given.n, method, seed=given.seed, progress=bar.to, **options)
     exists = x.isfinite().all(1)
     if not exists.all():
         missing = f"{int((~exists).sum())} of {given.n} samples have a conditional without a density"
         if not exists.any():
             raise UsageError(f"{missing}: train for longer, or use --method langevin")
-        print(f"fastcsm: warning: {missing} and are left out", file=sys.stderr)
+        tell(f"fastcsm: warning: {missing} and are left out")
         x = x[exists]
     raw = saved.transform.decode(x)
-    if path.suffix.lower() == ".png":
-        plots.samples(raw, saved.transform, path)
-    else:
-        with atomic_file(path) as file:
-            np.savez_compressed(file, x=x.float().cpu().numpy(), samples=raw)
+    with Bar(f"writing '{path}'"):
+        if pictured:
+            plots.samples(raw, saved.transform, path)
+        else:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            with atomic_file(path) as file:
+                np.savez_compressed(file, x=x.cpu().numpy(), samples=raw)
     print(f"{path}: {len(x)} samples in {time.monotonic() - started:.1f} s")
     return 0

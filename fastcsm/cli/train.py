@@ -2,16 +2,17 @@
 
 import argparse
 import dataclasses
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 from .. import data, training
 from ..evaluation import plots
+from ..progress import Bar, tell
 from ..training import checkpoint, folder
 from ..training.config import RunConfig, annotation_of, kind_of
 from ..training.recipes import RECIPES
-from .options import Help, UsageError, add_device, device_of, text_of
+from .options import Help, UsageError, add_device, device_of, picture, text_of
 
 _RESUMABLE = (
     "epochs",
@@ -100,8 +101,10 @@ def run(given: argparse.Namespace) -> int:
     fields = [item.name for item in dataclasses.fields(recipe)]
     explicit = {name: getattr(given, name) for name in fields if hasattr(given, name)}
     resume = given.resume
+    if "data" in explicit:
+        explicit["data"] = _found(explicit["data"])
     if resume and "data" in explicit and folder.is_new(run):
-        print(f"fastcsm: nothing to resume in '{run}', starting it", file=sys.stderr)
+        tell(f"fastcsm: nothing to resume in '{run}', starting it")
         resume = False
     if resume:
         config = _resumed(checkpoint.read(run, tensors=()).config, explicit)
@@ -113,10 +116,12 @@ def run(given: argparse.Namespace) -> int:
         if "data" not in explicit:
             raise UsageError("data is not given, expected --data with a name or a file")
         config = recipe(**(recipe.presets[given.preset] | explicit))
-    loaded = data.load(config.data, grey_levels=config.grey_levels, validation=config.validation)
+    with Bar(f"reading '{config.data}'", quiet=given.quiet):
+        loaded = _load(config, resume)
     summary = training.train(config, loaded, run, device=device, resume=resume, quiet=given.quiet)
-    if summary["run"] and plots.available():
-        plots.loss_curve(training.read_log(run / "log.csv"), run / "loss.png")
+    if summary["run"]:
+        path = run / "loss.png"
+        picture(path, lambda _: plots.loss_curve(training.read_log(run / "log.csv"), path), given.quiet)
     if summary["run"] and not given.quiet:
         losses = f"loss {summary['loss']:.4f}" if summary["loss"] is not None else "no step to do"
         if summary["held_out"] is not None:
@@ -125,13 +130,30 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
+def _found(name: str) -> str:
+    """A data set's name, or where its file is, so that the run can be resumed from another folder."""
+    return name if name in data.names() or not Path(name).is_file() else os.path.abspath(name)
+
+
+def _load(config: RunConfig, resume: bool) -> data.Dataset:
+    try:
+        return data.load(config.data, grey_levels=config.grey_levels, validation=config.validation)
+    except FileNotFoundError as error:
+        if not resume:
+            raise
+        raise FileNotFoundError(f"{error}, on which the run was trained: say by --data where it is") from None
+
+
 def _resumed(config: RunConfig, explicit: dict[str, Any]) -> RunConfig:
-    """The run's configuration with another budget; anything else must be as it was."""
+    """The run's configuration with another budget; anything else must be as it was.
+
+    Of the data the fingerprint is compared, not where they are.
+    """
     for name, value in explicit.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in _RESUMABLE and value != getattr(config, name):
+        if name not in (*_RESUMABLE, "data") and value != getattr(config, name):
             raise UsageError(
                 f"{name} is {text_of(value)} but the run was started with {text_of(getattr(config, name))}: "
                 f"expected only {', '.join(_RESUMABLE)} to differ when resuming"
             )
-    return dataclasses.replace(config, **{k: v for k, v in explicit.items() if k in _RESUMABLE})
+    return dataclasses.replace(config, **{k: v for k, v in explicit.items() if k in (*_RESUMABLE, "data")})

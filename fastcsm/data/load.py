@@ -19,7 +19,9 @@ def names() -> list[str]:
     return [*_BUILT_IN, *toys.names()]
 
 
-def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0) -> Dataset:
+def load(
+    source: str | Path, *, grey_levels: int = 256, validation: float = 0.0, training: bool = True
+) -> Dataset:
     """Load a built-in data set or a file.
 
     Args:
@@ -28,22 +30,25 @@ def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0)
             training split is ``train_x`` (or ``x``), held-out splits are ``val_x`` and ``test_x``; without
             them every tenth row, after a fixed permutation, is held out. Other axes are flattened. uint8
             values are dequantised to [-1, 1]; other numbers are standardised per feature with the mean and
-            deviation of the train split.
+            deviation of the train split, in float64. A .csv is a table of numbers as
+            :func:`fastcsm.data.text.read_csv` reads it.
         grey_levels: number of grey levels of uint8 files.
         validation: share in [0, 1) of the training rows, the last ones of a fixed permutation, that is taken
             out of ``train`` and becomes ``val``; 0 leaves both as they are.
+        training: whether there must be training rows. Otherwise a file may hold test or validation rows
+            alone, in both held-out splits; ``train`` is then empty.
 
     Raises:
-        ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, no rows, or
-            validation out of range or leaving no row on one side.
+        ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, whole numbers that
+            float64 does not hold, no rows, or validation out of range or leaving no row on one side.
         FileNotFoundError: no such file.
     """
-    found = _load(source, grey_levels)
+    found = _load(source, grey_levels, training)
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation}, expected a number in [0, 1)")
-    if validation == 0:
-        return found
     rows = len(found.train)
+    if validation == 0 or rows == 0:
+        return found
     count = max(1, round(validation * rows))
     if count >= rows:
         raise ValueError(
@@ -53,7 +58,7 @@ def load(source: str | Path, *, grey_levels: int = 256, validation: float = 0.0)
     return replace(found, train=found.train[order[:-count]], val=found.train[order[-count:]])
 
 
-def _load(source: str | Path, grey_levels: int) -> Dataset:
+def _load(source: str | Path, grey_levels: int, training: bool) -> Dataset:
     name = str(source)
     if name in _BUILT_IN:
         return _BUILT_IN[name]()
@@ -66,7 +71,7 @@ def _load(source: str | Path, grey_levels: int) -> Dataset:
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: no file '{name}'")
-    return readers.read(name, grey_levels)
+    return readers.read(name, grey_levels, training)
 
 
 def _digits() -> Dataset:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .dataset import Dataset, Transform
+from .text import read_csv
 
 _KEYS = {
     "train": ("train_x", "x_train", "train", "x", "data", "arr_0"),
@@ -16,17 +16,22 @@ _KEYS = {
     "test": ("test_x", "x_test", "test"),
 }
 SUFFIXES = (".npz", ".npy", ".csv")
+#: Numbers are at most this large, so that their differences are finite; whole ones at most the other, so that
+#: float64 holds them.
+_LARGEST, _LARGEST_WHOLE = 1e300, 2**53
+#: Features whose mean and deviation are computed together.
+_TOGETHER = 64
 
 
-def read(name: str, grey_levels: int) -> Dataset:
+def read(name: str, grey_levels: int, training: bool) -> Dataset:
     """The data set of the file of that name; see :func:`fastcsm.data.load`."""
-    return _from_arrays(name, _read(Path(name)), grey_levels)
+    return _from_arrays(name, _read(Path(name), training), grey_levels)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file under the names "train", and "val" and "test" where it has them."""
+def _read(path: Path, training: bool) -> dict[str, np.ndarray]:
+    """The arrays of a file under the names "train", "val" and "test" where it has them."""
     if path.suffix.lower() == ".csv":
-        return {"train": _read_csv(path)}
+        return {"train": read_csv(path)}
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -40,7 +45,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         else:
             reason = "it is not a readable NumPy file (damaged, truncated or of another format)"
         raise ValueError(f"data: cannot load '{path}', {reason}") from None
-    if "train" not in found:
+    if "train" not in found and (training or not found):
         raise ValueError(
             f"data: '{path}' has no training array, expected one of {', '.join(_KEYS['train'])} "
             f"and found {', '.join(content.files) or 'nothing'}"
@@ -48,84 +53,78 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _read_csv(path: Path) -> np.ndarray:
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"data: cannot read '{path}' as UTF-8 text ({type(error).__name__})") from None
-    rows = [line.split(",") for line in lines]
-    if rows and not all(_is_number(cell) for cell in rows[0]):
-        header, rows, first = rows[0], rows[1:], 2
-    else:
-        header, first = rows[0] if rows else [], 1
-    for number, row in enumerate(rows, start=first):
-        if len(row) != len(header):
-            raise ValueError(
-                f"data: line {number} of '{path}' has {len(row)} columns, expected {len(header)}"
-            )
-        bad = next((cell for cell in row if not _is_number(cell)), None)
-        if bad is not None:
-            raise ValueError(f"data: line {number} of '{path}' holds '{bad.strip()}', expected numbers only")
-    return np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def _from_arrays(name: str, arrays: dict[str, np.ndarray], grey_levels: int) -> Dataset:
-    tensors = {split: _rows(name, split, array, grey_levels) for split, array in arrays.items()}
-    shape = arrays["train"].shape[1:] or (1,)
-    for split, rows in tensors.items():
-        if rows.shape[1] != tensors["train"].shape[1] or rows.dtype != tensors["train"].dtype:
+    checked = {split: _rows(name, split, array, grey_levels) for split, array in arrays.items()}
+    like, first = next(iter(checked.items()))
+    for split, rows in checked.items():
+        if rows.shape[1] != first.shape[1] or (rows.dtype == np.uint8) != (first.dtype == np.uint8):
             raise ValueError(
                 f"data: the {split} array of '{name}' has {rows.shape[1]} features of {rows.dtype}, "
-                f"expected {tensors['train'].shape[1]} of {tensors['train'].dtype} as in the train array"
+                f"expected {first.shape[1]} of {first.dtype} as in the {like} array"
             )
-    train = tensors["train"]
+    kind = np.result_type(*checked.values())
+    tensors = {split: torch.from_numpy(rows.astype(kind, copy=False)) for split, rows in checked.items()}
     held_out = tensors.get("test", tensors.get("val"))
+    train = tensors.get("train")
+    if train is None:
+        train = tensors[like][:0]
     if held_out is None:
         if len(train) < 2:
             raise ValueError(f"data: '{name}' has 1 row, expected at least 2 so that one can be held out")
         order = np.random.RandomState(0).permutation(len(train))
         count = max(1, len(train) // 10)
         train, held_out = train[order[:-count]], train[order[-count:]]
-    val = tensors.get("val", held_out)
-    if train.dtype == torch.uint8:
+    shape = arrays[like].shape[1:] or (1,)
+    if kind == np.uint8:
         transform = Transform(shape, grey_levels)
     else:
-        mean, deviation = train.double().mean(0), train.double().std(0, correction=0)
-        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        transform = Transform(shape, 0, tuple(mean.float().tolist()), tuple(deviation.float().tolist()))
-    return Dataset(name, train, val, held_out, transform)
+        transform = Transform(shape, 0, *_standardisation(train.numpy() if len(train) else first))
+    return Dataset(name, train, tensors.get("val", held_out), held_out, transform)
 
 
-def _rows(name: str, split: str, array: np.ndarray, grey_levels: int) -> Tensor:
+def _standardisation(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every feature of rows (N, D), in float64; of a constant one its value and 1."""
+    means: list[float] = []
+    deviations: list[float] = []
+    for first in range(0, rows.shape[1], _TOGETHER):
+        x = rows[:, first : first + _TOGETHER].astype(np.float64)
+        low, high = x.min(0), x.max(0)
+        constant, mean = low == high, x.mean(0)
+        mean = np.where(constant, low, mean + (x - mean).mean(0))
+        x -= mean
+        # Of numbers around 1, as the squares of very large or small ones do not exist.
+        spread = np.where(constant, 1.0, np.abs(x).max(0))
+        deviation = spread * np.sqrt(np.square(x / spread).mean(0))
+        means += mean.tolist()
+        deviations += np.where(deviation > 0, deviation, spread).tolist()
+    return tuple(means), tuple(deviations)
+
+
+def _rows(name: str, split: str, array: np.ndarray, grey_levels: int) -> np.ndarray:
+    """An array as rows (N, D) of uint8, of float32 where that holds its numbers, or of float64."""
+    where = f"the {split} array of '{name}'"
     if array.dtype.kind not in "uif":
-        raise ValueError(f"data: the {split} array of '{name}' is of type {array.dtype}, expected numbers")
+        raise ValueError(f"data: {where} is of type {array.dtype}, expected numbers")
     if array.ndim == 0 or array.size == 0:
-        raise ValueError(
-            f"data: the {split} array of '{name}' has shape {array.shape}, expected at least one row"
-        )
+        raise ValueError(f"data: {where} has shape {array.shape}, expected at least one row")
     flat = array.reshape(len(array), -1)
     if array.dtype == np.uint8:
         if flat.max() >= grey_levels:
             raise ValueError(
-                f"data: the {split} array of '{name}' holds {flat.max()}, expected values below "
-                f"{grey_levels} grey levels"
+                f"data: {where} holds {flat.max()}, expected values below {grey_levels} grey levels"
             )
-        return torch.from_numpy(np.ascontiguousarray(flat))
-    with np.errstate(over="ignore"):
-        flat = flat.astype(np.float32)
-    finite = np.isfinite(flat)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
+        return np.ascontiguousarray(flat)
+    wide = array.dtype.itemsize > 4
+    if array.dtype.kind == "f":
+        fits, expected = np.isfinite(flat), f"finite numbers up to {_LARGEST:g}"
+        fits &= np.abs(flat) <= _LARGEST if wide else True
+    else:
+        fits, expected = np.ones(flat.shape, dtype=bool), "whole numbers up to 2^53"
+        fits &= (flat <= _LARGEST_WHOLE) & (flat >= -_LARGEST_WHOLE) if wide else True
+    if not fits.all():
+        row, column = np.argwhere(~fits)[0]
         raise ValueError(
-            f"data: row {row}, column {column} of the {split} array of '{name}' is {flat[row, column]}, "
-            "expected finite float32 values"
+            f"data: row {row}, column {column} of {where} is {flat[row, column]}, expected {expected}"
         )
-    return torch.from_numpy(flat)
+    exact = np.promote_types(array.dtype, np.float32) == np.float32
+    return np.ascontiguousarray(flat, np.float32 if exact else np.float64)

@@ -14,10 +14,13 @@ from ..models.model import Model
 from .losses import summary
 
 Progress = Callable[[int, int], None]
-#: Rows (sample, dimension) of a density evaluated together.
-_DENSITY_ROWS = 4096
+#: Rows (sample, dimension) of a density evaluated together: a second or two, after which progress is told and
+#: Ctrl-C heard.
+_DENSITY_ROWS = 1024
 #: Points a side of the grid of a two-dimensional density.
-GRID_POINTS = 120
+GRID_POINTS = 64
+#: Rows from which its corners are found: quantiles of many more do not exist.
+_QUANTILE_ROWS = 1 << 20
 
 
 @torch.no_grad()
@@ -86,15 +89,17 @@ class Grid(NamedTuple):
     high: Tensor
 
 
-def density_grid(model: Model, x: Tensor, method: str | None = None) -> Grid:
+def density_grid(
+    model: Model, x: Tensor, method: str | None = None, *, progress: Progress | None = None
+) -> Grid:
     """The density of a two-dimensional model around samples x (N, 2); 0 where it does not exist.
 
     Arguments as for :func:`likelihood`.
     """
-    low, high = (x.quantile(q, dim=0) for q in (0.002, 0.998))
+    low, high = (x[:_QUANTILE_ROWS].double().quantile(q, dim=0) for q in (0.002, 0.998))
     margin = 0.15 * (high - low) + 1e-6
     low, high = low - margin, high + margin
     lines = [torch.linspace(float(a), float(b), GRID_POINTS).to(x) for a, b in zip(low, high, strict=True)]
     grid = torch.cartesian_prod(lines[1], lines[0]).flip(1)
-    found = log_densities(model, grid, method).log_density.sum(1).exp().nan_to_num(nan=0.0)
+    found = log_densities(model, grid, method, progress=progress).log_density.sum(1).exp().nan_to_num(nan=0.0)
     return Grid(found.reshape(GRID_POINTS, GRID_POINTS), low, high)

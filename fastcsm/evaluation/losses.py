@@ -43,7 +43,7 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     values: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in levels]
     for rows in x.split(batch_size):
-        z_hat, z = (torch.randn(rows.shape, generator=generator).to(rows) for _ in range(2))
+        z_hat, z = (_normal(rows.shape, generator).to(rows) for _ in range(2))
         read: nn.Module | None = None
         for (sigma, part), (csm, denoising) in zip(levels, values, strict=True):
             net, head = part.context_net, part.head.at(sigma)
@@ -60,6 +60,11 @@ def evaluate(
         {"sigma": sigma, "csm": summary(csm, x.shape[1]), "denoising": summary(denoising, x.shape[1])}
         for (sigma, _), (csm, denoising) in zip(levels, values, strict=True)
     ]
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The same numbers whatever the defaults of torch are."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
 
 
 def _levels(parts: Sequence[Part], sigmas: Sequence[float] | None) -> list[tuple[float, Part]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,47 @@ from ..atomic import atomic_file
 from ..data import Transform
 
 
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
-
-
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size in inches, drawn without a display."""
+    """An empty figure of that size in inches, drawn without a display.
+
+    Raises:
+        ImportError: there is no matplotlib that can be imported.
+    """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+        canvas, figure_of = _matplotlib()
+    except ModuleNotFoundError:
         raise ImportError(
             "pictures need matplotlib, which is not installed: pip install matplotlib"
         ) from None
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ImportError(
+            f"pictures need matplotlib, which cannot be imported ({type(error).__name__}: {reason})"
+        ) from None
+    figure = figure_of(figsize=(width, height), dpi=150, layout="constrained")
+    canvas(figure)
     return figure
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Matplotlib's canvas without a display and its figure, whatever backend the environment names."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except Exception as error:
+        named = os.environ.get("MPLBACKEND")
+        if not named or isinstance(error, ModuleNotFoundError) or "matplotlib" in sys.modules:
+            raise
+        warnings.warn(f"MPLBACKEND is '{named}', which matplotlib refuses: drawing by agg", stacklevel=2)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # parts of an import that failed
+        os.environ["MPLBACKEND"] = "agg"
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+        finally:
+            os.environ["MPLBACKEND"] = named
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg, Figure
 
 
 def _write(figure: Any, path: str | Path) -> None:
@@ -117,9 +143,14 @@ def _scatters(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
     for number, (title, points) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.scatter(points[:, 0], points[:, 1], s=2, lw=0, alpha=0.5, color="#146")
-        axes.set(title=title, xlim=(low[0] - margin[0], high[0] + margin[0]), aspect="equal")
+        axes.set(title=title, xlim=(low[0] - margin[0], high[0] + margin[0]), aspect=_aspect(high - low))
         axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
     _write(figure, path)
+
+
+def _aspect(sizes: np.ndarray) -> str:
+    """Of a picture of two columns: the same on both axes, unless one would then be a line."""
+    return "equal" if sizes.max() <= 4 * sizes.min() else "auto"
 
 
 def density(
@@ -140,11 +171,12 @@ def density(
     axes.imshow(
         values, origin="lower", extent=extent, cmap="magma", vmin=0, vmax=bright, interpolation="bilinear"
     )
-    axes.set(title="density", aspect="equal")
+    aspect = _aspect(corners[1] - corners[0])
+    axes.set(title="density", aspect=aspect)
     for number, (title, points) in enumerate((("data", data), ("samples", drawn)), start=2):
         axes = figure.add_subplot(1, 3, number)
         axes.scatter(points[:, 0], points[:, 1], s=2, lw=0, alpha=0.5, color="#146")
-        axes.set(title=title, aspect="equal", xlim=extent[:2], ylim=extent[2:])
+        axes.set(title=title, aspect=aspect, xlim=extent[:2], ylim=extent[2:])
     _write(figure, path)
 
 
@@ -156,7 +188,7 @@ def _histograms(panels: list[tuple[str, np.ndarray]], path: str | Path) -> None:
     for feature in range(count):
         axes = figure.add_subplot(-(-count // columns), columns, feature + 1)
         low, high = np.quantile(flat[0][1][:, feature], [0.005, 0.995])
-        bins = np.linspace(low, high if high > low else low + 1, 40)
+        bins = np.linspace(low, high if high > low else low + max(1.0, 1e-6 * abs(low)), 40)
         for title, values in flat:
             axes.hist(values[:, feature], bins, density=True, histtype="step", label=title)
         axes.set_title(f"feature {feature}", fontsize=8)

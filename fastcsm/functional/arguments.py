@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -74,6 +75,10 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
         frequencies = _constant(0.0, first, first.dtype, 0)
     else:
         like(f"{of}frequencies", frequencies, first, 1)
+    if frequencies.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
+        )
     if len(weights) < 2:
         raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
     if len(biases) != len(weights):
@@ -131,7 +136,7 @@ def masked(
     bias = bias_of("bias", bias, weight)
     in_degrees = degrees_of("in_degrees", in_degrees, inputs, x.device)
     out_degrees = degrees_of("out_degrees", out_degrees, outputs, x.device)
-    x = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+    x = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), inputs)
     return Layer(x.contiguous(), weight.contiguous(), bias, in_degrees, out_degrees)
 
 
@@ -190,6 +195,16 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of layers, at least one, each at least 1."""
+    try:
+        found = tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {values!r}") from None
+    at_least(1, **{name: min(found, default=0)})
+    return found
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
@@ -272,6 +287,7 @@ def flat(stages: Stages) -> tuple[Any, Any, Any, int]:
 
 def signed_seed(seed: int) -> int:
     """The seed as a signed integer of the same bits."""
+    seed = operator.index(seed)  # integers of fixed width would overflow
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed

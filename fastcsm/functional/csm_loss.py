@@ -26,9 +26,10 @@ def csm_loss(
 ) -> Tensor:
     """Composite score matching loss, the sum over rows of alpha s^2 / 2 + beta s' + gamma s (Eq. 5).
 
-    The loss and all gradients are computed in one pass that keeps no activation. With a coefficient that
-    requires a gradient the loss is formed from :func:`score_head` instead. On processors, tiles of rows whose
-    beta is 0, as in denoising score matching, cost half the operations.
+    The loss and all gradients are computed in one pass that keeps no activation; of float16 the gradients in
+    one of their own, so that what scales the loss scales them before they are rounded (torch.amp.GradScaler).
+    With a coefficient that requires a gradient the loss is formed from :func:`score_head` instead. On
+    processors, tiles of rows whose beta is 0, as in denoising score matching, cost half the operations.
 
     Args:
         context, x, weights, biases, activation, frequencies: as for :func:`score_head`.

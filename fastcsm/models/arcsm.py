@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from .. import objectives
 from ..functional.arguments import one_of
 from ..networks import heads
+from ..networks.constants import Constants
 from ..networks.context import contexts
 from ..networks.heads import Part
 from ..networks.score_head import ScoreHead
@@ -57,7 +59,7 @@ class NoiseSchedule(Levels):
         )
 
 
-class ARCSM(Autoregressive):
+class ARCSM(Autoregressive, Constants):
     """Autoregressive conditional score model s_d(x) = d/dx_d log q(x_d given the variables before it).
 
     Without noise the scores are those of the data. With a schedule the context network reads
@@ -104,8 +106,7 @@ class ARCSM(Autoregressive):
         self.noise = noise
         self.objective = objective
         self.stages = nn.ModuleList()
-        self.register_buffer("_stage", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_make_stages)
+        self.constant("_stage", torch.zeros((), dtype=torch.int64))
         features = getattr(context_net, "context_features", None)
         if isinstance(head, ScoreHead) and features is not None:
             wanted = features + int(self.conditional)
@@ -150,6 +151,7 @@ class ARCSM(Autoregressive):
 
         Raises:
             RuntimeError: if the model is not staged or the current level is the last.
+            ValueError: if a module cannot be copied.
         """
         if not self.staged:
             raise RuntimeError("advance_stage needs a NoiseSchedule of form 'staged'")
@@ -159,7 +161,7 @@ class ARCSM(Autoregressive):
         self._stage += 1
 
     def _frozen(self) -> nn.ModuleDict:
-        parts = {"context_net": copy.deepcopy(self.context_net), "head": copy.deepcopy(self.head)}
+        parts = {"context_net": _copy(self.context_net), "head": _copy(self.head)}
         return nn.ModuleDict(parts).requires_grad_(False).eval()
 
     def go_on(self, fraction: float) -> None:
@@ -285,15 +287,31 @@ class ARCSM(Autoregressive):
         head = heads.of(self.head, self.conditional).at(sigma or self.sigma_min)
         return head.score_and_derivative(self.context_net(x), x)[0]
 
+    def settings(self) -> dict[str, str]:
+        return {"noise": repr(self.noise)}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        start = f"{prefix}stages."
+        kept = {int(key[len(start) :].split(".")[0]) for key in state_dict if key.startswith(start)}
+        if f"{prefix}_stage" in state_dict:  # not in a part of a state, which leaves the stages
+            while len(self.stages) > len(kept):
+                del self.stages[-1]
+            while len(self.stages) < len(kept):
+                self.stages.append(self._frozen())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}"
 
 
-def _make_stages(model: ARCSM, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before a state_dict loads, give the model as many stages as the state has."""
-    start = f"{prefix}stages."
-    kept = {int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start)}
-    while len(model.stages) > len(kept):
-        del model.stages[-1]
-    while len(model.stages) < len(kept):
-        model.stages.append(model._frozen())
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing; tensors that hooks computed are copied as they are."""
+    memo: dict[int, Any] = {}
+    for name, child in module.named_modules():
+        if isinstance(child.__dict__.get("forward"), FunctionType):
+            raise ValueError(
+                f"a stage keeps copies of its modules, and that of {name or type(child).__name__} would run"
+                " the function put in place of its forward on the original: expected a bound method or a hook"
+            )
+        memo |= {id(v): v.detach() for v in vars(child).values() if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(module, memo)

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from .. import random
 from ..densities import LogDensity
 from ..functional.arguments import at_least, one_of
+from ..networks.constants import Constants
+from ..networks.context import in_order
 from ..networks.made import MADE
 from .model import Model, Noise
 
 
-class MixtureMADE(Model):
+class MixtureMADE(Model, Constants):
     """q(x_d given x_<d) = sum_k softmax(a)_k Logistic(x_d; m_k, exp(l_k)), (a, m, l) from a MADE of x_<d.
 
     A density of continuous values: dequantised images, not a discretised mixture. It trains by maximum
@@ -62,6 +64,9 @@ class MixtureMADE(Model):
             bias[:, 1] = low + step * (torch.arange(components) + 0.5)
             bias[:, 2] = torch.tensor(step).log()
 
+    def settings(self) -> dict[str, float]:
+        return {"min_log_scale": self.min_log_scale}
+
     density_methods = ("exact",)
     sample_methods = ("exact",)
 
@@ -106,17 +111,22 @@ class MixtureMADE(Model):
         """
         if method is not None:
             one_of("method", method, self.sample_methods)
-        x = self.made.output.weight.new_empty(n, self.features)
-        samples, units = torch.arange(n, device=x.device), self.made.units(n)
-        for k, d in enumerate(self.made.order):
-            logits, means, log_scales = self._split(units.context(k))
+        with self.evaluating():
+            return self._sample(n, seed, progress)
+
+    def _sample(self, n: int, seed: int, progress: Callable[[int, int], None] | None) -> Tensor:
+        like = next(self.made.parameters())
+        x = torch.zeros(n, self.features, dtype=like.dtype, device=like.device)
+        wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits round uniform numbers to 0 and 1
+        samples = torch.arange(n, device=x.device)
+        for k, (d, outputs) in enumerate(in_order(self.made, x)):
+            logits, means, log_scales = self._split(outputs.to(wide))
             dimension = torch.full_like(samples, d)
-            u = [random.uniform(seed, samples, dimension, step, x.dtype) for step in range(2)]
+            u = [random.uniform(seed, samples, dimension, step, wide) for step in range(2)]
             below = logits.softmax(-1).cumsum(-1) < u[0].unsqueeze(1)
             chosen = below.sum(1, keepdim=True).clamp(max=self.components - 1)
             mean, log_scale = means.gather(1, chosen).squeeze(1), log_scales.gather(1, chosen).squeeze(1)
             x[:, d] = mean + log_scale.exp() * torch.logit(u[1])
-            units.feed(x[:, d])
             if progress:
                 progress(k + 1, self.features)
         return x

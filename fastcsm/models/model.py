@@ -55,6 +55,10 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """:meth:`loss`, so that what wraps the call of a module (data parallelism, hooks) trains it."""
+        return self.loss(x, *args, **options)
+
     def likelihood_loss(self, x: Tensor, noise: Noise = (), reduction: str = "mean") -> Tensor:
         """What fine-tuning minimises: -log q of x (B, D), in nats.
 

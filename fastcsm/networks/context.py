@@ -1,12 +1,13 @@
 """What a context network answers; contexts variable by variable; contexts with the last layer left to do."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .readable import Readable, has_hooks
 
 
 class Units(Protocol):
@@ -66,15 +67,15 @@ class LinearContext(NamedTuple):
 
 def contexts(net: nn.Module, x: Tensor) -> Tensor | LinearContext:
     """The contexts of x (B, D), with the last layer left to do where the network can leave it."""
-    last_layer = getattr(net, "last_layer", None)
+    last_layer = None if isinstance(net, nn.Module) and has_hooks(net) else getattr(net, "last_layer", None)
     found = last_layer(x) if last_layer else None
     return net(x) if found is None else found
 
 
-def calls_forward(module: nn.Module) -> bool:
-    """Whether calling the module runs its forward and no hook."""
-    kinds = "forward", "forward_pre", "backward", "backward_pre"
-    return not any(getattr(module, f"_{kind}_hooks") for kind in kinds)
+def shortcut(net: nn.Module, name: str) -> Any:
+    """A method that answers without the network being called; None where calling it may do otherwise."""
+    why = net.why_called() if isinstance(net, Readable) else isinstance(net, nn.Module) and has_hooks(net)
+    return None if why else getattr(net, name, None)
 
 
 def order_of(net: nn.Module, features: int) -> list[int]:
@@ -90,22 +91,57 @@ def places_of(net: nn.Module, order: list[int], device: torch.device) -> Tensor:
 
 def in_order(net: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Variables d in the order of drawing and their contexts (B, C), from x (B, D) as it is filled."""
-    context = one_by_one(net, x)
+    given = one_by_one(net, x)
     for k, d in enumerate(order_of(net, x.shape[1])):
-        yield d, context(k, d)
+        yield d, given.context(k, d)
+    given.check()
 
 
-def one_by_one(net: nn.Module, x: Tensor) -> Callable[[int, int], Tensor]:
-    """Context of the variable d drawn k-th, from the values in x of those before it."""
-    make: Callable[..., Units] | None = getattr(net, "units", None)
-    if make is None:
-        return lambda k, d: net(x)[:, d]
-    units = make(len(x), x.dtype, x.device)
-    order = order_of(net, x.shape[1])
+class OneByOne:
+    """Contexts from the values in x (B, D) of the variables before, by a network's units."""
 
-    def context(k: int, d: int) -> Tensor:
+    def __init__(self, units: Units, order: Sequence[int], x: Tensor):
+        self._units, self._order, self._x = units, order, x
+
+    def context(self, k: int, d: int) -> Tensor:
+        """Context (B, C) of the variable d drawn k-th."""
+        units = self._units
         while units.known < k:
-            units.feed(x[:, order[units.known]])
+            units.feed(self._x[:, self._order[units.known]])
         return units.context(k)
 
-    return context
+    def check(self) -> None:
+        """Raise, with x whole, if the contexts are not those of x."""
+
+
+class Called:
+    """The same of a network that is called once a variable."""
+
+    def __init__(self, net: nn.Module, x: Tensor):
+        self._net, self._x = net, x
+        self._contexts: dict[int, Tensor] = {}
+
+    def context(self, k: int, d: int) -> Tensor:
+        self._contexts[d] = self._net(self._x)[:, d]
+        return self._contexts[d]
+
+    def check(self) -> None:
+        if not self._contexts:
+            return
+        expected = self._net(self._x)
+        for d, context in self._contexts.items():
+            off = (context - expected[:, d]).abs()
+            allowed = torch.finfo(off.dtype).eps ** 0.5 * (1 + expected[:, d].abs().amax())
+            if (off > allowed).any():
+                raise ValueError(
+                    f"context_net must be autoregressive and the same at every call; its context of variable"
+                    f" {d} changed by {off.nan_to_num().max():.3g} with variables that are drawn after it"
+                )
+
+
+def one_by_one(net: nn.Module, x: Tensor) -> OneByOne | Called:
+    """Contexts variable by variable, as x is filled."""
+    units: Callable[..., Units] | None = shortcut(net, "units")
+    if units is None:
+        return Called(net, x)
+    return OneByOne(units(len(x), x.dtype, x.device), order_of(net, x.shape[1]), x)

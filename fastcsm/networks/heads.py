@@ -1,6 +1,6 @@
-"""Any score head as the calls that run it: fused, or by forward-mode autodiff, with the reason why.
+"""Any score head as the calls that run it: fused, or called and differentiated twice, with the reason why.
 
-The one place where a head's layers become raw tensors, and where log sigma becomes the last context feature.
+The one place where log sigma becomes the last context feature.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..functional import Density, Flow, Interval, Stages
 from ..functional.arguments import tolerance as default_tolerance
 from ..reference import probability_flow, quadrature
 from .context import LinearContext
+from .readable import ReadableHead, calling, is_lazy, layers_of
 
 #: alpha, beta and gamma of a loss: the sum over rows of alpha r^2 / 2 + beta r' + gamma r, r the output.
 Coefficients = tuple[float | Tensor, float | Tensor, float | Tensor]
@@ -38,10 +39,11 @@ def of(module: Any, reads_level: bool = False) -> Any:
 
     Fused are :class:`fastcsm.nn.ScoreHead`, and an nn.Sequential of Linear and activation modules (Softplus,
     Tanh, SiLU, GELU(approximate="tanh"), ELU, ReLU, Sigmoid, with their default parameters; one kind in a
-    head) that ends in a Linear with one output. Identity, and Dropout that does nothing, are skipped.
+    head) that ends in a Linear with one output. Identity, and Dropout that does nothing, are skipped. Where
+    calling the modules may do more than their weights say (see ``readable.py``), they are called.
 
     Args:
-        module: a :class:`Readable` head, or any callable that maps (..., C + 1), x last, to (..., 1) or
+        module: a :class:`ReadableHead`, or any callable that maps (..., C + 1), x last, to (..., 1) or
             (...), each row by itself.
         reads_level: whether the last context feature is log sigma and the output sigma times the score.
 
@@ -50,7 +52,7 @@ def of(module: Any, reads_level: bool = False) -> Any:
     """
     if isinstance(module, (Fused, ByAutodiff, AtLevel)):
         return module
-    found = _layers(module)
+    found = layers_of(module)
     if isinstance(found, str):
         return ByAutodiff(module, found, reads_level)
     return Fused(found, reads_level)
@@ -62,7 +64,7 @@ def score_and_derivative(head: Any, context: Tensor, x: Tensor) -> tuple[Tensor,
     Args:
         head: a :class:`fastcsm.nn.ScoreHead`; an nn.Sequential that :func:`of` runs fused; or any callable
             that maps (..., C + 1), x last, to (..., 1) or (...), each row by itself. The latter runs by
-            forward-mode autodiff, and one warning says why.
+            double backward, and one warning says why.
         context: (..., C).
         x: (...), of the dtype and device of the context and the head.
 
@@ -73,14 +75,6 @@ def score_and_derivative(head: Any, context: Tensor, x: Tensor) -> tuple[Tensor,
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
     return of(head).score_and_derivative(context, x)
-
-
-class Readable(nn.Module):
-    """A head that says itself which layers it consists of."""
-
-    def raw(self) -> functional.Head:
-        """The layers as :mod:`fastcsm.functional` takes them."""
-        raise NotImplementedError
 
 
 class _Head:
@@ -174,7 +168,7 @@ class Fused(_Head):
 
 
 class ByAutodiff(_Head):
-    """A head that is called, its derivative by forward-mode autodiff.
+    """A head that is called, its derivative by autograd: what autograd can differentiate twice is right.
 
     Attributes:
         module: the head.
@@ -191,7 +185,10 @@ class ByAutodiff(_Head):
 
     def score(self, context: Tensor, x: Tensor) -> Tensor:
         """s (...) of x (...) given contexts (..., C)."""
-        output = self.module(torch.cat([context, x.unsqueeze(-1)], -1))
+        if isinstance(self.module, ReadableHead):
+            output = self.module(context, x)
+        else:
+            output = self.module(torch.cat([context, x.unsqueeze(-1)], -1))
         if output.shape not in (x.shape, (*x.shape, 1)):
             raise ValueError(
                 f"head must return shape {(*x.shape, 1)} or {tuple(x.shape)}, got {tuple(output.shape)}"
@@ -200,14 +197,27 @@ class ByAutodiff(_Head):
 
     def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """s and s', each (...)."""
-        _warn_once(f"the score head runs by forward-mode autodiff, not fused: {self.reason}")
+        if not torch.compiler.is_compiling() and not is_lazy(self.module):
+            _warn_once(f"the score head runs by double backward, not fused: {self.reason}")
         if context.shape[:-1] != x.shape or context.dim() == 0:
             raise ValueError(
                 f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
                 f" got {tuple(x.shape)}"
             )
-        found = torch.func.jvp(lambda x: self.score(context, x), (x,), (torch.ones_like(x),))
-        return found[0], found[1]
+        if torch.compiler.is_compiling():  # autograd.grad cannot be traced
+            s, pull = torch.func.vjp(lambda x: self.score(context, x), x)[:2]
+            return s, pull(torch.ones_like(s))[0]
+        recording = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad(), calling():
+            if x.is_inference() or context.is_inference():
+                context, x = context.clone(), x.clone()
+            # A view, as the context may depend on x.
+            x = x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_()
+            s = self.score(context, x)
+            if not s.requires_grad:
+                return s, torch.zeros_like(s)
+            (ds,) = torch.autograd.grad(s.sum(), x, create_graph=recording, materialize_grads=True)
+        return s if recording else s.detach(), ds
 
     def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
         """Sum over rows of alpha r^2 / 2 + beta r' + gamma r."""
@@ -314,56 +324,7 @@ def _with_feature(context: Tensor, value: float) -> Tensor:
 
 
 def _warn_once(message: str) -> None:
-    if torch.compiler.is_compiling() or message in _warned:
+    if message in _warned:
         return
     _warned.add(message)
     warnings.warn(message, stacklevel=4)
-
-
-def _layers(head: Any) -> functional.Head | str:
-    """The layers of a head that runs fused, or the reason why it does not."""
-    if isinstance(head, Readable):
-        return head.raw()
-    if type(head) is not nn.Sequential:
-        return f"{type(head).__name__} is neither a ScoreHead nor an nn.Sequential"
-    linears: list[nn.Linear] = []
-    kinds: list[str] = []
-    for index, module in enumerate(head):
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"module {index} ({type(module).__name__}) has forward hooks"
-        if _does_nothing(module):
-            continue
-        if type(module) is nn.Linear:
-            if len(kinds) != len(linears):
-                return f"module {index} (Linear) follows a Linear with no activation between them"
-            linears.append(module)
-            continue
-        kind = _activation_name(module)
-        if kind is None:
-            return f"module {index} ({module}) is not a supported activation"
-        if len(linears) != len(kinds) + 1:
-            return f"module {index} ({type(module).__name__}) does not follow a Linear"
-        kinds.append(kind)
-    if len(linears) < 2 or len(kinds) != len(linears) - 1 or linears[-1].out_features != 1:
-        return "it does not have a hidden layer and end in a Linear with one output"
-    if len(set(kinds)) > 1:
-        return f"it mixes the activations {', '.join(sorted(set(kinds)))}"
-    return functional.Head([m.weight for m in linears], [m.bias for m in linears], None, kinds[0])
-
-
-def _does_nothing(module: nn.Module) -> bool:
-    return type(module) is nn.Identity or (
-        type(module) is nn.Dropout and (module.p == 0 or not module.training)
-    )
-
-
-def _activation_name(module: nn.Module) -> str | None:
-    kind = type(module)
-    if kind is nn.Softplus:
-        return "softplus" if module.beta == 1 and module.threshold == 20 else None
-    if kind is nn.GELU:
-        return "gelu" if module.approximate == "tanh" else None
-    if kind is nn.ELU:
-        return "elu" if module.alpha == 1 else None
-    plain = {nn.Tanh: "tanh", nn.SiLU: "silu", nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
-    return plain.get(kind)

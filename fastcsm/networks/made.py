@@ -1,21 +1,24 @@
 """Masked autoregressive context network (MADE) with units sorted by degree."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import activations
 from ..functional import Network
-from ..functional.arguments import at_least
-from ..reference.incremental import Incremental
-from .context import LinearContext, calls_forward
+from ..functional.arguments import at_least, widths
+from ..reference.incremental import Incremental, on_host
+from .constants import Constants
+from .context import LinearContext
 from .masked_linear import MaskedLinear
+from .readable import Readable, why_called, why_layer_called
 
 
-class MADE(nn.Module):
+class MADE(Constants, Readable):
     """Maps x (..., D) to contexts (..., D, C), the context of a variable depending only on those before it.
 
     Variables have degrees 1..D in the order they are drawn, hidden units are sorted by degree and spread
@@ -33,19 +36,22 @@ class MADE(nn.Module):
         dropout: probability of nn.Dropout on the hidden activations.
 
     Attributes:
-        features, hidden_features, context_features, order, activation, residual: as given; order as a list.
-        places: ``order`` as an int64 buffer (D,), not part of the state_dict.
+        features, hidden_features, context_features, activation, residual: as given.
+        order: list; order[k] is the variable of degree k + 1: the degrees, part of the state_dict, say it.
+        places: ``order`` as int64 (D,), on the device of the degrees.
         layers: nn.ModuleList of the hidden :class:`MaskedLinear`.
         output: the last MaskedLinear, whose rows d C ... (d + 1) C are the context of variable d.
 
     Raises:
+        TypeError: if hidden_features is no sequence of whole numbers.
         ValueError: if a size is out of range, the order is no permutation, or residual widths differ.
+
+    Warns:
+        UserWarning: a hidden layer has fewer than D - 1 units: some contexts miss variables before theirs.
 
     M. Germain, K. Gregor, I. Murray and H. Larochelle, "MADE: masked autoencoder for distribution
     estimation", ICML 2015.
     """
-
-    places: Tensor
 
     def __init__(
         self,
@@ -59,33 +65,58 @@ class MADE(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        narrowest = min(hidden_features, default=0)
-        at_least(1, features=features, context_features=context_features, hidden_features=narrowest)
+        hidden_features = widths("hidden_features", hidden_features)
+        at_least(1, features=features, context_features=context_features)
         order = list(range(features)) if order is None else [int(variable) for variable in order]
         if sorted(order) != list(range(features)):
             raise ValueError(f"order must be a permutation of range({features}), got {order}")
         if residual and len(set(hidden_features)) > 1:
-            raise ValueError(f"hidden_features must all be equal when residual, got {tuple(hidden_features)}")
+            raise ValueError(f"hidden_features must all be equal when residual, got {hidden_features}")
         self.features = features
-        self.hidden_features = tuple(hidden_features)
+        self.hidden_features = hidden_features
         self.context_features = context_features
-        self.order = order
         self.activation = activation
         self.residual = residual
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("places", torch.tensor(order), persistent=False)
+        self._drawn: tuple[Any, ...] = (None, None)
 
         inputs = torch.empty(features, dtype=torch.int64)
         inputs[order] = torch.arange(1, features + 1)
         hidden = [_hidden_degrees(width, features) for width in hidden_features]
-        first = None if residual else activation
-        self.layers = nn.ModuleList([MaskedLinear(inputs, hidden[0], activation=first)])
-        for before, after in pairwise(hidden):
-            self.layers.append(MaskedLinear(before, after, activation=activation))
-            if residual:
-                self.layers.append(MaskedLinear(after, after))
+        if residual:
+            hidden = [hidden[0], *(degrees for degrees in hidden[1:] for _ in range(2))]
+        f = _activations(len(hidden), activation, residual)
+        self.layers = nn.ModuleList(
+            MaskedLinear(*degrees, activation=name)
+            for degrees, name in zip(pairwise([inputs, *hidden]), f, strict=True)
+        )
+        if min(hidden_features) < features - 1:
+            warnings.warn(
+                f"hidden_features has a layer of width {min(hidden_features)} for {features} variables:"
+                f" contexts do not read all variables before theirs, which takes {features - 1}",
+                stacklevel=2,
+            )
         outputs = (inputs - 1).repeat_interleave(context_features)
         self.output = MaskedLinear(hidden[-1], outputs)
+
+    @property
+    def order(self) -> list[int]:
+        """order[k], the variable drawn k-th."""
+        return list(self._order()[0])
+
+    @property
+    def places(self) -> Tensor:
+        """``order`` as int64 (D,)."""
+        return self._order()[1]
+
+    def _order(self) -> tuple[list[int], Tensor]:
+        """As the first layer's degrees say, which are read again where they have changed."""
+        degrees = cast(MaskedLinear, self.layers[0]).in_degrees
+        version = None if degrees.is_inference() else degrees._version
+        if version is None or self._drawn[0] is not degrees or self._drawn[1] != version:
+            places = degrees.argsort()
+            self._drawn = degrees, version, (places.tolist(), places)
+        return self._drawn[2]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D, C)."""
@@ -103,19 +134,55 @@ class MADE(nn.Module):
             x = x + second(self.dropout(first(f(x))))
         return f(x)
 
+    called = forward, hidden
+
+    def why_called(self) -> str | None:
+        """Why calling may do otherwise than :meth:`network` and :meth:`units`, which read the layers, do."""
+        return self._why_not_read() or ("it is in training mode" if self._drops() else None)
+
+    def _drops(self) -> bool:
+        return self.dropout.training and self.dropout.p > 0
+
+    def _why_not_read(self) -> str | None:
+        layers = self._layers()
+        wanted = [*_activations(len(layers) - 1, self.activation, self.residual), None]
+        different = [
+            super().why_called(),
+            why_layer_called(self.dropout, nn.Dropout),
+            *(why_layer_called(layer, MaskedLinear) for layer in layers),
+        ]
+        if any(different):
+            return next(filter(None, different))
+        if [layer.activation for layer in layers] != wanted:
+            return "a layer has another activation"
+        if not all(
+            torch.equal(on_host(before.out_degrees), on_host(after.in_degrees))
+            for before, after in pairwise(layers)
+        ):
+            return "the degrees of a layer are not those of the layer before"
+        return None
+
+    def _layers(self) -> list[MaskedLinear]:
+        return [cast(MaskedLinear, layer) for layer in (*self.layers, self.output)]
+
     def last_layer(self, x: Tensor) -> LinearContext | None:
         """The contexts of x (..., D) with the output layer left to do; None if calling it would do more."""
         output = self.output
-        if type(self) is not MADE or type(output) is not MaskedLinear:
-            return None
-        if not (calls_forward(self) and calls_forward(output)):
+        if why_called(self, self.called[:1]) or why_layer_called(output, MaskedLinear):
             return None
         layer = self.hidden(x), output.weight, output.bias, output.in_degrees, output.out_degrees
         return LinearContext(layer)
 
     def network(self) -> Network:
-        """The layers as :func:`fastcsm.functional.langevin_draw` takes them."""
-        layers = [cast(MaskedLinear, layer) for layer in (*self.layers, self.output)]
+        """The layers as :func:`fastcsm.functional.langevin_draw` takes them.
+
+        Raises:
+            ValueError: calling the MADE, a subclass of it or one of its layers may give something else.
+        """
+        why = self._why_not_read()
+        if why:
+            raise ValueError(f"the MADE must be called, as its weights do not say all it does: {why}")
+        layers = self._layers()
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         degrees = [layer.out_degrees for layer in layers[:-1]]
         return Network(weights, biases, degrees, self.places, self.activation, self.residual)
@@ -138,11 +205,19 @@ class MADE(nn.Module):
         order = self.places.to(weights[0].device)
         return Incremental(batch, network._replace(weights=weights, biases=biases, order=order))
 
+    def settings(self) -> dict[str, Any]:
+        return {"activation": self.activation, "residual": self.residual}
+
     def extra_repr(self) -> str:
         return (
             f"{self.features}, hidden_features={self.hidden_features},"
             f" context_features={self.context_features}, dropout={self.dropout.p}"
         )
+
+
+def _activations(layers: int, name: str, residual: bool) -> list[str | None]:
+    """What each hidden layer ends in; of residual blocks the second layer adds to what the block reads."""
+    return [name if not residual or k % 2 else None for k in range(layers)]
 
 
 def _hidden_degrees(width: int, features: int) -> Tensor:

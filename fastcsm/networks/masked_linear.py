@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations, functional
+from .constants import Constants
+from .readable import Readable
 
 
-class MaskedLinear(nn.Module):
+class MaskedLinear(Constants, Readable):
     """f((W * M) x + b), with an edge from input i to output o iff in_degrees[i] <= out_degrees[o].
 
     Args:
@@ -19,7 +21,7 @@ class MaskedLinear(nn.Module):
     Attributes:
         weight: (O, I), initialised as nn.Linear's, zero where there is no edge, and left there by training.
         bias: (O,) or None.
-        in_degrees, out_degrees: int64 buffers.
+        in_degrees, out_degrees: int64, part of the state_dict; constants, not buffers.
     """
 
     in_degrees: Tensor
@@ -36,8 +38,8 @@ class MaskedLinear(nn.Module):
         super().__init__()
         if activation is not None:
             activations.get(activation)
-        self.register_buffer("in_degrees", torch.as_tensor(in_degrees, dtype=torch.int64).clone())
-        self.register_buffer("out_degrees", torch.as_tensor(out_degrees, dtype=torch.int64).clone())
+        self.constant("in_degrees", torch.as_tensor(in_degrees, dtype=torch.int64).clone())
+        self.constant("out_degrees", torch.as_tensor(out_degrees, dtype=torch.int64).clone())
         self.activation = activation
         template = nn.Linear(self.in_degrees.numel(), self.out_degrees.numel(), bias=bias)
         self.weight, self.bias = template.weight, template.bias
@@ -49,6 +51,11 @@ class MaskedLinear(nn.Module):
         return functional.masked_linear(
             x, self.weight, self.bias, self.in_degrees, self.out_degrees, activation=self.activation
         )
+
+    called = (forward,)
+
+    def settings(self) -> dict[str, str | None]:
+        return {"activation": self.activation}
 
     def extra_repr(self) -> str:
         outputs, inputs = self.weight.shape

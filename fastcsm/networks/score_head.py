@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import activations, functional
-from ..functional.arguments import at_least
-from .heads import Fused, Readable
+from ..functional.arguments import at_least, widths
+from . import heads
+from .constants import Constants
+from .readable import ReadableHead, why_layer_called
 
 
-class ScoreHead(Readable):
+class ScoreHead(Constants, ReadableHead):
     """MLP s(c, x) that reads [c, x, sin(w x), cos(w x)] and returns the score of one dimension.
 
     Args:
@@ -29,6 +31,7 @@ class ScoreHead(Readable):
         frequencies: buffer (E,).
 
     Raises:
+        TypeError: if hidden_features is no sequence of whole numbers.
         ValueError: if a size is out of range or the activation is not known.
     """
 
@@ -47,14 +50,14 @@ class ScoreHead(Readable):
         super().__init__()
         activations.get(activation)
         at_least(0, context_features=context_features, frequencies=frequencies)
-        at_least(1, hidden_features=min(hidden_features, default=0))
+        hidden_features = widths("hidden_features", hidden_features)
         self.context_features = context_features
-        self.hidden_features = tuple(hidden_features)
+        self.hidden_features = hidden_features
         self.activation = activation
         self.frequency_scale = frequency_scale
         self.register_buffer("frequencies", frequency_scale * torch.randn(frequencies, generator=generator))
-        widths = [context_features + 1 + 2 * frequencies, *hidden_features, 1]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        sizes = [context_features + 1 + 2 * frequencies, *hidden_features, 1]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
 
     @property
     def weights(self) -> list[Tensor]:
@@ -70,12 +73,31 @@ class ScoreHead(Readable):
         return functional.Head(self.weights, self.biases, self.frequencies, self.activation)
 
     def forward(self, context: Tensor, x: Tensor) -> Tensor:
-        """Score of x (...) given context (..., C); shape (...); differentiable once."""
-        return Fused(self.raw()).score(context, x)
+        """Score of x (...) given context (..., C); shape (...); differentiable once where it runs fused."""
+        if self.why_called() is None:
+            return heads.Fused(self.raw()).score(context, x)
+        phase = x.unsqueeze(-1) * self.frequencies
+        h = torch.cat([context, x.unsqueeze(-1), phase.sin(), phase.cos()], -1)
+        *hidden, last = self.layers
+        f = activations.get(self.activation).f
+        for layer in hidden:
+            h = f(layer(h))
+        return last(h).squeeze(-1)
+
+    called = (forward,)
+
+    def why_called(self) -> str | None:
+        why = super().why_called()
+        for layer in self.layers:
+            why = why or why_layer_called(layer, nn.Linear)
+        return why or ("its frequencies require a gradient" if self.frequencies.requires_grad else None)
 
     def score_and_derivative(self, context: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score and its derivative with respect to x, each (...), in one pass; differentiable once."""
-        return Fused(self.raw()).score_and_derivative(context, x)
+        return heads.of(self).score_and_derivative(context, x)
+
+    def settings(self) -> dict[str, str]:
+        return {"activation": self.activation}
 
     def extra_repr(self) -> str:
         return (

@@ -48,7 +48,9 @@ class Levels:
         """Independent random noise levels, one an element of ``shape``."""
         if not self.continuous:
             index = torch.randint(self.levels, tuple(shape), generator=generator, device=device)
-            make = torch.tensor if torch.compiler.is_compiling() else _constant
+            # A constant made in a mode of fake tensors would outlive it.
+            kept = type(index) is Tensor and not torch.compiler.is_compiling()
+            make = _constant if kept else torch.tensor
             dtype = dtype or torch.get_default_dtype()
             return make(tuple(self.sigmas), dtype=dtype, device=index.device)[index]
         u = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)

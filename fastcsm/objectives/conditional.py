@@ -1,5 +1,6 @@
 """Losses of a score head on variables given their contexts: composite score matching, denoising."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -106,7 +107,7 @@ def _coefficients(
     scale = head.scale if score_scale is None else score_scale * head.scale
     _check_broadcast("row_weight", weight, x)
     _check_broadcast("score_scale", scale, x)
-    return weight / max(x.shape[:-1].numel(), 1) if reduction == "mean" else weight, scale
+    return weight / max(math.prod(x.shape[:-1]), 1) if reduction == "mean" else weight, scale
 
 
 def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..reference.network import Head
 from .library import define, for_autograd, halves
-from .scalar_loss import scalar_loss
+from .scalar_loss import scalar_loss, times
 from .score_head import fake_grads
 
 
@@ -23,8 +23,8 @@ _forward = define(
 )
 
 
-def _evaluate(activation, need, context, x, frequencies, *rest):
-    coefficients, params = rest[:3], rest[3:]
+def _evaluate(activation, need, scale, context, x, frequencies, *rest):
+    coefficients, params = times(scale, rest[:3]), rest[3:]
     head = *halves(params), frequencies, activation
     loss, *grads = _forward(context, x, *head, *coefficients, *need)
     return loss, for_autograd(grads, need, 4, len(params))

@@ -13,7 +13,7 @@ from ..reference.linear_csm_loss import linear_csm_loss as _reference
 from ..reference.network import Head
 from .library import define, for_autograd, halves
 from .masked_linear import Layer
-from .scalar_loss import scalar_loss
+from .scalar_loss import scalar_loss, times
 from .score_head import fake_grads
 
 #: Bounds of a block on a processor, for its cache: its contexts, and the gradient of its part of the weight.
@@ -133,9 +133,9 @@ _forward = define(
 backends.compose("linear_csm_loss", ("masked_linear", "csm_loss"), _compose)
 
 
-def _evaluate(activation, need, *tensors):
+def _evaluate(activation, need, scale, *tensors):
     layer, (extra, x, frequencies, *rest) = tensors[:5], tensors[5:]
-    coefficients, params = rest[:3], rest[3:]
+    coefficients, params = times(scale, rest[:3]), rest[3:]
     head = *halves(params), frequencies, activation
     loss, grad_hidden, *linear, grad_x, grad_weights, grad_biases = _forward(
         *layer, extra, x, *head, *coefficients, *need

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ..reference.rescale import rescale as _reference
-from .library import choice, differentiable, is_batched, once, under
+from .library import choice, differentiable, is_batched, once, unbatched, under
 from .rescale import rescale
 
-#: (activation, need, *tensors) -> the loss, and for each tensor its gradient or None.
+#: (activation, need, scale, *tensors) -> the loss, and for each tensor its gradient or None; both times the
+#: number ``scale`` where that is not None.
 Evaluate = Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
 
 
@@ -19,14 +20,20 @@ class _ScalarLoss(torch.autograd.Function):
     def forward(ctx: Any, evaluate, activation, need, *tensors):
         ctx.save_for_backward(*tensors)
         ctx.evaluate, ctx.activation, ctx.need, ctx.choice = evaluate, activation, need, choice()
-        loss, ctx.grads = evaluate(activation, need, *tensors)
+        # The gradients of a mean are below float16: what scales the loss must scale them before they round.
+        ctx.late = tensors[0].dtype is torch.float16
+        loss, grads = evaluate(activation, [n and not ctx.late for n in need], None, *tensors)
+        ctx.grads = None if ctx.late else grads
         return loss
 
     @staticmethod
     @once
     def backward(ctx: Any, upstream):
+        if ctx.late:
+            unbatched(upstream)
+            return None, None, None, *_again(ctx, upstream)
         grads = ctx.grads or _again(ctx)
-        if torch.compiler.is_compiling() or is_batched(upstream):
+        if torch.compiler.is_compiling() or _stands_for(upstream):
             grads = [None if grad is None else grad * upstream for grad in grads]
         else:
             ctx.grads = None
@@ -38,9 +45,21 @@ class _ScalarLoss(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _again(ctx: Any) -> Sequence[Tensor | None]:
+def _again(ctx: Any, scale: Tensor | None = None) -> Sequence[Tensor | None]:
     """The gradients once more, for a second backward pass: the first one gave its tensors away."""
-    return under(ctx.choice, ctx.evaluate, ctx.activation, ctx.need, *ctx.saved_tensors)[1]
+    return under(ctx.choice, ctx.evaluate, ctx.activation, ctx.need, scale, *ctx.saved_tensors)[1]
+
+
+def _stands_for(upstream: Tensor) -> bool:
+    """Whether it is of a subclass, traced, or many at once, and is no number to look at."""
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    traced = type(upstream) is not Tensor or torch._C._get_dispatch_mode(proxy) is not None
+    return traced or is_batched(upstream)
+
+
+def times(scale: Tensor | None, coefficients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The coefficients of a loss that is scaled."""
+    return coefficients if scale is None else [coefficient * scale for coefficient in coefficients]
 
 
 def scalar_loss(evaluate: Evaluate, activation: str, need: tuple[bool, ...], *tensors: Tensor) -> Tensor:

@@ -134,4 +134,4 @@ def _ends(degrees: Tensor, features: int) -> list[int]:
     degrees = on_host(degrees)
     if (degrees.diff() < 0).any():
         raise ValueError("degrees must be those of hidden units sorted by degree")
-    return torch.searchsorted(degrees, torch.arange(features), right=True).tolist()
+    return torch.searchsorted(degrees, torch.arange(features, device=degrees.device), right=True).tolist()

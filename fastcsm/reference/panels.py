@@ -44,7 +44,8 @@ def rule(n: int, device: torch.device) -> Rule:
     coefficients = (legendre.legvander(nodes, n - 1) * weights[:, None]).T * (2 * degree[:, None] + 1) / 2
     fine = legendre.leggauss(FINE)[0]
     integrals = (_integrals(t, n) @ coefficients for t in (fine, nodes))
-    return Rule(*(torch.tensor(t, device=device) for t in (nodes, weights, coefficients, *integrals)))
+    with torch.inference_mode(False):  # it outlives the mode of the call that asks first
+        return Rule(*(torch.tensor(t, device=device) for t in (nodes, weights, coefficients, *integrals)))
 
 
 def _integrals(t: np.ndarray, n: int) -> np.ndarray:

@@ -140,7 +140,7 @@ def _draw(parts: Sequence[Part], drawing: Drawing, draw: Any) -> Tensor:
         raise ValueError("model.context_net must have the attribute features, the number of variables")
     if denoise and not sigmas:
         raise ValueError("denoise is True, expected a model with a noise schedule")
-    like = next(chain(net.parameters(), parts[-1].head.parameters()))
+    like = next(chain(net.parameters(), parts[-1].head.parameters()), torch.empty(0))
     start = _start(n, features, given, known, like)
     samples = torch.arange(first_sample, first_sample + n, device=like.device)
     batches = range(0, n, batch_size or draw.batch_size or max(n, 1))
@@ -168,7 +168,7 @@ def _start(n: int, features: int, given: Tensor | None, known: int, like: Tensor
     if given is None:
         if known:
             raise ValueError(f"known is {known}, expected given to hold the values of those variables")
-        return like.new_zeros(n, features)
+        return torch.zeros(n, features, dtype=like.dtype, device=like.device)
     if not 0 <= known <= features:
         raise ValueError(f"known must be in [0, {features}], got {known}")
     if tuple(given.shape) not in {(features,), (n, features)}:
@@ -179,12 +179,16 @@ def _start(n: int, features: int, given: Tensor | None, known: int, like: Tensor
 
 
 def _noisy(x: Tensor, sigma: float, given: list[int], seed: int, samples: Tensor) -> Tensor:
-    """The given variables as contexts see them in training, with noise of the smallest level."""
-    x = x.clone()
-    if sigma:
-        for d in given:
-            x[:, d] += sigma * random.normal(seed, samples, torch.full_like(samples, d), 0, x.dtype)
-    return x
+    """The given variables as contexts see them in training, with noise of the smallest level; others are 0.
+
+    What stands in their place is not read, not even where a mask would multiply it: it may be NaN.
+    """
+    seen = torch.zeros_like(x)
+    for d in given:
+        seen[:, d] = x[:, d]
+        if sigma:
+            seen[:, d] += sigma * random.normal(seed, samples, torch.full_like(samples, d), 0, x.dtype)
+    return seen
 
 
 def _step_sizes(parts: Sequence[Part], step_size: float | None) -> list[list[float]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional
 from ..densities import Conditionals
+from ..networks.context import shortcut
 from ..networks.heads import Fused, Part
 from .batch import Batch
 
@@ -82,7 +83,7 @@ def _layers(parts: Sequence[Part]) -> tuple[list[functional.Head], list[function
     """The raw tensors of all parts; None if one of them has other ways than that."""
     heads, networks = [], []
     for part in parts:
-        network = getattr(part.context_net, "network", None)
+        network = shortcut(part.context_net, "network")
         if network is None or not isinstance(part.head, Fused):
             return None
         heads.append(part.head.layers)

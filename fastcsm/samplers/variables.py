@@ -34,13 +34,15 @@ class OneByOne:
         last, clean = self._parts[-1], x.clone()
         for k, d in enumerate(order):
             if k >= known:
-                contexts = [context_of(k, d) for context_of in contexts_of]
+                contexts = [given.context(k, d) for given in contexts_of]
                 numbers = {"seed": seed, "samples": samples, "dimensions": torch.full_like(samples, d)}
                 x[:, d] = clean[:, d] = value = self._function(contexts, numbers, x.dtype)
                 if variance:
                     clean[:, d] += variance * last.head.at(last.sigmas[-1]).score(contexts[-1], value)
             if tell:
                 tell(k + 1)
+        for given in contexts_of:
+            given.check()
         return clean
 
 

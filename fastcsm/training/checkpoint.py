@@ -19,6 +19,7 @@ from ..data import Transform
 from ..models.model import Model
 from . import recipes
 from .config import RunConfig
+from .seeds import own_defaults
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "fastcsm-checkpoint"
@@ -87,21 +88,13 @@ def read(run: str | Path, *, tensors: tuple[str, ...] = _PREFIXES) -> Checkpoint
     path = path_of(run)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint '{path}': expected a run folder made by fastcsm train")
-    safetensors = _safetensors()
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"'{path}' was not written by fastcsm")
-            if metadata.get("version") != str(VERSION):
-                raise CheckpointError(
-                    f"'{path}' has checkpoint version {metadata.get('version')}, expected {VERSION}"
-                )
-            keys = file.keys()
-            names = [name for name in keys if name.split(".", 1)[0] in tensors]
-            values = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not a whole safetensors file ({error})") from None
+    metadata, values = _content(path, tensors)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' was not written by fastcsm")
+    if metadata.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"'{path}' has checkpoint version {metadata.get('version')}, expected {VERSION}"
+        )
     try:
         return Checkpoint(
             recipes.from_dict(json.loads(metadata["config"])),
@@ -112,6 +105,24 @@ def read(run: str | Path, *, tensors: tuple[str, ...] = _PREFIXES) -> Checkpoint
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{path}' has a damaged header ({error})") from None
+
+
+def _content(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata of a file, and its tensors under the given prefixes."""
+    safetensors = _safetensors()
+    try:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.split(".", 1)[0] in prefixes]  # noqa: SIM118
+                return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+        except OSError:  # no memory maps on this file system
+            content = path.read_bytes()
+            values = safetensors.torch.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            found = {name: value for name, value in values.items() if name.split(".", 1)[0] in prefixes}
+            return header.get("__metadata__", {}), found
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"'{path}' is not a whole safetensors file ({error})") from None
 
 
 def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu") -> Model:
@@ -132,6 +143,7 @@ def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu
     return restore(checkpoint, prefix, path_of(run)).to(device).eval()
 
 
+@own_defaults()
 def restore(checkpoint: Checkpoint, prefix: str, path: str | Path) -> Model:
     """The model of a checkpoint with the weights under ``prefix``; ``path`` is named in errors."""
     model = checkpoint.config.build(checkpoint.transform.features)

@@ -13,21 +13,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..progress import Bar
+from .folder import TrainingError
+
+#: What the environment holds beside WORLD_SIZE where there are several processes.
+_TOGETHER = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+
 
 class Group:
     """The processes of this run: one, unless torchrun started several.
 
     Attributes:
         rank, size: of this process, and how many there are.
+
+    Raises:
+        TrainingError: the environment holds a part of what torchrun sets, or numbers that are none.
     """
 
-    def __init__(self, device: torch.device):
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
-        self._device = device
-        self._ours = self.size > 1 and not torch.distributed.is_initialized()
-        if self._ours:
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    def __init__(self, device: torch.device, quiet: bool = False):
+        self._device, self._ours = device, False
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            return
+        self.rank, self.size = _from_environment()
+        if self.size > 1:
+            with Bar(f"waiting for {self.size} processes", quiet=quiet):
+                torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            self._ours = True
 
     def close(self) -> None:
         if self._ours:
@@ -60,6 +72,28 @@ class Group:
         packed = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(packed)
         return packed.tolist()
+
+
+def _from_environment() -> tuple[int, int]:
+    """Rank and number of the processes, from what torchrun sets."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    size = int(text) if text.isdecimal() else 0
+    if size < 1:
+        raise TrainingError(f"the environment's WORLD_SIZE is '{text}', expected a positive whole number")
+    if size == 1:
+        return 0, 1
+    missing = [name for name in _TOGETHER if not os.environ.get(name)]
+    if missing:
+        raise TrainingError(
+            f"the environment's WORLD_SIZE is {size} without {' and '.join(missing)}, expected all that "
+            "torchrun sets, or no WORLD_SIZE for one process"
+        )
+    rank = os.environ["RANK"]
+    if not rank.isdecimal() or int(rank) >= size:
+        raise TrainingError(
+            f"the environment's RANK is '{rank}', expected a whole number below WORLD_SIZE = {size}"
+        )
+    return int(rank), size
 
 
 class SlicedDropout(nn.Module):

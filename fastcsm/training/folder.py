@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -13,8 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_file, umask
+from ..atomic import atomic_file, optional, sync, umask
 from .config import RunConfig
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOG_FIELDS = ("step", "epoch", "stage", "lr", "loss", "grad_norm", "held_out", "seconds")
 
@@ -39,15 +44,34 @@ def create(run: Path, config: RunConfig, save: Callable[[Path], None]) -> None:
             f"out '{run}' exists: give another folder, or --resume to go on with the run in it"
         )
     run.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=run.parent))
+    temporary: Path | None = None
     try:
-        temporary.chmod(0o777 & ~umask())
-        save(temporary)
-        write_config(temporary, config)
-        os.rename(temporary, run)
+        try:
+            temporary = Path(tempfile.mkdtemp(prefix=f".{run.name[:40]}.", dir=run.parent))
+            with optional("chmod"):
+                temporary.chmod(0o777 & ~umask())
+            _fill(temporary, config, save)
+            os.rename(temporary, run)
+        except OSError:
+            # An empty folder may be there that cannot be replaced: mounted, a link, or below a read-only one.
+            if not (run.is_dir() and is_new(run)):
+                raise
+            _fill(run, config, save)
+            _remove(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
+
+
+def _fill(folder: Path, config: RunConfig, save: Callable[[Path], None]) -> None:
+    """The checkpoint first: with it a run can be resumed."""
+    save(folder)
+    write_config(folder, config)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(run: Path, config: RunConfig) -> None:
@@ -58,16 +82,27 @@ def write_config(run: Path, config: RunConfig) -> None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold the run folder against other processes; the system lets go of it when this process ends."""
-    handle = os.open(run, os.O_RDONLY)
+    """Hold the run folder against other processes; the system lets go of it when this process ends.
+
+    Where the file system has no locks there is a warning, and no hold.
+
+    Raises:
+        TrainingError: another process holds it.
+    """
+    handle: int | None = None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(f"out '{run}' is being trained by another process") from None
+        with optional("flock", whatever=True):
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            handle = os.open(run, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # EWOULDBLOCK, which alone means another process
+                raise TrainingError(f"out '{run}' is being trained by another process") from None
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 class RunLog:
@@ -81,11 +116,15 @@ class RunLog:
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
-        self._file.write(_line(row))
-        self._file.flush()
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        sync(self._file)
 
     def close(self) -> None:
         self._file.close()

@@ -22,6 +22,7 @@ from . import checkpoint, folder
 from .config import RunConfig
 from .distributed import Group
 from .folder import RunLog, read_log
+from .seeds import own_defaults
 from .trainer import Trainer
 
 
@@ -37,6 +38,7 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
+@own_defaults()
 def train(
     config: RunConfig,
     data: Dataset,
@@ -70,15 +72,16 @@ def train(
     """
     run, device = Path(run), torch.device(device)
     devices = [device] if device.type == "cuda" else []
-    group = Group(device)
+    group = Group(device, quiet)
     try:
         with matmul_precision(config.matmul_precision), torch.random.fork_rng(devices=devices):
-            saved = checkpoint.read(run) if resume else None
-            trainer = Trainer(config, data, device, saved, group)
-            if group.rank == 0:
-                if not resume:
+            with Bar("preparing", quiet=quiet):
+                saved = checkpoint.read(run) if resume else None
+                trainer = Trainer(config, data, device, saved, group)
+                if group.rank == 0 and not resume:
                     trainer.evaluate(rows=1)  # a model that cannot run fails here, with nothing on disk yet
                     folder.create(run, config, trainer.save)
+            if group.rank == 0:
                 with folder.lock(run):
                     if resume:
                         folder.write_config(run, config)
@@ -89,24 +92,49 @@ def train(
         group.close()
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM while the block runs; a second one acts as usual."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
+class _Stop(BaseException):
+    """A signal came where nothing had changed yet."""
 
-    def catch(number: int, frame: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, catch)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """SIGINT and SIGTERM while a ``with`` block runs: the first is taken note of, a second acts as usual."""
+
+    def __init__(self) -> None:
+        self._caught: list[int] = []
+        self._before: dict[int, Any] = {}
+        self._heard = False
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+                # None where it was not set from Python
+                self._before[number] = signal.signal(number, self._catch) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self._caught.append(number)
+        signal.signal(number, self._before[number])
+        if self._heard:
+            raise _Stop
+
+    def number(self) -> int:
+        """The signal that came, or 0."""
+        return max(self._caught, default=0)
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside the block a signal ends it at once, with :class:`_Stop`."""
+        self._heard = True
+        try:
+            if self._caught:
+                raise _Stop
+            yield
+        finally:
+            self._heard = False
 
 
 def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
@@ -115,37 +143,39 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
     log = RunLog(run / "log.csv", trainer.step) if run else None
     if run:
         group.barrier()
-    bar = Bar("training", quiet=quiet or run is None)
     started, last_saved = time.monotonic() - trainer.elapsed, time.monotonic()
     row: dict[str, Any] | None = None
+    note = ""
     try:
-        with _signals() as caught:
-            while not trainer.done():
-                if trainer.finetuned_from is None and trainer.phase_is_over():
-                    trainer.start_finetuning()
-                trainer.advance()
-                clock, stop = group.sum([time.monotonic() - started, max(caught, default=0)])
-                trainer.elapsed = clock / group.size
-                over = trainer.phase_is_over()
-                if trainer.step % config.eval_every == 0 or over:
-                    trainer.watch()
-                done, over = trainer.done(), trainer.phase_is_over()
-                if trainer.step % config.log_every == 0 or over:
-                    row = trainer.log_row()
-                    if log:
-                        log.add(row)
-                    held_out = "" if row["held_out"] is None else f", held out {row['held_out']:.4f}"
-                    total = trainer.total_steps + config.finetune_steps
-                    bar.to(trainer.step, total, f"loss {row['loss']:.4f}{held_out}")
+        with _Signals() as signals, Bar("training", quiet=quiet or run is None) as bar:
+            if group.size == 1:  # several stop together, between steps
+                trainer.interruptible = signals.heard
+            while trainer.unfinished or not trainer.done():
+                try:
+                    if not trainer.unfinished:
+                        trainer.advance()
+                    clock, stop = group.sum([time.monotonic() - started, signals.number()])
+                    trainer.elapsed = clock / group.size
+                    trainer.finish()
+                except _Stop:
+                    stop = 1.0
+                else:
+                    if trainer.step % config.log_every == 0 or trainer.phase_is_over():
+                        row = trainer.log_row()
+                        if log:
+                            log.add(row)
+                        held_out = "" if row["held_out"] is None else f", held out {row['held_out']:.4f}"
+                        note = f"loss {row['loss']:.4f}{held_out}"
+                done = trainer.done() and not trainer.unfinished
+                bar.to(trainer.step, trainer.total_steps + config.finetune_steps, note)
                 now = time.monotonic()
                 if run and (done or stop or now - last_saved >= config.checkpoint_seconds):
                     log.sync()
                     trainer.save(run)
                     last_saved = now
                 if stop and not done:
-                    raise Interrupted(max(caught, default=int(signal.SIGINT)), trainer.step)
+                    raise Interrupted(signals.number() or int(signal.SIGINT), trainer.step)
     finally:
-        bar.close()
         if log:
             log.close()
     rows = [row] if row else read_log(run / "log.csv")[-1:] if run else []

@@ -7,7 +7,10 @@ Fine-tuning by maximum likelihood, where it is asked for, follows the budget and
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +51,25 @@ class Trainer:
             raise TrainingError(
                 f"batch_size is {config.batch_size}, expected a multiple of the {group.size} processes"
             )
-        self.fingerprint = data.fingerprint()
+        self.fingerprint, self._val_fingerprint = data.fingerprint(), data.fingerprint("val")
         self.step, self.elapsed, self.loss_sum, self.norm_sum, self.counted = 0, 0.0, 0.0, 0.0, 0
         self.held_out: float | None = None
         #: Step at which fine-tuning began, or None before.
         self.finetuned_from: int | None = None
+        #: Whether the last step still has to be watched.
+        self.unfinished = False
+        #: The block in which nothing has changed yet, so that it may be left and done again.
+        self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
         self.best = Best()
         self.model = config.build(data.features)
         average = copy.deepcopy(self.model)
         if saved is not None:
-            if saved.fingerprint != self.fingerprint:
-                raise TrainingError(f"data '{config.data}' is not what the run was trained on")
+            self._check(saved)
+            self.data = dataclasses.replace(data, transform=saved.transform)
             for name in _STATE:
                 setattr(self, name, saved.state[name])
             self.finetuned_from = saved.state.get("finetuned_from")
+            self.unfinished = saved.state.get("unfinished", False)
             weights = {name: value.to(device) for name, value in saved.under("best").items()}
             self.best = Best.restore(saved.state.get("best"), weights)
             self.model = checkpoint.restore(saved, "model", config.data)
@@ -77,8 +85,17 @@ class Trainer:
             slice_dropout(self.model, group)
         self.optimizer = self._optimizer(saved)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
-        rows = data.held_out("val", seed_of(config.seed, HELD_OUT, 0), _HELD_OUT_ROWS)
+        rows = self.data.held_out("val", seed_of(config.seed, HELD_OUT, 0), _HELD_OUT_ROWS)
         self._held_out_rows = rows
+
+    def _check(self, saved: Checkpoint) -> None:
+        """Raise unless the data are those of the run, whatever they are called."""
+        same = saved.fingerprint == self.fingerprint
+        if not same or saved.state.get("val_fingerprint") not in (None, self._val_fingerprint):
+            kind = "held-out" if same else "training"
+            raise TrainingError(
+                f"data '{self.config.data}' is not what the run was trained on, expected the same {kind} rows"
+            )
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those that are trained."""
@@ -160,7 +177,9 @@ class Trainer:
         return value.to(self.device, getattr(torch, self.config.dtype))
 
     def advance(self) -> None:
-        """One optimizer step."""
+        """One optimizer step, which :meth:`finish` has to follow."""
+        if self.finetuned_from is None and self.phase_is_over():
+            self.start_finetuning()
         config, model = self.config, self.model
         if self.finetuned_from is None:
             for each in (model, self._averaged()):
@@ -177,8 +196,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # The model's objective, or -log q of noisy rows where it is fine-tuned.
         minimised = model.loss if self.finetuned_from is None else model.likelihood_loss
-        loss = minimised(x, noise=noise)
-        loss.backward()
+        with self.interruptible():
+            loss = minimised(x, noise=noise)
+            loss.backward()
         parameters = self.parameters()
         self.group.average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
@@ -199,6 +219,14 @@ class Trainer:
         self.loss_sum += value / self.group.size / self.data.features
         self.norm_sum += size / self.group.size
         self.counted += 1
+        self.unfinished = True
+
+    def finish(self) -> None:
+        """What belongs to a step beside its weights: the held-out evaluation, where it is due."""
+        if self.step % self.config.eval_every == 0 or self.phase_is_over():
+            with self.interruptible():
+                self.watch()
+        self.unfinished = False
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -259,5 +287,6 @@ class Trainer:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in entry.items()}
         state = {name: getattr(self, name) for name in _STATE}
         state |= {"stage": self.model.stage, "best": self.best.state(), "finetuned_from": self.finetuned_from}
+        state |= {"unfinished": self.unfinished, "val_fingerprint": self._val_fingerprint}
         transform = self.data.transform
         checkpoint.save(run, Checkpoint(self.config, transform, self.fingerprint, state, tensors))

@@ -47,8 +47,8 @@ def rule(device: torch.device) -> tuple[Tensor, ...]:
     host = torch.device("cpu")
     coarse, fine = quadrature.rule(quadrature.NODES, host), quadrature.rule(quadrature.FINE, host)
     top, c = quadrature.TOP, coarse.coefficients.T
-    k = torch.arange(quadrature.NODES, dtype=c.dtype)
-    high = torch.arange(quadrature.FINE - top, quadrature.FINE, dtype=c.dtype)
+    k = torch.arange(quadrature.NODES, dtype=c.dtype, device=host)
+    high = torch.arange(quadrature.FINE - top, quadrature.FINE, dtype=c.dtype, device=host)
     sign, slope = 1 - 2 * (k % 2), k * (k + 1) / 2
     shares = c * (2 / (2 * k + 1))
     tables = (

@@ -93,11 +93,11 @@ SIZES = {
     score: ((4096, 128), (1_000_000, 256)),
     score_head: ((512, 128), (200_000, 256)),
     csm_loss: ((512, 128), (200_000, 256)),
-    langevin: ((128, 128), (20_000, 128)),
-    probability_flow: ((512, 128), (30_000, 128)),
+    langevin: ((128, 128), (200_000, 128)),
+    probability_flow: ((512, 128), (200_000, 128)),
     conditional_density: ((64, 128), (10_000, 128)),
     masked_linear: ((64, 1024), (4096, 4096)),
-    langevin_draw: ((64, 128), (5000, 128)),
+    langevin_draw: ((64, 128), (40_000, 128)),
     conditional_density_draw: ((16, 128), (4000, 128)),
 }
 OPS = list(SIZES)
@@ -171,6 +171,7 @@ def assert_ends_inside(call, alarm):
     alarm(stop)
     with pytest.raises(Stop) as caught:
         call()
+    signal.setitimer(signal.ITIMER_REAL, 0)
     assert "raise_interruption" in [frame.name for frame in traceback.extract_tb(caught.tb)]
 
 

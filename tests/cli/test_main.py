@@ -180,7 +180,7 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
 
 def test_evaluate_tells_strange_rows(dense, tmp_path, capsys):
     far = np.random.default_rng(0).normal([2.0, -2.0], 0.05, size=(40, 2))
-    np.savez(tmp_path / "far.npz", train_x=far, test_x=far)
+    np.savez(tmp_path / "far.npz", test_x=far)
     options = ["--limit", "40", "--method", "quadrature", "--json", "--ood", str(tmp_path / "far.npz")]
     assert cli.main(["evaluate", str(dense), *options]) == 0
     ood = json.loads(capsys.readouterr().out)["ood"]
@@ -212,6 +212,9 @@ def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys):
     noisy, clean = json.loads(capsys.readouterr().out)["likelihood"]
     assert (noisy["noise"], clean["noise"]) == (0.2, 0.0)
     assert "bits_per_dimension" not in noisy
+    assert clean["nats_as_given"]["mean"] / 3 / np.log(2) == pytest.approx(
+        clean["bits_per_dimension"]["mean"]
+    )
     bits = clean["bits_per_dimension"]["mean"]
     assert 7.9 < bits < 8.6  # 8 is the entropy of uniform grey values
     nats = clean["nats_per_dimension"]["mean"]

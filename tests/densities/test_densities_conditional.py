@@ -9,6 +9,7 @@ from torch import nn
 import fastcsm
 from fastcsm import backends, random
 from fastcsm.nn import ARCSM, MADE, NoiseSchedule, ScoreHead
+from fastcsm.reference.panels import rule
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -236,6 +237,18 @@ def test_any_head_has_a_density(method):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_densities_of_inference_mode_leave_training_as_it_was():
+    model, x = wave_model(features=2), torch.zeros(2, 2, dtype=torch.float64)
+    generic = ARCSM(model.context_net, Any(model.head), noise=model.noise).double().eval()
+    rule.cache_clear()
+    with torch.inference_mode():
+        found = generic.log_prob(x, "quadrature")
+    loss = generic.log_prob(x, "quadrature")
+    assert torch.equal(loss, found)
+    loss.sum().backward()
+    assert all(p.grad.isfinite().all() for p in generic.head.parameters())
+
+
 def test_likelihood_is_differentiable_through_the_network():
     model = wave_model(features=3)
     x = torch.randn(4, 3, dtype=torch.float64) / 2
@@ -292,6 +305,16 @@ def test_bits_per_dim():
     torch.testing.assert_close(
         model.bits_per_dim(x, 2, "quadrature"), -model.log_prob(x, "quadrature") / 4 / math.log(2)
     )
+
+
+def test_the_default_device_has_no_part():
+    model = wave_model(features=2, order=[1, 0])
+    generic = ARCSM(model.context_net, Any(model.head), noise=model.noise).double().eval()
+    u = torch.rand(3, 2, dtype=torch.float64)
+    expected = model.quantile(u), generic.sample(2, "inverse_cdf")
+    with torch.device("meta"):
+        found = model.quantile(u), generic.sample(2, "inverse_cdf")
+    assert all(map(torch.equal, found, expected))
 
 
 def test_rows_without_a_density_are_not_numbers():

@@ -33,7 +33,7 @@ def _logistic(*shape):
     return torch.logit(u)
 
 
-@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 def test_likelihood_of_a_known_density():
     x = _logistic(200, 3)
     found = evaluation.likelihood(_model(), x, "quadrature")
@@ -48,7 +48,7 @@ def test_likelihood_of_a_known_density():
     assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits, abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 def test_a_density_that_does_not_exist_is_no_number():
     found = evaluation.likelihood(_model(exists=False), _logistic(5, 3), "quadrature")
     assert found["diverged"] == found["samples"] == 5
@@ -78,7 +78,7 @@ def test_auroc_is_that_of_scikit_learn():
     assert math.isnan(evaluation.auroc(usual, usual[:0]))
 
 
-@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 def test_anomaly_scores():
     model, x = _model(), _logistic(10, 3)
     found = evaluation.anomaly_scores(model, x, "quadrature")
@@ -86,7 +86,7 @@ def test_anomaly_scores():
     torch.testing.assert_close(found["log_likelihood"], model.log_prob(x, "quadrature"))
 
 
-@pytest.mark.filterwarnings("ignore:.*forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 def test_a_grid_has_rows_of_y_and_columns_of_x(monkeypatch):
     monkeypatch.setattr(sys.modules["fastcsm.evaluation.likelihood"], "GRID_POINTS", 9)
     x = _logistic(300, 2) * torch.tensor([1.0, 0.2], dtype=torch.float64)

@@ -1,11 +1,13 @@
 """The argument checks of functions of rows: layouts that are taken, and what is refused in which words."""
 
+import numpy as np
 import pytest
 import torch
 from support import Case, backend_params
 
 import fastcsm
 from fastcsm import functional
+from fastcsm.functional.arguments import signed_seed
 
 BACKENDS = backend_params("score_head")
 
@@ -72,6 +74,7 @@ ARGUMENTS = {
         ({"biases": [torch.zeros(5).bfloat16(), None]}, TypeError, r"biases\[0\] must be torch.float32"),
         ({"frequencies": torch.zeros(2, 2)}, ValueError, "frequencies must have 1 axes"),
         ({"frequencies": torch.zeros(2)}, ValueError, r"weights\[0\] must have shape \(5, 7\)"),
+        ({"frequencies": torch.zeros(2, requires_grad=True)}, ValueError, "frequencies must not require a g"),
         ({"activation": "swish"}, ValueError, "activation must be one of softplus, .*, got 'swish'"),
         ({"weights": [torch.zeros(5, 3, device="meta"), torch.zeros(1, 5)]}, TypeError, "on cpu .* on meta"),
     ],
@@ -96,3 +99,8 @@ def test_bad_coefficients(change, error, message):
     arguments = {"context": torch.zeros(4, 2), "x": torch.zeros(4), "weights": weights, "biases": biases}
     with pytest.raises(error, match=message):
         functional.csm_loss(**(arguments | change))
+
+
+@pytest.mark.parametrize("seed", [2**63 + 5, np.uint64(2**63 + 5), np.int32(7), torch.tensor(7)])
+def test_a_seed_keeps_its_bits(seed):
+    assert signed_seed(seed) % 2**64 == int(seed)

@@ -182,6 +182,31 @@ class TestARCSM:
         with pytest.raises(RuntimeError, match="form 'staged'"):
             small().advance_stage()
 
+    @pytest.mark.filterwarnings("ignore:the score head runs", "ignore:.*weight_norm.*:FutureWarning")
+    def test_a_stage_keeps_what_it_was(self):
+        model = small(NoiseSchedule(1.0, 0.1, 2, form="staged"))
+        layer = torch.nn.utils.weight_norm(model.head.layers[0])
+        x = torch.randn(5, 4, dtype=torch.float64)
+        model.loss(x).backward()
+        before = model.score(x).detach()
+        model.advance_stage()
+        with torch.no_grad():
+            layer.weight_g *= 2
+        kept = ARCSM(model.stages[0].context_net, model.stages[0].head)
+        assert torch.equal(kept.score(x), before)
+        assert not torch.equal(model.score(x), before)
+        other = small(NoiseSchedule(1.0, 0.1, 2, form="staged"))
+        original = other.head.layers[1].forward
+        other.head.layers[1].forward = lambda h: 2 * original(h)
+        with pytest.raises(ValueError, match=r"that of layers\.1 would run the function put in place"):
+            other.advance_stage()
+
+    def test_being_called_is_the_loss(self):
+        model = small(NoiseSchedule())
+        x = torch.randn(5, 4, dtype=torch.float64)
+        noise = model.draw_noise(x.shape, dtype=torch.float64)
+        assert torch.equal(model(x, noise=noise), model.loss(x, noise=noise))
+
     def test_a_state_dict_brings_its_stages(self):
         schedule = NoiseSchedule(1.0, 0.1, 3, form="staged")
         model, fresh = small(schedule), small(schedule)
@@ -196,6 +221,14 @@ class TestARCSM:
         holder, other = torch.nn.ModuleDict({"m": model}), torch.nn.ModuleDict({"m": small(schedule)})
         other.load_state_dict(holder.state_dict())
         assert other["m"].stage == 1
+
+    def test_a_part_of_a_state_leaves_the_stages(self):
+        model = small(NoiseSchedule(1.0, 0.1, 3, form="staged"))
+        model.advance_stage()
+        head = {f"head.{name}": value + 1 for name, value in model.head.state_dict().items()}
+        model.load_state_dict(head, strict=False)
+        assert model.stage == 1
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in head.items())
 
     def test_a_sequential_head(self):
         layers = torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -70,6 +71,15 @@ def test_draws_follow_the_density(residual):
     assert model.sample(0).shape == (0, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_of_16_bits_are_those_of_float32_rounded(dtype):
+    model = _model().to(dtype)
+    x, exact = model.sample(2000, seed=1), copy.deepcopy(model).float().sample(2000, seed=1)
+    assert x.dtype is dtype
+    assert ((x - exact).abs() < 0.1).float().mean() > 0.95
+    assert (x[:, 0] == exact[:, 0].to(dtype)).all()
+
+
 def test_it_learns_two_modes():
     torch.manual_seed(0)
     x = 0.05 * torch.randn(2000, 2) + torch.where(torch.rand(2000, 1) < 0.5, -0.6, 0.6)
@@ -89,3 +99,13 @@ def test_what_is_refused():
         MixtureMADE(2, (4,), 0)
     with pytest.raises(ValueError, match=r"low must be below high, got 1\.0 and 1\.0"):
         MixtureMADE(2, (4,), low=1.0)
+
+
+def test_draws_are_of_what_calling_gives():
+    model = _model(order=[2, 0, 1], dropout=0.5).train()
+    read = model.sample(4, seed=1)
+    assert model.training
+    model.made.output.register_forward_hook(lambda module, inputs, output: output + 0.0)
+    torch.testing.assert_close(model.sample(4, seed=1), read)
+    model.made.register_forward_hook(lambda module, inputs, output: output + 0.5)
+    assert not torch.allclose(model.sample(4, seed=1), read)

@@ -7,6 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastcsm import functional
 from fastcsm.nn import MADE, MaskedLinear
 
+pytestmark = pytest.mark.filterwarnings("ignore:hidden_features has a layer of width")
+
 NETWORKS = st.fixed_dictionaries(
     {
         "features": st.integers(1, 7),
@@ -98,11 +100,23 @@ class TestMADE:
         made.eval()
         assert torch.equal(made(x), made(x))
 
+    def test_a_layer_that_is_too_narrow_is_told(self):
+        with pytest.warns(UserWarning, match="hidden_features has a layer of width 2 for 4 variables"):
+            MADE(4, (5, 2), 3)
+
+    def test_exports_with_a_batch_of_any_shape(self):
+        made, size = MADE(4, (5,), 3), torch.export.Dim("size")
+        exported = torch.export.export(made, (torch.randn(2, 3, 4),), dynamic_shapes=({1: size},))
+        x = torch.randn(2, 7, 4)
+        torch.testing.assert_close(exported.module()(x), made(x))
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"features": 0}, "features must be at least 1, got 0"),
             ({"hidden_features": ()}, "hidden_features must be at least 1"),
+            ({"hidden_features": 512}, "hidden_features must be a sequence of whole numbers, got 512"),
+            ({"hidden_features": (4, 5.0)}, r"hidden_features must be a sequence .*, got \(4, 5.0\)"),
             ({"context_features": 0}, "context_features must be at least 1"),
             ({"order": [0, 1, 1]}, r"order must be a permutation of range\(3\), got \[0, 1, 1\]"),
             (
@@ -113,7 +127,7 @@ class TestMADE:
         ],
     )
     def test_bad_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             MADE(**({"features": 3, "hidden_features": (4,), "context_features": 2} | arguments))
 
 
@@ -172,6 +186,9 @@ class TestIncremental:
         with pytest.raises(ValueError, match="feed was called with all 3 variables known"):
             evaluator.feed(torch.zeros(5))
         made.layers[0].out_degrees[0] = 2
+        with pytest.raises(ValueError, match="degrees of a layer are not those of the layer before"):
+            made.units(5)
+        made.output.in_degrees[0] = 2
         with pytest.raises(ValueError, match="hidden units sorted by degree"):
             made.units(5)
 

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from fastcsm.nn import NoiseSchedule
 
@@ -25,6 +26,13 @@ class TestNoiseSchedule:
         assert 0.1 <= drawn.min() < 0.101
         assert 0.99 < drawn.max() <= 1.0
         assert abs(drawn.log10().mean() + 0.5) < 0.02
+
+    def test_levels_drawn_in_a_mode_of_fake_tensors_are_not_kept(self):
+        noise, generator = NoiseSchedule(1.25, 0.1, 3), torch.Generator()
+        for _ in range(2):
+            with FakeTensorMode():
+                assert noise.sample((5,)).shape == (5,)
+            assert set(noise.sample((50,), generator, dtype=torch.float64).tolist()) == set(noise.sigmas)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

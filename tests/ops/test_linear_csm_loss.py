@@ -376,3 +376,12 @@ def test_bad_arguments(change, error, message):
     assert functional.linear_csm_loss(**ARGUMENTS) == 0
     with pytest.raises(error, match=message):
         functional.linear_csm_loss(**(ARGUMENTS | change))
+
+
+def test_a_scaled_loss_scales_gradients_before_float16_rounds_them():
+    case, scale = LinearCase(), 2.0**20  # as torch.amp.GradScaler does
+    for name in ("alpha", "beta", "gamma"):
+        setattr(case.head, name, 1e-7 * getattr(case.head, name))
+    truth, got = case.plain(), case.to(torch.float16).fused("reference", upstream=scale)
+    for name in case.leaves():
+        assert (got[name].double() / scale - truth[name]).norm() < 0.01 * truth[name].norm(), name

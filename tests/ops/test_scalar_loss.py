@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from losses import fused, fused_loss
+from losses import fused, fused_loss, plain
 from support import DTYPES, Case, backend_params
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastcsm
 
@@ -79,3 +81,33 @@ def test_gradients_of_a_later_graph_accumulate(backend):
             fused_loss(case, leaves).backward()
     for name, leaf in leaves.items():
         torch.testing.assert_close(leaf.grad, 2 * expected[name], rtol=1e-12, atol=0)
+
+
+def test_a_scaled_loss_scales_gradients_before_float16_rounds_them():
+    case, scale = Case(rows=64), 2.0**20  # as torch.amp.GradScaler does
+    case.alpha, case.beta, case.gamma = (1e-7 * value for value in (case.alpha, case.beta, case.gamma))
+    truth, got = plain(case), fused(case.to(torch.float16), "reference", upstream=scale)
+    for name in case.leaves():
+        assert got[name].dtype is torch.float16
+        assert (got[name].double() / scale - truth[name]).norm() < 0.01 * truth[name].norm(), name
+
+
+def test_a_traced_backward_keeps_the_upstream():
+    case = Case().to(torch.float32)
+    leaves = case.leaves()
+
+    def gradients(scale):
+        return torch.autograd.grad(scale * fused_loss(case, leaves), list(leaves.values()))
+
+    traced = make_fx(gradients)(torch.tensor(1.0))
+    for got, expected in zip(traced(torch.tensor(-3.0)), gradients(torch.tensor(-3.0)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_backward_runs_on_fake_tensors():
+    with FakeTensorMode():
+        leaves = Case().to(torch.float32).leaves()
+        fused_loss(Case().to(torch.float32), leaves).backward()
+    assert {name: leaf.grad.shape for name, leaf in leaves.items()} == {
+        name: leaf.shape for name, leaf in leaves.items()
+    }

@@ -64,7 +64,7 @@ def test_plain_model_reaches_the_discretised_gaussian():
     _check_moments(x, V / (1 - step / V / 4))
 
 
-@pytest.mark.filterwarnings("ignore:the score head runs by forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 @pytest.mark.parametrize("denoise", [False, True])
 def test_conditional_model_reaches_the_last_level(denoise):
     noise = NoiseSchedule(1.0, 0.2, 4)
@@ -148,7 +148,7 @@ def _replace(model, kind):
     return other
 
 
-@pytest.mark.filterwarnings("ignore:the score head runs by forward-mode")
+@pytest.mark.filterwarnings("ignore:the score head runs")
 @pytest.mark.parametrize("kind", ["head", "context_net"])
 @pytest.mark.parametrize("make", [_model, _staged_model])
 def test_fused_and_plain_loops_draw_the_same(make, kind):
@@ -156,6 +156,14 @@ def test_fused_and_plain_loops_draw_the_same(make, kind):
     options = {"seed": 2, "steps": 5, "denoise": True, "given": torch.linspace(-1, 1, 5), "known": 2}
     fused, plain = (m.sample(6, method="langevin", **options) for m in (model, _replace(model, kind)))
     torch.testing.assert_close(fused, plain, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("net", [LinearContext(), MADE(3, (8,), 1)])
+def test_what_is_not_given_may_be_nan(net):
+    model = ARCSM(net, _linear_head(V))
+    given = torch.tensor([0.5, math.nan, math.nan])
+    x = model.sample(4, steps=3, step_size=0.1, given=given, known=1)
+    assert torch.equal(x, model.sample(4, steps=3, step_size=0.1, given=given.nan_to_num(), known=1))
 
 
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])

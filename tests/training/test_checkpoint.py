@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -36,6 +38,23 @@ def test_round_trip(tmp_path):
     assert found.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(found.tensors[k], saved.tensors[k]) for k in saved.tensors)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+
+
+def test_a_file_that_cannot_be_mapped(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    checkpoint.save(tmp_path, _checkpoint())
+    whole = checkpoint.read(tmp_path, tensors=("ema",))
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    found = checkpoint.read(tmp_path, tensors=("ema",))
+    assert dataclasses.replace(found, tensors={}) == dataclasses.replace(whole, tensors={})
+    assert found.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(found.tensors[k], whole.tensors[k]) for k in whole.tensors)
+    path = tmp_path / checkpoint.FILE_NAME
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        checkpoint.read(tmp_path)
 
 
 def test_load_gives_the_averaged_model(tmp_path):

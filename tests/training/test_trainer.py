@@ -78,6 +78,22 @@ def test_the_seed_decides_everything(tmp_path, moons):
     assert not _same(a, c)
 
 
+def test_the_defaults_of_torch_have_no_part(tmp_path, moons):
+    _train(tmp_path / "a", moons)
+    expected = evaluate(checkpoint.load(tmp_path / "a"), moons.test)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        _train(tmp_path / "b", moons)
+        assert torch.get_default_dtype() is torch.float64
+        found = evaluate(checkpoint.load(tmp_path / "b"), moons.test)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert _same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     "changes",
     [
