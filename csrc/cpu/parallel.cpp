@@ -111,6 +111,10 @@ bool Job::stopped() {
   return true;
 }
 
+std::atomic<double> least{kWorth};
+// When torch's pool is tried again: never in a child of fork(), where OpenMP would wait for threads it has not.
+std::atomic<Clock::time_point> torch_again{Clock::time_point::min()};
+
 // Threads that sleep until there is a job, so that they come first when they wake; they end with the process.
 class Pool {
  public:
@@ -155,17 +159,12 @@ class Pool {
   int64_t threads_ = 0;
 };
 
-// Of this process: a child of fork() has none of its parent's threads, and its locks are as they were.
-Pool* pool = nullptr;
-
-Pool& pool_of_process() {
-  static const bool made = [] {
-    pool = new Pool;
-    return pthread_atfork(nullptr, nullptr, [] { pool = new Pool; }) == 0;
-  }();
-  (void)made;
-  return *pool;
-}
+// A child of fork() has none of its parent's threads, and its locks are as they were.
+Pool* pool = new Pool;
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  pool = new Pool;
+  torch_again = Clock::time_point::max();
+});
 
 // Whether new threads, which inherit where the calling one may run, would have a processor each: not where OpenMP binds
 // its threads to processors.
@@ -177,9 +176,6 @@ bool room_for(int64_t threads) {
   return true;
 #endif
 }
-
-std::atomic<double> least{kWorth};
-std::atomic<Clock::time_point> torch_again{Clock::time_point::min()};  // when torch's pool is tried again
 
 // On torch's threads, which spin after its own operations and leave no core to others; it returns when all have come.
 void share_with_torch(Job& job, int64_t team) {
@@ -196,9 +192,14 @@ void share_with_torch(Job& job, int64_t team) {
 }
 
 void share_with_pool(const std::shared_ptr<Job>& job, int64_t team) {
-  pool_of_process().offer(job, team - 1);
+  pool->offer(job, team - 1);
   job->work();
-  pool_of_process().withdraw(job);
+  pool->withdraw(job);
+}
+
+bool avoids_torch(int64_t threads) {
+  const Clock::time_point again = torch_again;
+  return again == Clock::time_point::max() || (Clock::now() < again && room_for(threads));
 }
 
 }  // namespace
@@ -217,7 +218,7 @@ void run_tasks(int64_t tasks, int64_t bytes, int64_t team, TaskFn fn, void* cont
   const auto job = std::make_shared<Job>(tasks, bytes, team, static_cast<char*>(memory.p), fn, context);
   if (team == 1) {
     job->work();
-  } else if (Clock::now() < torch_again.load() && room_for(team)) {
+  } else if (avoids_torch(team)) {
     share_with_pool(job, team);
   } else {
     share_with_torch(*job, team);

@@ -61,7 +61,7 @@ class Library:
         full = op in FULL_PRECISION
 
         def run(*args: Any) -> Any:
-            dtype = (args[0] if isinstance(args[0], torch.Tensor) else args[0][0]).dtype
+            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
             reduced = self.reduced(dtype) and not (full and dtype is torch.float32)
             return kernel(*[_code(a) if isinstance(a, str) else a for a in args], reduced)
 

@@ -49,7 +49,9 @@ def rows(
 
     They are in the dtype that :func:`autocast` means.
     """
-    context, x, *layers_of = autocast(context, x, *head, wide=wide)
+    if isinstance(context, Tensor) and is_autocast_on(_device_type(context)):
+        context, x, *layers_of = autocast(context, x, *head, wide=wide)
+        head = Head(*layers_of)
     floating("context", context)
     like("x", x, context, None)
     if context.dim() != x.dim() + 1 or context.shape[:-1] != x.shape:
@@ -58,7 +60,7 @@ def rows(
             f" got {tuple(x.shape)}"
         )
     features = context.shape[-1]
-    checked = layers(context, features + supplied, Head(*layers_of))
+    checked = layers(context, features + supplied, head)
     if x.dim() != 1:
         context, x = context.reshape(x.numel(), features), x.reshape(-1)
     return Rows(context.contiguous(), x.contiguous()), checked
@@ -100,7 +102,7 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
 
 def _fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: int, first: Tensor) -> bool:
     """Whether :func:`layers` has nothing to say to these, in the fewest questions."""
-    dtype, device = first.dtype, first.device
+    dtype, device, cpu = first.dtype, first.device, first.is_cpu
     for weight, bias in zip(weights, biases, strict=True):
         if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
             return False
@@ -109,7 +111,7 @@ def _fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: int
             return False
         if weight.dtype is not dtype or bias.dtype is not dtype:
             return False
-        if weight.device != device or bias.device != device:
+        if not (cpu and weight.is_cpu and bias.is_cpu) and not (weight.device == bias.device == device):
             return False
         inputs = size[0]
     return inputs == 1
@@ -147,7 +149,7 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
     """
     first = values[0]
-    device = "cpu" if not isinstance(first, Tensor) or first.is_cpu else first.device.type
+    device = _device_type(first) if isinstance(first, Tensor) else "cpu"
     if not is_autocast_on(device):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
@@ -160,6 +162,10 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
         return value
 
     return tuple(cast(value) for value in values)
+
+
+def _device_type(value: Tensor) -> str:
+    return "cpu" if value.is_cpu else value.device.type
 
 
 def floating(name: str, value: Tensor) -> None:
