@@ -6,6 +6,7 @@ Nothing here fails because standard error is missing, closed, full or of a small
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -34,8 +35,9 @@ def tell(line: str) -> None:
 
 
 def _is_terminal() -> bool:
+    """Whether standard error is a terminal with room for a bar: some say that they have no columns."""
     try:
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except (AttributeError, OSError, ValueError):
         return False
 

@@ -43,7 +43,7 @@ from .common.quadrature import (
 )
 from .launch import HeadLaunch, numbers
 
-CANCELLED = tl.constexpr(reference.CANCELLED)
+CANCELLED, UNRESOLVED = tl.constexpr(reference.CANCELLED), tl.constexpr(reference.UNRESOLVED)
 #: Most programs of a launch: they take rows in turn.
 MOST_PROGRAMS = 1 << 16
 
@@ -89,7 +89,7 @@ def solve(context, row, point, head, rule, first, INVERSE: tl.constexpr, S: tl.c
         share = add_feature(share, tl.load(rule.settings + 1).to(COMPUTE), head, like, S)
     panels = first_panels(low, high, first, COMPUTE)
     zeros, both = tl.zeros((MAX_PANELS,), tl.float64), tl.zeros((2,), tl.float64)
-    found = (zeros, zeros, zeros, low * 0.0, both, both, both)
+    found = (zeros, zeros, zeros, low * 0.0, both, both, both, both)
     place, moves = tl.arange(0, MAX_PANELS), tl.zeros((2,), tl.int32)
     rank, waiting = tl.where(place < first, place, -1), first
     valid = (point >= 0) & (point <= 1) if INVERSE else tl.abs(point) < float("inf")
@@ -99,7 +99,7 @@ def solve(context, row, point, head, rule, first, INVERSE: tl.constexpr, S: tl.c
             t = tl.reshape(nodes_of(panels, rank, b, rule.tables, Q).to(COMPUTE), (S.M,))
             s, _ = evaluate(share, t, head, False, S)
             panels = put_panels(panels, rank, b, tl.reshape(s, (Q, NODES)), scale, unit, rule.tables)
-        found = combine(panels, scale, rule.tables)
+        found = combine(panels, scale, low, rule.tables)
         panels, rank, waiting, moves = refine(
             panels, found, moves, valid, point, tolerance, (high - low) / 4, INVERSE
         )
@@ -123,21 +123,24 @@ def total(values):
 
 
 @triton.jit
-def exists(row, valid):
-    """Whether the row has a density."""
-    return valid & (tl.max(row[4], 0) < float("inf")) & (tl.abs(row[3]) < float("inf"))
+def exists(panels, row, point, INVERSE: tl.constexpr):
+    """Whether the row has an answer."""
+    begin, end = range_of(panels)
+    inside = (point >= 0) & (point <= 1) if INVERSE else (point >= begin) & (point <= end)
+    return inside & (tl.max(row[4], 0) < float("inf")) & (tl.abs(row[3]) < float("inf"))
 
 
 @triton.jit(do_not_specialize=["rows", "first"])
 def conditional_density_kernel(
     context, point, head, rule, out, rows: tl.int64, first: tl.int32, INVERSE: tl.constexpr, S: tl.constexpr
 ):
-    scale, low = tl.load(rule.settings), tl.load(rule.settings + 2)
+    scale = tl.load(rule.settings)
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         u = tl.load(point + r).to(tl.float64)
         panels, row = solve(context, r, u, head, rule, first, INVERSE, S)
         a, h, s, integral, _, panel_error, rounding, mass_error = panels
-        start, before, mass, log_z, tails, tail_errors, end_scores = row
+        start, before, mass, log_z, tails, tail_errors, end_scores, end_heights = row
+        panel_error *= tl.where(tl.sum((h > 0).to(tl.int32), 0) < MAX_PANELS, 1.0, UNRESOLVED)
         off = influence(a, h, before, mass, u, INVERSE) * (panel_error + rounding) + mass_error * mass
         off += tl.abs(integral) * CANCELLED
         off = tl.sum(tl.where(h > 0, off, 0.0), 0) + tl.sum(tail_errors, 0)
@@ -169,15 +172,16 @@ def conditional_density_kernel(
             away = tl.log(rest / tails) / end_scores
             first_end, last_end = range_of(panels)
             ends_at = tl.where(left_end, first_end, last_end)
-            heights = tl.where(left_end, 0.0, tl.sum(integral, 0)) + end_scores * away
+            heights = end_heights + end_scores * away
             beyond = tl.max(outside.to(tl.int32), 0) > 0
             place = tl.where(beyond, tl.sum(tl.where(outside, ends_at + away, 0.0), 0), place)
             log_q = tl.where(beyond, tl.sum(tl.where(outside, heights, 0.0), 0) - log_z, log_q)
             off += tl.sum(tl.where(outside, tails, 0.0), 0)
 
-        valid = (u >= 0) & (u <= 1) if INVERSE else tl.abs(u) < float("inf")
-        sound = exists(row, valid) & (off < float("inf"))
-        log_z -= tl.sum(tl.where(a < low, integral, 0.0), 0)
+        sound = exists(panels, row, u, INVERSE) & (off < float("inf"))
+        if not INVERSE:  # in the range of the results
+            log_q = log_q.to(out.x.dtype.element_ty)
+            sound &= (tl.abs(log_q) < float("inf")) & (off.to(out.x.dtype.element_ty) < float("inf"))
         tl.store(out.x + r, tl.where(sound, place, float("nan")).to(out.x.dtype.element_ty))
         tl.store(out.log_density + r, tl.where(sound, log_q, float("nan")).to(out.x.dtype.element_ty))
         tl.store(out.log_normalizer + r, tl.where(sound, log_z, float("nan")).to(out.x.dtype.element_ty))
@@ -205,7 +209,7 @@ def conditional_density_nodes_kernel(
         scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
         c = product(scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
-        sound = exists(row, tl.abs(x) < float("inf"))
+        sound = exists(panels, row, x, False)
         answer = tl.where(sound, total(times(c, values)), float("nan"))
         tl.store(out.score + r, answer.to(out.score.dtype.element_ty))
 

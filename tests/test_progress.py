@@ -1,5 +1,6 @@
 import io
 import math
+import os
 import sys
 import time
 
@@ -14,7 +15,7 @@ class Full(io.StringIO):
 
     def __init__(self, terminal=False):
         super().__init__()
-        self.isatty = lambda: terminal
+        self.isatty, self.fileno = lambda: terminal, lambda: 2
 
     def write(self, text):
         raise OSError(28, "No space left on device")
@@ -30,12 +31,27 @@ def _closed():
 def test_nothing_fails_without_standard_error(monkeypatch, capsys, stream):
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
     tell("ü")
     with Bar("working") as bar:
         for done in range(3):
             bar.to(done, 2, "note")
         bar.say("a line")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("size", "words"), [((80, 24), "50%"), ((0, 24), "step 1"), ((80, 0), "step 1")])
+def test_a_terminal_without_room_gets_lines(monkeypatch, size, words):
+    pytest.importorskip("tqdm")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(stream, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size(size))
+    with Bar("working") as bar:
+        bar.to(1, 2)
+        assert words in stream.getvalue()
 
 
 def test_characters_a_terminal_does_not_have_are_escaped(monkeypatch):

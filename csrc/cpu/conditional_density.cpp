@@ -53,11 +53,17 @@ struct DensityRows {
     block.solve(rows, options, point);
     for (int64_t r = 0; r < rows; ++r) {
       if (a.nodes == nullptr) {
-        store(a, begin + r, block.answer(r, options, point[r]));
+        const DensityRow row = block.answer(r, options, point[r]);
+        store(a, begin + r, fits(row) || a.inverse ? row : kNoDensity);
       } else {
         store_nodes(a, begin + r, block.row[r], point[r]);
       }
     }
+  }
+
+  // Whether log q(x) and its error are in the range of the results.
+  static bool fits(const DensityRow& row) {
+    return __builtin_isfinite(static_cast<T>(row.log_density)) && __builtin_isfinite(static_cast<T>(row.error));
   }
 
   static void store(const DensityArgs& a, int64_t r, const DensityRow& row) {
@@ -66,8 +72,8 @@ struct DensityRows {
   }
 
   void store_nodes(const DensityArgs& a, int64_t r, const Row& row, double point) const {
-    double t[kMaxPanels * kNodes], weight[kMaxPanels * kNodes], score = kNaN;
-    const int64_t count = row.count == 0 ? 0 : row.nodes(*block.q, point, t, weight, score);
+    double t[kMaxPanels * kNodes], weight[kMaxPanels * kNodes], score;
+    const int64_t count = row.nodes(*block.q, point, t, weight, score);
     S* to = static_cast<S*>(a.nodes) + r * kMaxPanels * kNodes;
     T* weights = static_cast<T*>(a.weights) + r * kMaxPanels * kNodes;
     for (int64_t i = 0; i < count; ++i) {

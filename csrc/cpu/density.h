@@ -13,6 +13,7 @@ struct DensityOptions {
 struct DensityRow {
   double point, log_density, log_normalizer, cdf, error, ends[2];
 };
+constexpr DensityRow kNoDensity{kNaN, kNaN, kNaN, kNaN, kInfinity, {kNaN, kNaN}};
 
 // A row's panels in order, and what they are together.
 struct Row {
@@ -21,7 +22,7 @@ struct Row {
   int count, moves[2];
   bool open;
   double start[kMaxPanels], before[kMaxPanels], mass[kMaxPanels];
-  double log_z, tails[2], tail_errors[2];
+  double log_z, heights[2], tails[2], tail_errors[2];  // heights: L at the ends
 
   const Panel& at(int j) const { return panel[order[j]]; }
   double begin() const { return at(0).a; }
@@ -34,17 +35,24 @@ struct Row {
     return panel[count++];
   }
 
-  void combine() {
-    double total = 0, most = -kInfinity;
-    for (int j = 0; j < count; ++j) {
-      start[j] = total;
-      total += at(j).integral;
-      most = larger(most, start[j] + at(j).log_mass);
+  void combine(double low) {
+    double height = 0, most = -kInfinity;
+    int origin = 0;
+    while (at(origin).a < low) ++origin;
+    // Sums begin at `low`: far panels on one side leave no rounding on the other.
+    for (int j = origin; j < count; ++j) {
+      start[j] = height;
+      height += at(j).integral;
     }
+    heights[1] = height, height = 0;
+    for (int j = origin - 1; j >= 0; --j) start[j] = height -= at(j).integral;
+    heights[0] = height;
+    for (int j = 0; j < count; ++j) most = larger(most, start[j] + at(j).log_mass);
     const Panel &first = at(0), &last = at(count - 1);
-    const double beyond[2] = {log_tail(first.left, first.left_slope), log_tail(-last.right, last.right_slope) + total};
+    const double beyond[2] = {log_tail(first.left, first.left_slope) + heights[0],
+                              log_tail(-last.right, last.right_slope) + heights[1]};
     // The same estimate at the inner end of the outermost panels: how far off it was there.
-    const double inside[2] = {log_tail(first.right, first.right_slope) + first.integral,
+    const double inside[2] = {log_tail(first.right, first.right_slope) + heights[0] + first.integral,
                               log_tail(-last.left, last.left_slope) + start[count - 1]};
     for (const double b : beyond)
       if (b < kInfinity) most = larger(most, b);
@@ -83,15 +91,20 @@ struct Row {
       const double real = at(j).error > at(j).rounding ? at(j).error : 0;  // splitting does not help rounding
       sum += share[j] = influence(j, point, o.inverse) * real + at(j).mass_error * mass[j];
     }
-    const double asked[2] = {o.inverse ? (point < tails[0] ? 1. : 0.) : begin() - point,
-                             o.inverse ? (1 - point < tails[1] ? 1. : 0.) : point - end()};
+    const double rest[2] = {point, 1 - point}, away[2] = {begin() - point, point - end()};
+    const double width = (o.high - o.low) / 4;
     bool move[2];
-    for (int side = 0; side < 2; ++side)
-      move[side] = (tail_errors[side] > o.tolerance / 8 || asked[side] > 0) && moves[side] < kMaxMoves;
+    int taken = 0;  // by the ends
+    for (int side = 0; side < 2; ++side) {
+      const bool outside = !o.inverse && away[side] > 0 && moves[side] < kMaxReach;
+      const bool inexact = tail_errors[side] > o.tolerance / 8 || (o.inverse && rest[side] < tails[side]);
+      move[side] = outside || (inexact && moves[side] < kMaxMoves);
+      taken += outside ? moves_to(away[side] / width, moves[side]) : move[side];
+    }
     const int wanted = move[0] + move[1], before_count = count;
     const double least = o.tolerance / (4 * count);
     bool split[kMaxPanels];
-    int splits = 0, room = kMaxPanels - count - wanted;
+    int splits = 0, room = kMaxPanels - count - taken;
     for (int j = 0; j < count; ++j) split[j] = false;
     if (sum > o.tolerance / 2) {
       while (splits < room) {  // the widest needs first
@@ -113,11 +126,17 @@ struct Row {
       pending[news++] = order[j];
       pending[news++] = order[j + 1];
     }
-    if (before_count + wanted > kMaxPanels) return news;
-    const double width = (o.high - o.low) / 4;
+    const bool full = before_count + wanted > kMaxPanels;
     for (int side = 0; side < 2; ++side) {
-      if (!move[side]) continue;
-      const double h = width * static_cast<double>(1 << moves[side]++);
+      if (!move[side] || (full && tails[side] != kInfinity)) continue;
+      const double h = width * growth(moves[side]++);
+      if (full) {  // the outermost panel is stretched
+        const int outermost = order[side == 0 ? 0 : count - 1];
+        if (side == 0) panel[outermost].a -= h;
+        panel[outermost].h += h;
+        pending[news++] = outermost;
+        continue;
+      }
       const double a = side == 0 ? begin() - h : end();
       Panel& p = insert(side == 0 ? 0 : count);
       p.a = a, p.h = h;
@@ -126,19 +145,20 @@ struct Row {
     return news;
   }
 
+  bool exists(double point, bool inverse) const {
+    return tails[0] < kInfinity && tails[1] < kInfinity && __builtin_fabs(log_z) < kInfinity &&
+           (inverse || (begin() <= point && point <= end()));
+  }
+
   DensityRow answer(const Quadrature& q, const DensityOptions& o, double point) const {
     DensityRow r{point, kNaN, kNaN, kNaN, tail_errors[0] + tail_errors[1], {tails[0], tails[1]}};
-    double begins = 0;
+    const double factor = count < kMaxPanels ? 1 : kUnresolved;
     for (int j = 0; j < count; ++j) {
-      r.error += influence(j, point, o.inverse) * (at(j).error + at(j).rounding) + at(j).mass_error * mass[j];
+      r.error += influence(j, point, o.inverse) * (factor * at(j).error + at(j).rounding) + at(j).mass_error * mass[j];
       r.error += kCancelled * __builtin_fabs(at(j).integral);
-      if (at(j).a < o.low) begins += at(j).integral;
     }
-    if (!(tails[0] < kInfinity && tails[1] < kInfinity && __builtin_fabs(log_z) < kInfinity && r.error < kInfinity)) {
-      r.point = r.ends[0] = r.ends[1] = kNaN, r.error = kInfinity;
-      return r;
-    }
-    r.log_normalizer = log_z - begins;
+    if (!(exists(point, o.inverse) && r.error < kInfinity)) return kNoDensity;
+    r.log_normalizer = log_z;
     const int j = place(point, o.inverse);
     const Panel& p = at(j);
     const double half = p.h / 2;
@@ -195,15 +215,20 @@ struct Row {
     const double s = left ? at(0).left : at(count - 1).right;
     const double away = (left ? __builtin_log(u / tails[0]) : __builtin_log((1 - u) / tails[1])) / s;
     r.point = (left ? begin() : end()) + away;
-    r.log_density = (left ? 0 : start[count - 1] + at(count - 1).integral) + s * away - log_z;
+    r.log_density = heights[left ? 0 : 1] + s * away - log_z;
     r.cdf = u;
     r.error += left ? tails[0] : tails[1];
     return r;
   }
 
-  // The nodes t and d log q(point) / d s(t); returns their number.
+  // The nodes t and d log q(point) / d s(t), NaN where there is no density; returns their number.
   int64_t nodes(const Quadrature& q, double point, double* t, double* weight, double& score) const {
-    const int own = place(point, false);
+    score = kNaN;
+    if (count == 0) {
+      for (int i = 0; i < kNodes; ++i) t[i] = 0, weight[i] = kNaN;
+      return kNodes;
+    }
+    const int own = exists(point, false) ? place(point, false) : -1;
     double after = tails[1];
     for (int j = count - 1; j >= 0; --j) {
       const Panel& p = at(j);
@@ -221,7 +246,7 @@ struct Row {
           moved += integral;
         }
         t[j * kNodes + i] = p.a + half * (q.nodes[i] + 1);
-        weight[j * kNodes + i] = half * moved;
+        weight[j * kNodes + i] = own < 0 ? kNaN : half * moved;
       }
       if (j == own) {
         alignas(64) double c[kNodes];
@@ -277,7 +302,7 @@ struct DensityBlock {
       for (int64_t r = 0; r < rows; ++r) {
         Row& own = row[r];
         if (!own.open) continue;
-        own.combine();
+        own.combine(o.low);
         int news[kMaxPanels + 2];
         const int n = own.refine(o, point[r], news);
         for (int i = 0; i < n; ++i) queue(r, news[i]);
@@ -287,8 +312,7 @@ struct DensityBlock {
   }
 
   DensityRow answer(int64_t r, const DensityOptions& o, double point) const {
-    if (row[r].count == 0) return {kNaN, kNaN, kNaN, kNaN, kInfinity, {kNaN, kNaN}};
-    return row[r].answer(*q, o, point);
+    return row[r].count == 0 ? kNoDensity : row[r].answer(*q, o, point);
   }
 
   void evaluate(int64_t waiting, const DensityOptions& o) {

@@ -52,6 +52,11 @@ FASTCSM_INLINE void store(const DensityArgs& args, int64_t row, const DensityRes
   if (lane % kNodes == 0) static_cast<float*>(args.ends)[2 * row + lane / kNodes] = float(r.end);
 }
 
+// Whether log q(x) and its error are in the range of the results.
+FASTCSM_INLINE bool fits(const DensityResult& r) {
+  return fabsf(float(r.log_density)) < float(kInfinity) && float(r.error) < float(kInfinity);
+}
+
 // The row's nodes and weights, zeros after the last.
 template <class S>
 FASTCSM_INLINE void store_nodes(const DensityArgs& args, int64_t row, RowDensity& density, bool valid, int lane) {
@@ -102,10 +107,9 @@ __global__ void __launch_bounds__(kMostWarps<P>* kWarp, 1)
     }
     if (args.nodes) {
       store_nodes<Element<P>>(args, row, density, valid, lane);
-    } else if (valid) {
-      store(args, row, density.answer(), lane);
     } else {
-      store(args, row, {kNaN, kNaN, kNaN, kNaN, kInfinity, kNaN}, lane);
+      const DensityResult r = valid ? density.answer() : no_density();
+      store(args, row, args.inverse || fits(r) ? r : no_density(), lane);
     }
   }
 }

@@ -10,9 +10,9 @@
 
 #include <limits>
 
+#include "cuda/lanes.h"
 #include "common/density_args.h"
 #include "common/quadrature.h"
-#include "cuda/lanes.h"
 
 namespace fastcsm {
 
@@ -71,6 +71,7 @@ struct PanelMemory {
 struct DensityResult {
   double point, log_density, log_normalizer, cdf, error, end;  // end: of the lane's side
 };
+FASTCSM_INLINE DensityResult no_density() { return {kNaN, kNaN, kNaN, kNaN, kInfinity, kNaN}; }
 
 class RowDensity {
  public:
@@ -147,35 +148,40 @@ class RowDensity {
       sum += share[i];
     }
     sum = sum_over_lanes(sum);
-    const bool outside = args_.inverse ? (side_ == 0 ? point_ : 1 - point_) < tail_
-                                       : (side_ == 0 ? point_ < begin_of_row() : point_ > end_of_row());
-    int move = (tail_error_ > args_.tolerance / 8 || outside) && moves_ < kMaxMoves;
+    const double away = side_ == 0 ? begin_of_row() - point_ : point_ - end_of_row();
+    const bool outside = !args_.inverse && away > 0 && moves_ < kMaxReach;
+    const bool inexact = tail_error_ > args_.tolerance / 8 || (args_.inverse && rest() < tail_);
+    int move = outside || (inexact && moves_ < kMaxMoves);
     const int wanted = move + __shfl_xor_sync(kAll, move, kNodes);
+    int taken = move;  // by the side's end
+    if (outside) taken = moves_to(away / first_move(), moves_);
+    taken += __shfl_xor_sync(kAll, taken, kNodes);
     int split[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       split[i] = exists(i) && sum > args_.tolerance / 2 && share[i] > args_.tolerance / (4 * count_);
     }
-    const int room = kMaxPanels - count_ - wanted;
+    const int room = kMaxPanels - count_ - taken;
     if (sum_over_lanes(split[0] + split[1]) > room) keep_widest(share, split, room);
-    if (count_ + wanted > kMaxPanels) move = 0;
-    insert(split, move);
+    const bool full = count_ + wanted > kMaxPanels;
+    const int stretch = full && move && tail_ == kInfinity;
+    insert(split, full ? 0 : move);
+    if (full) widen(stretch);
   }
 
   // The answer, which all lanes get alike; of a row without one NaN, and an infinite error.
   FASTCSM_INLINE DensityResult answer() {
-    double sums[2] = {node_ == 0 ? tail_error_ : 0, 0};
+    const double factor = count_ < kMaxPanels ? 1 : kUnresolved;
+    double error = node_ == 0 ? tail_error_ : 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (!exists(i)) continue;
       const int p = panel(i);
-      sums[0] += influence(i) * (m_.error[p] + m_.rounding[p]) + m_.mass_error[p] * mass_[i];
-      sums[0] += kCancelled * fabs(m_.integral[p]);
-      if (m_.a[p] < args_.low) sums[1] += m_.integral[p];
+      error += influence(i) * (factor * m_.error[p] + m_.rounding[p]) + m_.mass_error[p] * mass_[i];
+      error += kCancelled * fabs(m_.integral[p]);
     }
-    const double sum = sum_over_lanes<kWarp>(sums, lane_);
-    DensityResult r{kNaN, kNaN, log_z_ - of_lane(sum, 1), kNaN, of_lane(sum, 0), tail_};
-    if (!(sound() && r.error < kInfinity)) return {kNaN, kNaN, kNaN, kNaN, kInfinity, kNaN};
+    DensityResult r{kNaN, kNaN, log_z_, kNaN, sum_over_lanes(error), tail_};
+    if (!(sound() && r.error < kInfinity)) return no_density();
 
     const int j = place();
     const double start = of_panel(start_, j), before = of_panel(before_, j);
@@ -263,10 +269,14 @@ class RowDensity {
     const int p = m_.order[count_ - 1];
     return m_.a[p] + m_.h[p];
   }
-  // Whether the row has a density.
+  // Whether the row has an answer.
   FASTCSM_INLINE bool sound() const {
-    return of_lane(tail_, 0) < kInfinity && of_lane(tail_, kNodes) < kInfinity && fabs(log_z_) < kInfinity;
+    return of_lane(tail_, 0) < kInfinity && of_lane(tail_, kNodes) < kInfinity && fabs(log_z_) < kInfinity &&
+           (args_.inverse || (begin_of_row() <= point_ && point_ <= end_of_row()));
   }
+  // The probability on the point's side.
+  FASTCSM_INLINE double rest() const { return side_ == 0 ? point_ : 1 - point_; }
+  FASTCSM_INLINE double first_move() const { return (args_.high - args_.low) / 4; }
 
   // Hands every lane's number to all.
   FASTCSM_INLINE void put(double x) {
@@ -294,15 +304,25 @@ class RowDensity {
   }
 
   FASTCSM_INLINE void combine() {
-    double integral[2], log_mass[2];
+    // Sums begin at `low`: far panels on one side leave no rounding on the other.
+    double integral[2], below[2], log_mass[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      integral[i] = exists(i) ? m_.integral[panel(i)] : 0;
+      const double all = exists(i) ? m_.integral[panel(i)] : 0;
+      const bool left = exists(i) && m_.a[panel(i)] < args_.low;
+      integral[i] = left ? 0 : all, below[i] = left ? all : 0;
       log_mass[i] = exists(i) ? m_.log_mass[panel(i)] : -kInfinity;
     }
     start_[0] = sum_before(integral[0] + integral[1], lane_);
     start_[1] = start_[0] + integral[0];
-    const double total = of_lane(start_[1] + integral[1], kWarp - 1);
+    const double last_height = of_lane(start_[1] + integral[1], kWarp - 1);
+    if (begin_of_row() < args_.low) {
+      const double after = sum_after(below[0] + below[1], lane_) + below[1];
+      start_[1] -= after;
+      start_[0] -= after + below[0];
+    }
+    const double first_height = of_lane(start_[0], 0);
+    height_ = side_ == 0 ? first_height : last_height;
 
     // s and s' at the ends of the side's outermost panel: outwards the row's end, inwards the panel's other one.
     const int outermost = m_.order[side_ == 0 ? 0 : count_ - 1];
@@ -318,10 +338,10 @@ class RowDensity {
     const double last_start = of_panel(start_, count_ - 1);
     double beyond, inside;
     if (side_ == 0) {
-      beyond = log_tail(left, left_slope);
-      inside = log_tail(right, right_slope) + m_.integral[outermost];
+      beyond = log_tail(left, left_slope) + height_;
+      inside = log_tail(right, right_slope) + height_ + m_.integral[outermost];
     } else {
-      beyond = log_tail(-right, right_slope) + total;
+      beyond = log_tail(-right, right_slope) + height_;
       inside = log_tail(-left, left_slope) + last_start;
     }
 
@@ -390,7 +410,7 @@ class RowDensity {
       m_.pending[2 * before] = uint16_t(p), m_.pending[2 * before + 1] = uint16_t(half);
     }
     if (move) {
-      const double width = (args_.high - args_.low) / 4 * double(1 << moves_);
+      const double width = first_move() * growth(moves_);
       const int p = count_ + splits + (side_ == 1 ? left : 0);
       if (node_ == 0) {
         m_.order[side_ == 0 ? 0 : p] = uint16_t(p);
@@ -401,6 +421,23 @@ class RowDensity {
     }
     count_ += splits + left + right;
     pending_ = 2 * splits + left + right;
+    __syncwarp();
+  }
+
+  // Stretches the outermost panels instead.
+  FASTCSM_INLINE void widen(int stretch) {
+    const int left = __shfl_sync(kAll, stretch, 0), right = __shfl_sync(kAll, stretch, kNodes);
+    if (stretch) {
+      const double width = first_move() * growth(moves_);
+      const int p = m_.order[side_ == 0 ? 0 : count_ - 1];
+      if (node_ == 0) {
+        if (side_ == 0) m_.a[p] -= width;
+        m_.h[p] += width;
+        m_.pending[side_ == 1 ? left : 0] = uint16_t(p);
+      }
+      ++moves_;
+    }
+    pending_ = left + right;
     __syncwarp();
   }
 
@@ -435,13 +472,10 @@ class RowDensity {
 
   // A quantile beyond the ends, of an exponential tail with the score there; others as they are.
   FASTCSM_INLINE DensityResult in_tail(DensityResult r) const {
-    const double rest = side_ == 0 ? point_ : 1 - point_;
-    const double away = log(rest / tail_) / end_score_;
+    const double away = log(rest() / tail_) / end_score_;
     const double x = (side_ == 0 ? begin_of_row() : end_of_row()) + away;
-    const double last_start = of_panel(start_, count_ - 1);
-    const double height = side_ == 0 ? 0 : last_start + m_.integral[m_.order[count_ - 1]];
-    const double log_density = height + end_score_ * away - log_z_;
-    const int outside = rest < tail_;
+    const double log_density = height_ + end_score_ * away - log_z_;
+    const int outside = rest() < tail_;
 #pragma unroll
     for (int side = 1; side >= 0; --side) {
       const double end_x = of_lane(x, side * kNodes), end_density = of_lane(log_density, side * kNodes);
@@ -460,7 +494,7 @@ class RowDensity {
   double point_;
   int count_, pending_, moves_;
   double start_[2], before_[2], mass_[2];  // L at the panels' left ends, probability left of them and of them
-  double log_z_, tail_, tail_error_, end_score_;
+  double log_z_, height_, tail_, tail_error_, end_score_;  // the last four of the side's end
 };
 
 }  // namespace fastcsm

@@ -50,4 +50,15 @@ FASTCSM_INLINE T sum_before(T x, int lane) {
   return lane == 0 ? T(0) : sum;
 }
 
+// The sum over the lanes above this one.
+FASTCSM_INLINE double sum_after(double x, int lane) {
+#pragma unroll
+  for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+    const double above = __shfl_sync(kAll, x, lane + lanes < kWarp ? lane + lanes : lane);
+    if (lane + lanes < kWarp) x += above;
+  }
+  const double sum = __shfl_sync(kAll, x, lane == kWarp - 1 ? lane : lane + 1);
+  return lane == kWarp - 1 ? 0. : sum;
+}
+
 }  // namespace fastcsm

@@ -72,7 +72,9 @@ def run(given: argparse.Namespace) -> int:
     model = checkpoint.load(given.run, ema=not given.no_ema, device=device)
     methods = _methods(given.method, model)
     source = given.data or saved.config.data
-    x = _held_out(source, given, saved).to(next(model.parameters()))
+    like = next(model.parameters())
+    # Densities are at least float32: rows rounded to fewer bits would be others.
+    x = _held_out(source, given, saved).to(like.device, torch.promote_types(like.dtype, torch.float32))
     strange = _held_out(given.ood, given, saved).to(x) if given.ood else None
     result: dict[str, Any] = {
         "run": str(given.run),
@@ -125,7 +127,7 @@ def _held_out(source: str, given: argparse.Namespace, saved: Checkpoint) -> torc
         if not own:
             raise
         raise UsageError(f"{error}, on which the run was trained: say by --data where it is") from None
-    if own and loaded.fingerprint() != saved.fingerprint:
+    if own and not loaded.is_of(saved.fingerprint):
         raise UsageError(
             f"data '{source}' is not what the run was trained on, expected the same training rows, or --data "
             "for others"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,11 @@ class Transform:
         )
 
 
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The same numbers whatever the defaults of torch are."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Raw rows (uint8, float32 or float64, (N, D)) in three splits and their transform.
@@ -118,13 +124,13 @@ class Dataset:
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Training rows ``indices`` (B,) in model space (B, D), dequantised afresh from ``generator``."""
         rows = self.train[indices]
-        return self.transform.encode(rows, torch.rand(rows.shape, generator=generator))
+        return self.transform.encode(rows, _uniform(rows.shape, generator))
 
     def held_out(self, split: str, seed: int, limit: int | None = None) -> Tensor:
         """Split "val" or "test" in model space, at most ``limit`` rows, dequantised once from ``seed``."""
         rows = {"val": self.val, "test": self.test}[split][:limit]
         generator = torch.Generator().manual_seed(seed)
-        return self.transform.encode(rows, torch.rand(rows.shape, generator=generator))
+        return self.transform.encode(rows, _uniform(rows.shape, generator))
 
     def fingerprint(self, split: str = "train") -> str:
         """SHA-256 over a split's raw rows, shape and type: a resumed run must see the same data."""
@@ -132,3 +138,9 @@ class Dataset:
         digest = hashlib.sha256(f"{tuple(rows.shape)} {rows.dtype}".encode())
         digest.update(rows.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is that of the training rows, or of what float32 makes of them."""
+        if self.train.dtype == torch.float64 and fingerprint != self.fingerprint():
+            return fingerprint == dataclasses.replace(self, train=self.train.float()).fingerprint()
+        return fingerprint == self.fingerprint()

@@ -43,8 +43,24 @@ class LogDensity(NamedTuple):
     ends: Tensor
 
 
+class _Constant(torch.autograd.Function):
+    """A value that was computed without gradients: asking for one raises, and does not leave it out."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *inputs: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            "the density of method 'flow' is not differentiable: use method 'quadrature', or no_grad"
+        )
+
+
 class Conditionals:
     """The one-dimensional conditionals q(x_d given c_d) of a score head, for rows of contexts.
+
+    Results are in the head's dtype, at least float32; x and probabilities may be of any floating dtype.
 
     Args:
         head: what :func:`fastcsm.networks.heads.of` makes of a head.
@@ -99,15 +115,16 @@ class Conditionals:
     def log_density(self, context: Tensor, x: Tensor) -> LogDensity:
         """log q(x given c) of rows: context (..., C) without log sigma, x (...).
 
-        Differentiable by quadrature, not by the flow.
+        Differentiable by quadrature, not by the flow, whose backward pass raises RuntimeError.
         """
         if self._base == self.sigma:
             found = self._integrate(context, x, False)
             return LogDensity(found.log_density, found.error, found.ends)
         with torch.no_grad():
-            x, change, error = self._flow(context, x, (self.sigma, self._base), True)
-            found = self._integrate(context, x, False)
-            return LogDensity(found.log_density - change, found.error + error, found.ends)
+            end, change, error = self._flow(context, x, (self.sigma, self._base), True)
+            found = self._integrate(context, end, False)
+        log_density = _Constant.apply(found.log_density - change, context, x, *self._head.parameters())
+        return LogDensity(log_density, found.error + error, found.ends)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, x: Tensor) -> Tensor:
@@ -118,7 +135,7 @@ class Conditionals:
     def quantile(self, context: Tensor, u: Tensor) -> Tensor:
         """x with P(X <= x given c) = u of rows."""
         x = self._integrate(context, u, True).point
-        return self._flow(context, x.to(u.dtype), (self._base, self.sigma))[0].to(u.dtype)
+        return self._flow(context, x, (self._base, self.sigma))[0]
 
     def interval(self) -> functional.Interval:
         """Where the panels begin."""

@@ -20,7 +20,7 @@ def anomaly_scores(
 
     log q is NaN where it does not exist.
     """
-    sums = torch.cat([model.score(part).sum(1) for part in x.split(256)])
+    sums = torch.cat([model.score(part).double().sum(1) for part in x.split(256)])
     return {
         "score_sum": sums,
         "log_likelihood": log_densities(model, x, method, progress=progress).log_density.sum(1),

@@ -31,7 +31,7 @@ def log_densities(
 
     Args:
         model: in evaluation mode.
-        x: in model space, on the model's device and in its dtype.
+        x: in model space, on the model's device.
         method, options: as for the model's ``log_density``.
         progress: called with (samples done, samples in all).
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
-from ..models.model import Model
+from ..models.model import Model, in_dtype_of
 from ..networks.heads import Part
 
 
@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode.
-        x: held-out data in model space (N, D), on the model's device and in its dtype.
+        x: held-out data in model space (N, D), on the model's device.
         sigmas: noise levels; the model's own levels by default, and only these where its heads do not read
             the level.
         seed: of the noise.
@@ -39,7 +39,7 @@ def evaluate(
     Raises:
         ValueError: a level is not positive, or not one of the model's where it must be.
     """
-    levels = _levels(model.parts(), sigmas)
+    levels, x = _levels(model.parts(), sigmas), in_dtype_of(model, x)
     generator = torch.Generator().manual_seed(seed)
     values: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in levels]
     for rows in x.split(batch_size):

@@ -24,15 +24,11 @@ def new_figure(width: float, height: float) -> Any:
     """
     try:
         canvas, figure_of = _matplotlib()
-    except ModuleNotFoundError:
-        raise ImportError(
-            "pictures need matplotlib, which is not installed: pip install matplotlib"
-        ) from None
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ImportError(
-            f"pictures need matplotlib, which cannot be imported ({type(error).__name__}: {reason})"
-        ) from None
+        why, advice = f"which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})", ""
+        if getattr(error, "name", None) == "matplotlib":
+            why, advice = "which is not installed", ": pip install matplotlib"
+        raise ImportError(f"pictures need matplotlib, {why}{advice}") from None
     figure = figure_of(figsize=(width, height), dpi=150, layout="constrained")
     canvas(figure)
     return figure
@@ -44,7 +40,7 @@ def _matplotlib() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except Exception as error:
         named = os.environ.get("MPLBACKEND")
-        if not named or isinstance(error, ModuleNotFoundError) or "matplotlib" in sys.modules:
+        if not named or "matplotlib" in (getattr(error, "name", None), *sys.modules):
             raise
         warnings.warn(f"MPLBACKEND is '{named}', which matplotlib refuses: drawing by agg", stacklevel=2)
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..models.model import no_density
+
 
 def evaluation(result: dict[str, Any]) -> str:
     """The tables of an evaluation, from what its JSON holds."""
@@ -47,6 +49,11 @@ def _likelihood(rows: list[dict[str, Any]], log_volume: float) -> list[str]:
             f"{row['method']:>10}  {of:>13}  {_cell(row['nats'], 3):>20}  {as_given:>12}  "
             f"{_cell(row['nats_per_dimension']):>20}  {_cell(row.get('bits_per_dimension')):>18}  "
             f"{error:>8}  {row['diverged']} of {row['samples']}"
+        )
+    worst = max(rows, key=lambda row: row["diverged"])
+    if worst["diverged"]:
+        lines.append(
+            f"diverged, and left out of the means: {no_density(worst['diverged'], worst['samples'])}"
         )
     return lines
 

@@ -49,7 +49,7 @@ def rows(
 
     They are in the dtype that :func:`autocast` means.
     """
-    if isinstance(context, Tensor) and is_autocast_on(_device_type(context)):
+    if wide or (isinstance(context, Tensor) and is_autocast_on(_device_type(context))):
         context, x, *layers_of = autocast(context, x, *head, wide=wide)
         head = Head(*layers_of)
     floating("context", context)
@@ -146,11 +146,12 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     """The arguments of a call; where torch.autocast is on for the first one's device, in the dtype it means.
 
     As for torch.nn.functional.linear that is autocast's own dtype; where ``wide``, as for functions that need
-    the range or precision, float32. Tensors of float64 stay as they are, and so does all that is no tensor.
+    the range or precision, float32, and for float16, which has not the range, without autocast too. Tensors
+    of float64 stay as they are, and so does all that is no tensor.
     """
-    first = values[0]
-    device = _device_type(first) if isinstance(first, Tensor) else "cpu"
-    if not is_autocast_on(device):
+    first = values[0] if isinstance(values[0], Tensor) else torch.empty(())
+    device, half = _device_type(first), wide and first.dtype is torch.float16
+    if not (half or is_autocast_on(device)):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
 
@@ -197,8 +198,10 @@ def degrees_of(name: str, value: Tensor, size: int, device: torch.device) -> Ten
 
 
 def at_least(least: int, **values: int) -> None:
-    """Every value must be at least so large; they are named in the message."""
+    """Every value must be a whole number, at least so large; they are named in the message."""
     for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 

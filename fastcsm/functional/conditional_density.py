@@ -53,9 +53,11 @@ def conditional_density(
         :class:`Density`: ``point`` (x or the quantile), ``log_density`` log q(point) in nats,
         ``log_normalizer`` log of the integral of exp(L), L the integral of the score from ``low``, ``cdf``
         P(X <= point), ``error`` the estimated error, and ``ends`` the probabilities left and right of all
-        panels; of the dtype of x, float32 for 16-bit dtypes. Where the density does not exist (the score does
-        not point back at the ends, however far out) the row is NaN and its error inf. An error above the
-        tolerance means that 64 panels, or rounding, do not allow a better one.
+        panels; of the dtype of x, float32 for 16-bit dtypes. A row is NaN and its error inf where the density
+        does not exist (the score does not point back at the ends, however far out), where x is not finite or
+        some 1e32 times the interval away, and where log q, or its error, is beyond the range of that dtype
+        (the normal law's in float32 from 2.6e19 standard deviations on). An error above the tolerance means
+        that 64 panels, or rounding, do not allow a better one.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device, shape or range.

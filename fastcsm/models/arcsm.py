@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
-from ..functional.arguments import one_of
+from ..functional.arguments import one_of, positive
 from ..networks import heads
 from ..networks.constants import Constants
 from ..networks.context import contexts
@@ -17,7 +17,7 @@ from ..networks.heads import Part
 from ..networks.score_head import ScoreHead
 from ..noise.levels import Levels
 from .autoregressive import Autoregressive
-from .model import Noise, check_data
+from .model import Noise, check_data, in_dtype_of
 
 
 class NoiseSchedule(Levels):
@@ -269,12 +269,12 @@ class ARCSM(Autoregressive, Constants):
         """Scores of all dimensions at x, in one pass.
 
         Args:
-            x: (B, D), read as it is by the context network and the head.
+            x: (B, D), of any floating dtype, read as it is, but rounded, by the context network and the head.
             sigma: noise level of the scores, conditional form only; the last level by default. The staged
                 form answers for its current level.
 
         Returns:
-            (B, D); differentiable once.
+            (B, D), in the model's dtype; differentiable once.
 
         Raises:
             ValueError: if sigma is given and the model has no conditional noise schedule.
@@ -282,9 +282,9 @@ class ARCSM(Autoregressive, Constants):
         check_data(x)
         if sigma is not None and not self.conditional:
             raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
-        if sigma is not None and not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        head = heads.of(self.head, self.conditional).at(sigma or self.sigma_min)
+        level = self.sigma_min if sigma is None else positive("sigma", sigma)
+        head = heads.of(self.head, self.conditional).at(level)
+        x = in_dtype_of(self.context_net, x)
         return head.score_and_derivative(self.context_net(x), x)[0]
 
     def settings(self) -> dict[str, str]:

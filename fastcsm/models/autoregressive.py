@@ -13,7 +13,7 @@ from ..densities import Accuracy, Conditionals, LogDensity
 from ..functional.arguments import one_of
 from ..networks.context import in_order
 from ..networks.heads import Part
-from .model import Model, check_data
+from .model import Model, check_data, in_dtype_of
 
 
 class Autoregressive(Model):
@@ -115,7 +115,7 @@ class Autoregressive(Model):
         reads x itself, which is right for sigma = sigma_L.
 
         Args:
-            x: (B, D).
+            x: (B, D), of any floating dtype: what the context network reads is rounded to the network's.
             method: "quadrature", the integral of the scores of level sigma; or "flow", that of the first
                 level carried along the probability flow (the default of a conditional model, which it needs).
             sigma: noise level, conditional form only; the last by default.
@@ -127,14 +127,15 @@ class Autoregressive(Model):
         Returns:
             :class:`fastcsm.densities.LogDensity`: ``log_density`` (B, D) in nats, NaN where a density does
             not exist; ``error`` (B, D), inf there; ``ends`` (B, D, 2), the probabilities beyond the interval
-            of integration. The log-density is differentiable by quadrature.
+            of integration. All are in the model's dtype, at least float32. The log-density is differentiable
+            by quadrature.
 
         Raises:
             ValueError: the method is not known, or it or sigma needs a conditional model.
         """
         check_data(x)
         rows = self.conditionals(method, sigma=sigma, base=base, tolerance=tolerance)
-        return rows.log_density(self.parts()[-1].context_net(x), x)
+        return rows.log_density(self._contexts(x), x)
 
     @torch.no_grad()
     def cdf(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
@@ -143,7 +144,7 @@ class Autoregressive(Model):
         For x from the model these are independent uniform variables (Rosenblatt's transform).
         """
         check_data(x)
-        return self.conditionals(method, **options).cdf(self.parts()[-1].context_net(x), x)
+        return self.conditionals(method, **options).cdf(self._contexts(x), x)
 
     @torch.no_grad()
     def quantile(self, u: Tensor, method: str | None = None, **options: Any) -> Tensor:
@@ -154,11 +155,17 @@ class Autoregressive(Model):
             method, options: as for :meth:`log_density`.
 
         Returns:
-            (B, D), in the dtype of u.
+            (B, D), in the model's dtype, at least float32.
         """
         check_data(u, "u")
-        rows = self.conditionals(method, **options)
-        x = torch.zeros_like(u)
-        for d, context in in_order(self.parts()[-1].context_net, x):
-            x[:, d] = rows.quantile(context, u[:, d])
-        return x
+        rows, net = self.conditionals(method, **options), self.parts()[-1].context_net
+        x = in_dtype_of(net, torch.zeros_like(u))
+        found = {}
+        for d, context in in_order(net, x):
+            x[:, d] = found[d] = rows.quantile(context, u[:, d])
+        return torch.stack([found[d] for d in range(len(found))], 1)
+
+    def _contexts(self, x: Tensor) -> Tensor:
+        """Contexts (B, D, C) of the last part."""
+        net = self.parts()[-1].context_net
+        return net(in_dtype_of(net, x))

@@ -15,7 +15,7 @@ from ..functional.arguments import at_least, one_of
 from ..networks.constants import Constants
 from ..networks.context import in_order
 from ..networks.made import MADE
-from .model import Model, Noise
+from .model import Model, Noise, check_data, in_dtype_of
 
 
 class MixtureMADE(Model, Constants):
@@ -77,17 +77,26 @@ class MixtureMADE(Model, Constants):
         return -self.log_prob(x).mean()
 
     def log_density(self, x: Tensor, method: str | None = None) -> LogDensity:  # type: ignore[override]
-        """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact"."""
+        """log q(x_d given x_<d), in nats, of x (B, D): exact, differentiable once; ``method`` is "exact".
+
+        In the model's dtype, at least float32; x may be of any floating dtype.
+        """
         if method is not None:
             one_of("method", method, self.density_methods)
-        logits, means, log_scales = self._split(self.made(x))
+        check_data(x)
+        logits, means, log_scales = self._split(self.made(in_dtype_of(self.made, x)))
+        x = x.to(means.dtype)
         z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
         terms = F.log_softmax(logits, -1) - z - log_scales - 2 * F.softplus(-z)
         found = torch.logsumexp(terms, -1)
         return LogDensity(found, torch.zeros_like(found), found.new_zeros(*found.shape, 2))
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, means and log scales (..., K) of outputs (..., 3 K)."""
+        """Logits, means and log scales (..., K) of outputs (..., 3 K), at least float32.
+
+        16 bits round uniform numbers to 0 and 1.
+        """
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         logits, means, log_scales = outputs.unflatten(-1, (3, self.components)).unbind(-2)
         return logits, means, log_scales.clamp(min=self.min_log_scale)
 
@@ -117,12 +126,11 @@ class MixtureMADE(Model, Constants):
     def _sample(self, n: int, seed: int, progress: Callable[[int, int], None] | None) -> Tensor:
         like = next(self.made.parameters())
         x = torch.zeros(n, self.features, dtype=like.dtype, device=like.device)
-        wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits round uniform numbers to 0 and 1
         samples = torch.arange(n, device=x.device)
         for k, (d, outputs) in enumerate(in_order(self.made, x)):
-            logits, means, log_scales = self._split(outputs.to(wide))
+            logits, means, log_scales = self._split(outputs)
             dimension = torch.full_like(samples, d)
-            u = [random.uniform(seed, samples, dimension, step, wide) for step in range(2)]
+            u = [random.uniform(seed, samples, dimension, step, means.dtype) for step in range(2)]
             below = logits.softmax(-1).cumsum(-1) < u[0].unsqueeze(1)
             chosen = below.sum(1, keepdim=True).clamp(max=self.components - 1)
             mean, log_scale = means.gather(1, chosen).squeeze(1), log_scales.gather(1, chosen).squeeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -102,8 +103,17 @@ class Model(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no density")
 
     def log_prob(self, x: Tensor, method: str | None = None, **options: Any) -> Tensor:
-        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments."""
-        return self.log_density(x, method, **options).log_density.sum(1)
+        """log q(x) of every sample (B,) in nats: the sum of :meth:`log_density`, with its arguments.
+
+        In the model's dtype, at least float32; x may be of any floating dtype. A row without a density is
+        NaN, and a warning counts them.
+        """
+        found = self.log_density(x, method, **options).log_density.sum(1)
+        if not torch.compiler.is_compiling():
+            missing = int(found.isnan().sum())
+            if missing:
+                warnings.warn(no_density(missing, len(found)), stacklevel=2)
+        return found
 
     def bits_per_dim(self, x: Tensor, grey_levels: int = 256, method: str | None = None) -> Tensor:
         """Negative log-likelihood of dequantised grey values, in bits a dimension.
@@ -133,6 +143,21 @@ class Model(nn.Module):
             yield
         finally:
             self.train(was_training)
+
+
+def no_density(missing: int, rows: int) -> str:
+    """What is to be said of rows whose log q is NaN."""
+    return (
+        f"{missing} of {rows} rows have no density (NaN): they are not finite, or a conditional's score does"
+        " not point back to the data however far out; leave them out of a mean and say so, or count them as"
+        " the strangest; longer training, or fine-tuning by likelihood, gives them one"
+    )
+
+
+def in_dtype_of(module: nn.Module, x: Tensor) -> Tensor:
+    """x in the floating dtype of the module's parameters, if it has any."""
+    dtypes = (value.dtype for value in module.parameters() if value.is_floating_point())
+    return x.to(next(dtypes, x.dtype))
 
 
 def check_data(x: Tensor, name: str = "x") -> None:

@@ -127,6 +127,18 @@ class Fused(_Head):
         weights, biases, frequencies, activation = self.layers
         return function(*rows, weights, biases, activation=activation, frequencies=frequencies, **options)
 
+    def _call_wide(self, function: Callable[..., Any], context: Tensor, x: Tensor, **options: Any) -> Any:
+        """A call in the head's dtype, at least float32: 16 bits cannot tell the points of a density apart."""
+        weights, biases, frequencies, activation = self.layers
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
+        wide = functional.Head(
+            [weight.to(dtype) for weight in weights],
+            [None if bias is None else bias.to(dtype) for bias in biases],
+            None if frequencies is None else frequencies.to(dtype),
+            activation,
+        )
+        return Fused(wide)._call(function, context.to(dtype), x.to(dtype), **options)
+
     def score(self, context: Tensor, x: Tensor) -> Tensor:
         """s (...) of x (...) given contexts (..., C)."""
         return self._call(functional.score, context, x)
@@ -150,7 +162,7 @@ class Fused(_Head):
         options: dict[str, Any] = interval._asdict() | {"inverse": inverse}
         if sigma is not None:
             options |= {"score_scale": 1 / sigma, "stage_feature": math.log(sigma)}
-        return self._call(functional.conditional_density, context, x, **options)
+        return self._call_wide(functional.conditional_density, context, x, **options)
 
     @torch.no_grad()
     def flow(
@@ -158,7 +170,7 @@ class Fused(_Head):
     ) -> Flow:
         """:func:`fastcsm.functional.probability_flow` from the first of two noise levels to the second."""
         options = {"sigma_from": levels[0], "sigma_to": levels[1], "tolerance": tolerance, "change": change}
-        return self._call(functional.probability_flow, context, x, **options)
+        return self._call_wide(functional.probability_flow, context, x, **options)
 
     def langevin(self, context: Tensor, x: Tensor, stages: Stages, **numbers: Any) -> Tensor:
         """:func:`fastcsm.functional.langevin`; ``numbers`` are seed, samples, dimensions and first_step."""
@@ -236,11 +248,11 @@ class ByAutodiff(_Head):
             own = with_level(own, torch.full_like(t, sigma))
             return self.score(own, t.to(rows.dtype)).double() / sigma
 
-        low, high, tolerance, panels = interval
+        x, (low, high, tolerance, panels) = _wide(x, rows), interval
         tolerance = default_tolerance(tolerance, x)
-        unit = torch.finfo(x.dtype).eps
+        unit = torch.finfo(rows.dtype).eps
         found = quadrature.solve(score, low, high, x.reshape(-1).double(), inverse, tolerance, panels, unit)
-        values = [value.to(x.dtype) for value in found]
+        values = quadrature.rounded(found, x.dtype, inverse)
         shaped = [value.reshape(x.shape) for value in values[:-1]]
         return Density._make([*shaped, values[-1].reshape(*x.shape, 2)])
 
@@ -258,6 +270,7 @@ class ByAutodiff(_Head):
             s, ds = self.score_and_derivative(own, t)
             return s.double(), ds.double()
 
+        x = _wide(x, rows)
         tolerance = default_tolerance(tolerance, x)
         found = probability_flow.solve(output, x.reshape(-1).double(), *levels, tolerance, change)
         return Flow._make(value.to(x.dtype).reshape(x.shape) for value in found)
@@ -317,6 +330,11 @@ def with_level(context: Any, sigma: float | Tensor) -> Any:
     if not isinstance(sigma, Tensor):
         return _with_feature(context, math.log(sigma))
     return torch.cat([context, sigma.log().to(context.dtype).unsqueeze(-1)], -1)
+
+
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    """x in the dtype of ``like``, at least float32."""
+    return x.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _with_feature(context: Tensor, value: float) -> Tensor:

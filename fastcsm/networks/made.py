@@ -170,8 +170,8 @@ class MADE(Constants, Readable):
         output = self.output
         if why_called(self, self.called[:1]) or why_layer_called(output, MaskedLinear):
             return None
-        layer = self.hidden(x), output.weight, output.bias, output.in_degrees, output.out_degrees
-        return LinearContext(layer)
+        hidden = self.hidden(x)
+        return LinearContext((hidden, output.weight, output.bias, *output.degrees(hidden.device)))
 
     def network(self) -> Network:
         """The layers as :func:`fastcsm.functional.langevin_draw` takes them.
@@ -184,8 +184,10 @@ class MADE(Constants, Readable):
             raise ValueError(f"the MADE must be called, as its weights do not say all it does: {why}")
         layers = self._layers()
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        degrees = [layer.out_degrees for layer in layers[:-1]]
-        return Network(weights, biases, degrees, self.places, self.activation, self.residual)
+        device = weights[0].device
+        degrees = [layer.degrees(device)[1] for layer in layers[:-1]]
+        places = self.places.to(device)
+        return Network(weights, biases, degrees, places, self.activation, self.residual)
 
     def units(
         self, batch: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None

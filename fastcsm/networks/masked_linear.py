@@ -48,11 +48,17 @@ class MaskedLinear(Constants, Readable):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return functional.masked_linear(
-            x, self.weight, self.bias, self.in_degrees, self.out_degrees, activation=self.activation
-        )
+        device = x.device if isinstance(x, Tensor) else self.in_degrees.device
+        degrees = self.degrees(device)
+        return functional.masked_linear(x, self.weight, self.bias, *degrees, activation=self.activation)
 
-    called = (forward,)
+    def degrees(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """in_degrees and out_degrees on a device; nn.DataParallel, as one, moves parameters and buffers."""
+        if self.in_degrees.device == device:
+            return self.in_degrees, self.out_degrees
+        return self.in_degrees.to(device), self.out_degrees.to(device)
+
+    called = forward, degrees
 
     def settings(self) -> dict[str, str | None]:
         return {"activation": self.activation}

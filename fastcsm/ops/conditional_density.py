@@ -52,7 +52,9 @@ conditional_density_draw = define(
 def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
     """The backward pass from a backend's quadrature nodes and its backward pass of the head.
 
-    Nodes are as of :func:`fastcsm.reference.conditional_density.conditional_density_nodes`.
+    Nodes are as of :func:`fastcsm.reference.conditional_density.conditional_density_nodes`. A row that has no
+    part in the loss, such as one masked out because it has no density, has no part in the gradient either:
+    its nodes, which may be NaN, are left out.
     """
     nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
 
@@ -66,12 +68,12 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
             part = slice(begin, begin + _PART)
             c, x, g = context[part], point[part], grad[part].to(point.dtype)
             t, weight, count, score = nodes(c, x, *head, *options)
-            used = torch.arange(t.shape[1], device=t.device) < count[:, None]
+            used = torch.arange(t.shape[1], device=t.device) < torch.where(g != 0, count, 0)[:, None]
             # How many there are must be known on the host, which waits here for a GPU.
             index = used.flatten().nonzero()[:, 0]
             row, t, weight = index // t.shape[1], t.flatten()[index], weight.flatten()[index].to(t.dtype)
             if need_x:
-                grad_x[part] = g * score
+                grad_x[part] = torch.where(g != 0, g * score, 0.0)
             own, gs = with_features(c[row], features), scale * weight * g[row]
             needs = need_context, False, need_params
             gc, _, gw, gb = head_backward(gs, torch.zeros_like(gs), own, t, *head, *needs)

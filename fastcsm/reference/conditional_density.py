@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import random
 from .network import Head, Network, contexts_in_order
 from .probability_flow import unrounded as unrounded_flow
-from .quadrature import NODES, Density, Interval, Score, nodes, solve
+from .quadrature import NODES, Density, Interval, Score, nodes, rounded, solve
 from .score_head import score_head, with_features
 
 
@@ -39,13 +39,14 @@ def conditional_density(
 
     Returns:
         The fields of :class:`fastcsm.functional.Density`, each (N,), ends (N, 2); in the dtype of x, float32
-        for 16-bit dtypes. A row whose density does not exist is NaN, its error inf.
+        for 16-bit dtypes. A row whose density does not exist, or whose log q(x) is beyond the range of that
+        dtype, is NaN, its error inf.
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
     head = weights, biases, frequencies, activation
     interval = low, high, tolerance, panels
     found = unrounded(context, point, *head, score_scale, stage_features, *interval, inverse)
-    x, log_density, log_z, cdf, error, ends = (value.to(wide) for value in found)
+    x, log_density, log_z, cdf, error, ends = rounded(found, wide, inverse)
     return x, log_density, log_z, cdf, error, ends
 
 
@@ -58,6 +59,10 @@ def unrounded(context: Tensor, point: Tensor, *args: Any) -> Density:
 
 def _head_score(context: Tensor, head: Head, score_scale: float, stage_features: Sequence[float]) -> Score:
     """The score at nodes of rows, from a head that computes in the dtype of the contexts."""
+    if context.dtype is torch.float16:  # panels go on where it ends
+        weights, biases, frequencies, activation = head
+        wide = [weight.float() for weight in weights], [bias.float() for bias in biases], frequencies.float()
+        context, head = context.float(), Head(*wide, activation)
     c = with_features(context, stage_features)
 
     def score(rows: Tensor, t: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def _log_tail(inward: Tensor, slope: Tensor) -> Tensor:
 class Row(NamedTuple):
     """Of every row: its panels put together."""
 
-    start: Tensor  # (N, P) L at the panels' left ends, 0 at the row's
+    start: Tensor  # (N, P) L at the panels' left ends, 0 at the interval's
+    heights: Tensor  # (N, 2) L at the row's ends
     log_z: Tensor  # (N,)
     before: Tensor  # (N, P) probability of what lies left of the panel
     mass: Tensor  # (N, P) probability of the panel
@@ -128,22 +129,26 @@ class Row(NamedTuple):
     tail_errors: Tensor  # (N, 2)
 
 
-def row_of(panels: Panels, parts: Parts) -> Row:
-    start = parts.integral.cumsum(1) - parts.integral
+def row_of(panels: Panels, parts: Parts, low: float) -> Row:
+    # Sums begin at ``low``: far panels on one side leave no rounding on the other.
+    before_low = torch.where((panels.a < low) & (panels.h > 0), parts.integral, 0.0)
+    after_low = parts.integral - before_low
+    start = after_low.cumsum(1) - after_low - before_low.flip(1).cumsum(1).flip(1)
+    heights = torch.stack([-before_low.sum(1), after_low.sum(1)], 1)
     last = (panels.h > 0).sum(1, keepdim=True) - 1
 
     def of(value: Tensor, index: Tensor) -> Tensor:
         return value.gather(1, index)[:, 0]
 
-    first, total = torch.zeros_like(last), parts.integral.sum(1)
+    first, (begin, end) = torch.zeros_like(last), heights.unbind(1)
     (left, left_slope), (right, right_slope) = parts.ends
     beyond = [
-        _log_tail(of(left, first), of(left_slope, first)),
-        _log_tail(-of(right, last), of(right_slope, last)) + total,
+        _log_tail(of(left, first), of(left_slope, first)) + begin,
+        _log_tail(-of(right, last), of(right_slope, last)) + end,
     ]
     # The same estimate at the inner end of the outermost panels: how far off it was there.
     inside = [
-        _log_tail(of(right, first), of(right_slope, first)) + of(parts.integral, first),
+        _log_tail(of(right, first), of(right_slope, first)) + begin + of(parts.integral, first),
         _log_tail(-of(left, last), of(left_slope, last)) + of(start, last),
     ]
     log_mass = start + parts.log_mass
@@ -155,7 +160,7 @@ def row_of(panels: Panels, parts: Parts) -> Row:
     missed = (torch.stack([torch.exp(b - log_z) for b in inside], 1) - found).abs()
     errors = torch.minimum(tails, missed.nan_to_num(nan=torch.inf))
     before = tails[:, :1].nan_to_num(posinf=0.0) + mass.cumsum(1) - mass
-    return Row(start, log_z, before, mass, tails, errors)
+    return Row(start, heights, log_z, before, mass, tails, errors)
 
 
 def influences(panels: Panels, row: Row, point: Tensor, inverse: bool) -> Tensor:

@@ -36,7 +36,7 @@ class OneByOne:
             if k >= known:
                 contexts = [given.context(k, d) for given in contexts_of]
                 numbers = {"seed": seed, "samples": samples, "dimensions": torch.full_like(samples, d)}
-                x[:, d] = clean[:, d] = value = self._function(contexts, numbers, x.dtype)
+                x[:, d] = clean[:, d] = value = self._function(contexts, numbers, x.dtype).to(x.dtype)
                 if variance:
                     clean[:, d] += variance * last.head.at(last.sigmas[-1]).score(contexts[-1], value)
             if tell:
@@ -63,6 +63,7 @@ def quantiles(part: Part, rows: Conditionals) -> OneByOne:
     """Each variable as the quantile of a uniform number."""
 
     def draw(contexts: list[Tensor], numbers: dict[str, Any], dtype: torch.dtype) -> Tensor:
-        return rows.quantile(contexts[0], random.uniform(**numbers, step=0, dtype=dtype))
+        wide = torch.promote_types(dtype, torch.float32)
+        return rows.quantile(contexts[0], random.uniform(**numbers, step=0, dtype=wide))
 
     return OneByOne([part], draw)

@@ -26,7 +26,10 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, loss: float, step: int, model: nn.Module, keep: bool) -> None:
-        """Take note of an evaluation of ``model``; its weights are copied if it is the best and ``keep``."""
+        """Take note of an evaluation of ``model``; its weights are copied if it is the best and ``keep``.
+
+        A loss that is NaN, of a model that gives some row no density, is never the best.
+        """
         if loss < self.loss:
             self.loss, self.step, self.stale = loss, step, 0
             if keep:

@@ -90,7 +90,7 @@ class Trainer:
 
     def _check(self, saved: Checkpoint) -> None:
         """Raise unless the data are those of the run, whatever they are called."""
-        same = saved.fingerprint == self.fingerprint
+        same = self.data.is_of(saved.fingerprint)
         if not same or saved.state.get("val_fingerprint") not in (None, self._val_fingerprint):
             kind = "held-out" if same else "training"
             raise TrainingError(

@@ -24,6 +24,7 @@ FINE = tl.constexpr(quadrature.FINE)
 TOP = tl.constexpr(quadrature.TOP)
 MAX_PANELS = tl.constexpr(quadrature.MAX_PANELS)
 MAX_MOVES = tl.constexpr(quadrature.MAX_MOVES)
+MAX_REACH = tl.constexpr(quadrature.MAX_REACH)
 LEAST = tl.constexpr(quadrature.LEAST)
 HEAVIEST = tl.constexpr(quadrature.HEAVIEST)
 ROUNDING = tl.constexpr(quadrature.ROUNDING)
@@ -202,26 +203,30 @@ def log_tail(inward, slope):
 
 
 @triton.jit
-def combine(panels, scale, rule):
+def combine(panels, scale, low, rule):
     """A row's panels put together.
 
     Returns L at the left ends, the probabilities left of each panel and of it, (P,); log Z; and of both ends
-    (2,): the probability beyond, its error, and the score there.
+    (2,): the probability beyond, its error, the score and L there.
     """
     a, h, s, integral, log_mass = panels[0], panels[1], panels[2], panels[3], panels[4]
     there, left_end = h > 0, sides() == 0
     last = tl.max(tl.where(there, a, -float("inf")), 0)
     outer = there[:, None] & (a[:, None] == tl.where(left_end, tl.min(a, 0), last)[None, :])
-    start, total = left_of(integral, a), tl.sum(integral, 0)
+    # Sums begin at ``low``: far panels on one side leave no rounding on the other.
+    before_low = there & (a < low)
+    below, above = tl.where(before_low, integral, 0.0), tl.where(before_low, 0.0, integral)
+    start = left_of(above, a) - tl.sum(tl.where(a[None, :] >= a[:, None], below[None, :], 0.0), 1)
+    heights = tl.where(left_end, -tl.sum(below, 0), tl.sum(above, 0))
     half = picked(h, outer) / 2
     scores = scale * tl.sum(tl.where(outer[:, :, None], s[:, None, :], 0.0), 0).to(tl.float64)
     left, left_slope = weighted(scores, rule[LEFT]), weighted(scores, rule[LEFT_SLOPE]) / half
     right, right_slope = weighted(scores, rule[RIGHT]), weighted(scores, rule[RIGHT_SLOPE]) / half
     outward, inward = tl.where(left_end, left, -right), tl.where(left_end, right, -left)
-    beyond = log_tail(outward, tl.where(left_end, left_slope, right_slope)) + tl.where(left_end, 0.0, total)
+    beyond = log_tail(outward, tl.where(left_end, left_slope, right_slope)) + heights
     # The same estimate at the inner end of the outermost panels: how far off it was there.
     inside = log_tail(inward, tl.where(left_end, right_slope, left_slope))
-    inside += tl.where(left_end, picked(integral, outer), picked(start, outer))
+    inside += tl.where(left_end, heights + picked(integral, outer), picked(start, outer))
 
     log_mass = tl.where(there, start + log_mass, -float("inf"))
     finite = tl.where(beyond < float("inf"), beyond, -float("inf"))
@@ -234,7 +239,7 @@ def combine(panels, scale, rule):
     before = left_of(mass, a) + tl.sum(tl.where(left_end, tl.exp(finite - log_z), 0.0), 0)
     missed = tl.abs(tl.exp(inside - log_z) - (picked(mass, outer) + tails))
     tail_errors = tl.where(missed < tails, missed, tails)
-    return start, before, mass, log_z, tails, tail_errors, tl.where(left_end, left, right)
+    return start, before, mass, log_z, tails, tail_errors, tl.where(left_end, left, right), heights
 
 
 @triton.jit
@@ -257,6 +262,20 @@ def influence(a, h, before, mass, point, INVERSE: tl.constexpr):
 
 
 @triton.jit
+def growth(moves):
+    """Width of the panel by which an end moves next, in units of the first."""
+    return tl.exp2(tl.maximum(moves, 3 * moves - 2 * MAX_MOVES).to(tl.float64))
+
+
+@triton.jit
+def moves_to(distance, moves):
+    """How often an end must move to come so far, in units of the first width: by one more at most."""
+    exponent = tl.log2(tl.maximum(distance, 1.0))
+    last = tl.ceil(tl.minimum(exponent, (exponent + 2 * MAX_MOVES) / 3)) + 1
+    return tl.maximum(tl.minimum(last, MAX_REACH).to(tl.int32) - moves, 1)
+
+
+@triton.jit
 def refine(panels, row, moves, valid, point, tolerance, width, INVERSE: tl.constexpr):
     """Panels split, and some added beyond the ends, where the error of a ``valid`` point's answer needs it.
 
@@ -271,21 +290,28 @@ def refine(panels, row, moves, valid, point, tolerance, width, INVERSE: tl.const
     share = influence(a, h, before, mass, point, INVERSE) * real + mass_error * mass
     share = tl.where(h > 0, share, 0.0)
     begin, end = range_of(panels)
+    inexact = tail_errors > tolerance / 8
     if INVERSE:
-        outside = tl.where(left_end, point, 1 - point) < tails
-    else:
-        outside = tl.where(left_end, begin - point, point - end) > 0
-    move = ((outside | (tail_errors > tolerance / 8)) & (moves < MAX_MOVES)).to(tl.int32)
-    move = tl.where(valid, move, 0)
+        inexact |= tl.where(left_end, point, 1 - point) < tails
+    move = (inexact & (moves < MAX_MOVES)).to(tl.int32)
+    wanted = move
+    if not INVERSE:
+        away = tl.where(left_end, begin - point, point - end)
+        outside = (away > 0) & (moves < MAX_REACH)
+        move = tl.where(outside, 1, move)
+        wanted = tl.where(outside, moves_to(away / width, moves), move)
+    move, wanted = tl.where(valid, move, 0), tl.where(valid, wanted, 0)
     enough = valid & (tl.sum(share, 0) > tolerance / 2)
     needed = share > tl.where(enough, tolerance / (4 * count), float("inf"))
-    taken = count + tl.sum(move, 0)
+    taken = count + tl.sum(wanted, 0)
     if tl.sum(needed.to(tl.int32), 0) + taken > MAX_PANELS:  # the widest needs first
         other = tl.where(needed, share, -1.0)
         wider = other[None, :] > other[:, None]
         wider |= (other[None, :] == other[:, None]) & (place[None, :] < place[:, None])
         needed &= tl.sum(wider.to(tl.int32), 1) + taken < MAX_PANELS
-    move = tl.where(taken <= MAX_PANELS, move, 0)
+    full = count + tl.sum(move, 0) > MAX_PANELS
+    stretch = tl.where(full, tl.where(tails == float("inf"), move, 0), 0)
+    move = tl.where(full, 0, move)
 
     # The left half stays in its place, the right half and what lies beyond an end take the next free ones.
     number = tl.cumsum(needed.to(tl.int32), 0)
@@ -296,16 +322,21 @@ def refine(panels, row, moves, valid, point, tolerance, width, INVERSE: tl.const
     a_new = tl.sum(tl.where(parent, (a + h)[None, :], 0.0), 1)
     h_new = tl.sum(tl.where(parent, h[None, :], 0.0), 1)
     a, h = tl.where(child, a_new, a), tl.where(child, h_new, h)
-    widths = width * (1 << moves)
+    widths = width * growth(moves)
     at = tl.where(move > 0, count + splits + tl.cumsum(move, 0) - 1, -1)
     hit = place[:, None] == at[None, :]
     beyond = tl.sum(hit.to(tl.int32), 1) > 0
     a = put(a, tl.where(left_end, begin - widths, end), hit, beyond)
     h = put(h, widths, hit, beyond)
-    stale = needed | child | beyond
+    # Where no more fit, the outermost panels are stretched.
+    longer = tl.where(stretch > 0, widths, 0.0)
+    to_left = tl.where(a == begin, tl.sum(tl.where(left_end, longer, 0.0), 0), 0.0)
+    to_right = tl.where((h > 0) & (a + h == end), tl.sum(tl.where(left_end, 0.0, longer), 0), 0.0)
+    a, h = a - to_left, h + to_left + to_right
+    stale = needed | child | beyond | (to_left + to_right > 0)
     rank = tl.where(stale, tl.cumsum(stale.to(tl.int32), 0) - 1, -1)
     panels = (a, h, s, integral, log_mass, error, rounding, mass_error)
-    return panels, rank, 2 * splits + tl.sum(move, 0), moves + move
+    return panels, rank, 2 * splits + tl.sum(move + stretch, 0), moves + move + stretch
 
 
 @triton.jit

@@ -74,3 +74,16 @@ def test_test_rows_alone_will_do(runs, tmp_path, capsys, option):
     np.savez(tmp_path / "other.npz", test_x=np.random.default_rng(1).normal(size=(17, 3)))
     result = json.loads(_evaluated(capsys, runs / "one", "--json", option, str(tmp_path / "other.npz")))
     assert (result["ood"] or result)["samples"] == 17
+
+
+def test_runs_in_16_bits_are_evaluated(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    np.save(tmp_path / "x.npy", rows)
+    options = [*OPTIONS, "--dtype", "bfloat16"]
+    assert (
+        cli.main(["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run"), *options]) == 0
+    )
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out)["likelihood"]:
+        assert row["diverged"] == 0
+        assert row["nats_per_dimension"]["mean"] < 3

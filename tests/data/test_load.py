@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def test_digits_split_and_dequantisation():
     torch.testing.assert_close(x, 2 * (digits.train[:200].float() + u) / 17 - 1)
     assert (digits.transform.decode(x).reshape(200, 64) == digits.train[:200].numpy()).all()
     assert not torch.equal(x, digits.batch(torch.arange(200), _generator(1)))
+
+
+def test_the_defaults_of_torch_have_no_part():
+    found, chosen = data.load("digits"), torch.arange(3)
+    expected = found.held_out("val", 1, 5), found.batch(chosen, torch.Generator())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = found.held_out("val", 1, 5), found.batch(chosen, torch.Generator())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype is torch.float32 and torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", [n for n in data.names() if n != "digits"])
@@ -181,7 +194,12 @@ def test_the_fingerprint_sees_every_bit(tmp_path):
         np.savez(tmp_path / "t.npz", train_x=table, val_x=table[:3], test_x=table[:2])
         found = data.load(tmp_path / "t.npz")
         prints |= {found.fingerprint(), found.fingerprint("val"), found.fingerprint("test")}
+        assert found.is_of(found.fingerprint())
+        assert not found.is_of(found.fingerprint("val"))
     assert len(prints) == 6
+    narrow = dataclasses.replace(found, train=found.train.float())
+    assert found.is_of(narrow.fingerprint())
+    assert not narrow.is_of(found.fingerprint())
 
 
 def test_files_of_test_rows_alone(tmp_path):

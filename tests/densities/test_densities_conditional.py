@@ -249,6 +249,16 @@ def test_densities_of_inference_mode_leave_training_as_it_was():
     assert all(p.grad.isfinite().all() for p in generic.head.parameters())
 
 
+def test_a_gradient_of_the_flow_is_refused():
+    model = wave_model(features=3)
+    x = torch.randn(3, 3, dtype=torch.float64) / 2
+    loss = model.loss(x) - 0.1 * model.log_prob(x).mean()
+    with pytest.raises(RuntimeError, match="method 'flow' is not differentiable: use method 'quadrature'"):
+        loss.backward()
+    with torch.no_grad():
+        assert not model.log_prob(x).requires_grad
+
+
 def test_likelihood_is_differentiable_through_the_network():
     model = wave_model(features=3)
     x = torch.randn(4, 3, dtype=torch.float64) / 2
@@ -322,7 +332,8 @@ def test_rows_without_a_density_are_not_numbers():
     found = model.log_density(torch.zeros(2, 3, dtype=torch.float64))
     assert found.log_density.isnan().all()
     assert found.error.isposinf().all()
-    assert model.log_prob(torch.zeros(2, 3, dtype=torch.float64)).isnan().all()
+    with pytest.warns(UserWarning, match="2 of 2 rows have no density"):
+        assert model.log_prob(torch.zeros(2, 3, dtype=torch.float64)).isnan().all()
 
 
 def test_staged_models_answer_for_their_level():

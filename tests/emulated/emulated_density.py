@@ -9,7 +9,7 @@ import emulated_kernels
 import pytest
 import torch
 from comparisons import density, log_density_gradients
-from densities import KNOWN, Restoring, gaussian
+from densities import KNOWN, Restoring, Waves, gaussian
 from emulated_kernels import LIMIT
 from support import SEEDS, assert_as_accurate, bitwise_equal
 
@@ -144,11 +144,21 @@ def test_at_the_limits():
         got, expected = density(case, "emulation", **options), density(case, "reference", **options)
         for name in got:
             wide = 0.1 if name == "error" else close  # a difference of rounded numbers
-            torch.testing.assert_close(got[name], expected[name], rtol=wide, atol=close, msg=name)
+            torch.testing.assert_close(
+                got[name], expected[name], rtol=wide, atol=close, equal_nan=True, msg=name
+            )
+        return got
 
     close_to_reference(known("gaussian", slice(60, 61)), low=5.0, high=6.0, tolerance=1e-3, panels=1)
     far = known("gaussian", slice(40, 42))
     close_to_reference(far, point=torch.tensor([3.0, -30.0]), close=2e-3, tolerance=1.0)
+    # The last two are beyond the range of a result in float32, and of what panels reach.
+    for points, exist in (([1e6, -1e17], [True] * 2), ([-1e25, 3e38], [False] * 2)):
+        found = close_to_reference(far, point=torch.tensor(points), tolerance=1.0)
+        assert found["log_density"].isfinite().tolist() == found["error"].isfinite().tolist() == exist
+    waves = Waves(0.003, 1.0, 8, seed=24).at(torch.zeros(1).double()).to(torch.float32)
+    found = close_to_reference(waves, low=-120.0, high=80.0, panels=16, tolerance=1e-5, close=1e-2)
+    assert found["log_density"].isfinite().all()
     ends = known("logistic", slice(60, 64))
     u = torch.tensor([0.0, 1e-30, 1 - 2.0**-24, 1.0])
     close_to_reference(ends, point=u, inverse=True, low=-1e-3, high=1e-3, panels=1, tolerance=1e-2)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import fastcsm
 from fastcsm import backends
 from fastcsm.kernels import launch
+from fastcsm.nn import MADE
 from fastcsm.reference import incremental
 
 META = torch.device("meta")
@@ -119,8 +120,14 @@ def listed(call: Callable[[], Any]) -> Listed:
 
 
 def on_meta(model: torch.nn.Module) -> torch.nn.Module:
-    """The model on "meta", and what the host would read of its buffers at the first call."""
+    """The model on "meta", and what the host would read of its constants at the first call."""
     there = deepcopy(model).to(META)
-    for buffer, own in zip(there.buffers(), model.buffers(), strict=True):
-        incremental._copies[buffer] = buffer._version, own
+    for module, own in zip(there.modules(), model.modules(), strict=True):
+        read = [(getattr(module, name), getattr(own, name)) for name in getattr(own, "_constants", ())]
+        if isinstance(own, MADE):
+            degrees, places = module.layers[0].in_degrees, own.places.to(META)
+            module._drawn = degrees, degrees._version, (own.order, places)
+            read.append((places, own.places))
+        for tensor, copy in [*read, *zip(module.buffers(False), own.buffers(False), strict=True)]:
+            incremental._copies[tensor] = tensor._version, copy
     return there

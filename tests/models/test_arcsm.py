@@ -155,8 +155,10 @@ class TestARCSM:
         level = torch.full((5, 4, 1), math.log(0.7), dtype=torch.float64)
         expected = model.head(torch.cat([context, level], -1), x) / 0.7
         torch.testing.assert_close(model.score(x, sigma=0.7), expected)
-        with pytest.raises(ValueError, match="sigma must be positive"):
-            model.score(x, sigma=0.0)
+        assert torch.equal(model.score(x, sigma=torch.tensor(0.5)), model.score(x, sigma=0.5))
+        for value in (0.0, math.inf):
+            with pytest.raises(ValueError, match=f"sigma must be a positive number, got {value}"):
+                model.score(x, sigma=value)
         with pytest.raises(ValueError, match="sigma must be None unless"):
             small().score(x, sigma=0.5)
 

@@ -108,3 +108,15 @@ def test_constants_are_loaded_and_moved_as_buffers_are():
         other.load_state_dict(state | {"in_degrees": torch.tensor([1, 2])})
     with pytest.raises(RuntimeError, match="Unexpected key"):
         other.load_state_dict(state | {"degrees": torch.tensor([1, 2])})
+
+
+def test_parameters_may_be_moved_without_the_constants():
+    trained = model(noise=NoiseSchedule(1.0, 0.1, 3, form="staged"))
+    moved = copy.deepcopy(trained)
+    for module in moved.modules():  # as nn.DataParallel's replicas and devices of single tensors have it
+        for own in (module._parameters, module._buffers):
+            own |= {name: value.to("meta") for name, value in own.items() if value is not None}
+    x = torch.empty(3, 4, device="meta")
+    assert moved.context_net(x).is_meta
+    assert moved.loss(x).is_meta
+    assert all(degrees.is_meta for degrees in moved.context_net.network().degrees)

@@ -124,6 +124,34 @@ class Restoring(Case):
             self.biases[-1] = self.biases[-1] - s.mean()
 
 
+class Waves(Case):
+    """s = -k x + the sum of a_i sin(w_i x), a in (0, size), by relus: rows without a context."""
+
+    def __init__(self, k, size, frequencies, seed=0):
+        super().__init__(
+            rows=1, context=0, hidden=(frequencies + 2,), frequencies=frequencies, activation="relu"
+        )
+        generators = [torch.Generator().manual_seed(seed + n) for n in (0, 100)]
+        w = 3 * torch.randn(frequencies, generator=generators[0], dtype=torch.float64)
+        a = size * torch.rand(frequencies, generator=generators[1], dtype=torch.float64)
+        first, last = torch.zeros_like(self.weights[0]), torch.zeros_like(self.weights[1])
+        first[0, 0], first[1, 0], last[0, 0], last[0, 1] = 1.0, -1.0, -k, k
+        first[2:, 1 : frequencies + 1], last[0, 2:] = torch.eye(frequencies), a
+        offset = torch.tensor([0.0, 0.0] + [2.0] * frequencies, dtype=torch.float64)
+        self.frequencies, self.weights, self.biases = w, [first, last], [offset, -(last @ offset)]
+        self._potential = lambda x: -0.5 * k * x**2 - (a / w * torch.cos(w * x[:, None])).sum(1)
+        grid = torch.linspace(-300, 300, 600001, dtype=torch.float64)
+        self._log_z = self._potential(grid).logsumexp(0) + math.log(1e-3)
+
+    def at(self, x):
+        """The head with these rows."""
+        self.context, self.x = x.new_empty(len(x), 0), x
+        return self
+
+    def logpdf(self, x):
+        return self._potential(x) - self._log_z
+
+
 def density(case, backend="auto", point=None, **settings):
     context = case.context[:, :-1] if "stage_feature" in settings else case.context
     with fastcsm.backend(backend):

@@ -224,6 +224,8 @@ def test_progress_and_empty_draw():
     ("options", "words"),
     [
         ({"n": -1}, "n must be at least 0"),
+        ({"n": 2.0}, "n must be a whole number, got 2.0"),
+        ({"steps": 3.5}, "steps must be a whole number, got 3.5"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"step_size": 0.0}, "step_size must be a positive"),
         ({"step_size": math.nan}, "step_size must be a positive"),
@@ -234,7 +236,7 @@ def test_progress_and_empty_draw():
     ],
 )
 def test_bad_arguments(options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         _model().sample(**({"n": 2} | options), method="langevin")
 
 
