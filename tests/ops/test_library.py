@@ -1,10 +1,14 @@
 """Gradients of the ops can be differentiated no further, and say so."""
 
+import functools
+
 import pytest
 import torch
+from densities import Restoring
 from losses import fused_loss
 from support import Case, backend_params, split
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import fastcsm
 from fastcsm import functional
@@ -39,7 +43,7 @@ def test_second_derivatives_of_a_loss_raise(backend):
 
 def calls():
     """(op, input) of every op that has a gradient."""
-    case = Case().to(torch.float64)
+    case = Restoring().to(torch.float64)
     head = case.weights, case.biases
     options = {"activation": case.activation, "frequencies": case.frequencies}
     degrees = torch.arange(case.context.shape[1]), torch.arange(12) % 6
@@ -100,3 +104,24 @@ def test_forward_mode_and_transforms_are_refused(op):
         function(context)
     with pytest.raises(RuntimeError, match=r"do not run inside torch\.func transforms"):
         torch.func.hessian(lambda c: function(c).sum())(context)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_hooks_on_saved_tensors_and_checkpoints_change_no_gradient(op):
+    functions, context = calls()
+    function = functions[op]
+
+    def gradient(call):
+        leaf = context.clone().requires_grad_()
+        call(leaf).sum().backward(retain_graph=True)
+        return leaf.grad
+
+    def hooked(leaf):
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+            return function(leaf)
+
+    expected = gradient(function)
+    assert torch.equal(gradient(hooked), expected)
+    for reentrant in (False, True):
+        again = functools.partial(checkpoint, function, use_reentrant=reentrant)
+        assert torch.equal(gradient(again), expected)
