@@ -8,6 +8,7 @@
 #include "common/launch.h"
 #include "common/ops.h"
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 
 namespace {
 
@@ -25,6 +26,8 @@ STABLE_TORCH_LIBRARY(fastcsm_cpu, m) {
   m.def("isas() -> str[]");
   m.def("set_isa(str name) -> ()");
   m.def("peak(str precision, int rounds) -> float");
+  m.def("largest_team() -> int");
+  m.def("set_sharing(float worth, bool own) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CPU, m) {
@@ -47,4 +50,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastcsm_cpu, CompositeExplicitAutograd, m) {
   m.impl("isas", TORCH_BOX(&isas));
   m.impl("set_isa", TORCH_BOX(&set_isa));
   m.impl("peak", TORCH_BOX(&fastcsm::peak));
+  m.impl("largest_team", TORCH_BOX(&fastcsm::largest_team));
+  m.impl("set_sharing", TORCH_BOX(&fastcsm::set_sharing));
 }

@@ -13,6 +13,8 @@ import torch
 import triton
 from triton.language.target_info import current_target
 
+from fastcsm.backends.precision import of_products
+
 from .common.head import Spec
 
 #: Most columns of the context in one product.
@@ -142,10 +144,10 @@ choices = Choices()
 
 
 def precision_of(dtype: torch.dtype, exact: str = "ieee", full: bool = False) -> str:
-    """``tl.dot``'s input_precision: for float32 ``exact`` if torch's setting is "highest" or ``full``."""
+    """``tl.dot``'s input_precision: for float32 ``exact`` if torch's setting is full float32, or ``full``."""
     if dtype is not torch.float32:
         return "ieee"
-    return exact if full or torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return exact if full or of_products("cuda") == "float32" else "tf32"
 
 
 def padded(size: int) -> int:

@@ -19,6 +19,8 @@ if not torch.cuda.is_available():
 
 from hypothesis import settings
 
+from fastcsm import backends
+
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["*test_kernels.py"]
 
 settings.register_profile("fastcsm", max_examples=15, deadline=None, derandomize=True)
@@ -40,9 +42,19 @@ def _seeded():
     torch.manual_seed(0)
 
 
+#: Multiply-adds that are worth a thread of the processor's library.
+WORTH = 8 << 20
+
+
 @pytest.fixture
 def threads():
-    """Sets the number of threads; the number before is restored after the test."""
+    """Sets the number of threads, by default torch's, for the smallest work too; undone after the test."""
     before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+
+    def set_threads(count, own=False, worth=0.0):
+        torch.set_num_threads(count)
+        if not backends.CPU().missing():
+            torch.ops.fastcsm_cpu.set_sharing(worth, own)
+
+    yield set_threads
+    set_threads(before, worth=WORTH)

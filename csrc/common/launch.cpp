@@ -77,17 +77,18 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
 
 GradientTensors new_gradients(const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
                               bool need_context, bool need_x, bool need_params) {
-  const auto like = [](const Tensor& t, bool need) {
-    const std::vector<int64_t> none{0};
-    return need ? torch::stable::empty_like(t) : torch::stable::new_empty(t, {none.data(), none.size()});
+  constexpr int64_t kNone[] = {0};
+  // Quicker than empty_like, which goes by name through the dispatcher.
+  const auto like = [&](const Tensor& t, bool need) {
+    return torch::stable::new_empty(t, need ? t.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(kNone, 1));
   };
   GradientTensors g{like(context, need_context), like(x, need_x), {}, {}, {}};
   g.pointers.context = need_context ? g.context.mutable_data_ptr() : nullptr;
   g.pointers.x = need_x ? g.x.mutable_data_ptr() : nullptr;
   g.pointers.params = need_params;
   for (size_t k = 0; need_params && k < weights.size(); ++k) {
-    g.weights.push_back(torch::stable::empty_like(weights[k]));
-    g.biases.push_back(torch::stable::empty_like(biases[k]));
+    g.weights.push_back(like(weights[k], true));
+    g.biases.push_back(like(biases[k], true));
     g.pointers.weight[k] = g.weights[k].mutable_data_ptr();
     g.pointers.bias[k] = g.biases[k].mutable_data_ptr();
   }

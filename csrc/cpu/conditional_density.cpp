@@ -36,6 +36,7 @@ struct DensityRows {
   DensityBlock<T> block;
 
   static constexpr int64_t kRows = 2 * kMicroRows;
+  static double scores(const DensityArgs& a) { return static_cast<double>(a.panels * kNodes); }
   static int64_t capacity(const Packed<T>&, int64_t share) { return share < kRows ? share : kRows; }
   void layout(const Packed<T>& head, Arena& arena, int64_t rows) {
     points.layout(head, arena, rows, point_tile(head));
@@ -91,6 +92,8 @@ void conditional_density_kernel(const DensityArgs& a) {
 // Quantiles of uniform numbers, u = (w0 div 2^9 + 1/2) 2^-23 of stream 1 at step 0, for the variable next in a draw.
 template <class S, class T>
 struct QuantileDrawer {
+  static double scores(const DrawArgs& a) { return static_cast<double>(a.panels * kNodes); }
+
   const DrawArgs* args;
   Points<T> points;
   DensityBlock<T> density;

@@ -75,7 +75,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Te
   a.out = g.pointers;
   FASTCSM_DISPATCH(csm_loss_kernel, uses_pairs(a.head), a);
   Tensor loss = torch::stable::new_empty(alpha, {}, compute_type(x));
-  loss = torch::stable::fill_(loss, a.loss);
+  if (a.head.storage == Storage::f64) {
+    *static_cast<double*>(loss.mutable_data_ptr()) = a.loss;
+  } else {
+    *static_cast<float*>(loss.mutable_data_ptr()) = static_cast<float>(a.loss);
+  }
   return {loss, g.context, g.x, g.weights, g.biases};
 }
 

@@ -296,7 +296,7 @@ struct DensityBlock {
         queue(r, p);
       }
     }
-    while (waiting > 0) {
+    while (waiting > 0 && !stopped()) {
       evaluate(waiting, o);
       waiting = 0;
       for (int64_t r = 0; r < rows; ++r) {
@@ -317,7 +317,7 @@ struct DensityBlock {
 
   void evaluate(int64_t waiting, const DensityOptions& o) {
     const int64_t batch = points->capacity / kNodes;
-    for (int64_t first = 0; first < waiting; first += batch) {
+    for (int64_t first = 0; first < waiting && !stopped(); first += batch) {
       const int64_t count = waiting - first < batch ? waiting - first : batch;
       for (int64_t i = 0; i < count; ++i) {
         const Panel& p = row[pending_row[first + i]].panel[pending[first + i]];

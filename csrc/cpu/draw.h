@@ -94,7 +94,7 @@ struct DrawRows {
     S* x = static_cast<S*>(a.x) + begin * a.variables;
     S* clean = a.clean == nullptr ? nullptr : static_cast<S*>(a.clean) + begin * a.variables;
     memset(w.x, 0, a.variables * P * sizeof(T));
-    for (int64_t k = 0; k < a.last; ++k) {
+    for (int64_t k = 0; k < a.last && !stopped(); ++k) {
       const int64_t variable = a.order[k];
       if (k < a.first) {
         for (int64_t r = 0; r < rows; ++r) w.x[k * P + r] = from_storage(x[r * a.variables + variable]);
@@ -132,8 +132,18 @@ struct DrawRows {
     place(arena);
     Arena measure(nullptr);
     Workspace().layout(a, heads, measure);
-    rows_per_task = std::min(P, (a.rows + workers() - 1) / workers());
-    run_tasks((a.rows + rows_per_task - 1) / rows_per_task, measure.bytes(), task, this);
+    const int64_t threads = team(static_cast<double>(a.rows) * multiply_adds());
+    rows_per_task = std::min(P, (a.rows + threads - 1) / threads);
+    run_tasks((a.rows + rows_per_task - 1) / rows_per_task, measure.bytes(), threads, task, this);
+  }
+  // Of one sample: of every variable that is drawn its scores and context, and the layers below once.
+  double multiply_adds() const {
+    const int64_t drawn = a.last - a.first, widest = a.layers > 0 ? a.width[a.layers - 1] : a.variables;
+    double network = static_cast<double>(drawn * a.context * widest) / 2;
+    for (int64_t l = 0; l < a.layers; ++l)
+      network += static_cast<double>(a.width[l] * (l == 0 ? a.variables : a.width[l - 1])) / 2;
+    return static_cast<double>(drawn) * Drawer::scores(a) * heads[0].products() +
+           static_cast<double>(a.models) * network;
   }
 
   // Packs the heads; uses a layer's parameters as they are where their type and order allow, else a copy.
@@ -142,7 +152,7 @@ struct DrawRows {
     const bool filling = heads != nullptr;
     Packed<T> head;
     for (int64_t m = 0; m < a.models; ++m) {
-      head.layout(a.heads[m], arena, false);
+      head.layout(a.heads[m], arena, false, false);
       if (filling) {
         head.template fill<S>();
         memcpy(static_cast<void*>(heads + m), &head, sizeof head);

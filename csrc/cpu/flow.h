@@ -57,7 +57,7 @@ struct FlowBlock {
     if (begin == end) return;
     int64_t count = rows;
     slopes<kKeep>(count, 0, end);
-    for (int attempt = 0; attempt < kMaxSteps && count > 0; ++attempt) {
+    for (int attempt = 0; attempt < kMaxSteps && count > 0 && !stopped(); ++attempt) {
       for (int64_t n = 0; n < count; ++n) {
         FlowRow& r = row[active[n]];
         const double left = end - r.v;

@@ -57,6 +57,29 @@ void pack_panels(T* out, int64_t rows, int64_t cols, At at) {
   }
 }
 
+#if !FASTCSM_REDUCED
+// The same of a matrix whose column j lies at w + j * ld, by blocks of four by four.
+template <class T>
+void pack_panels_of_columns(T* out, int64_t rows, int64_t cols, const T* w, int64_t ld) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+  typedef T FourAt __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  const auto load = [](const T* p) -> const FourAt& { return *reinterpret_cast<const FourAt*>(p); };
+  for (int64_t n = 0; n < cols; n += kPanel<T>, out += rows * kPanel<T>) {
+    int64_t i = 0;
+    for (; n + kPanel<T> <= cols && i + 4 <= rows; i += 4) {
+      for (int64_t j = 0; j < kPanel<T>; j += 4) {
+        const T* p = w + (n + j) * ld + i;
+        const Four a = load(p), b = load(p + ld), c = load(p + 2 * ld), d = load(p + 3 * ld);
+        for (int k = 0; k < 4; ++k)
+          *reinterpret_cast<FourAt*>(out + (i + k) * kPanel<T> + j) = Four{a[k], b[k], c[k], d[k]};
+      }
+    }
+    for (; i < rows; ++i)
+      for (int64_t j = 0; j < kPanel<T>; ++j) out[i * kPanel<T> + j] = n + j < cols ? w[(n + j) * ld + i] : T(0);
+  }
+}
+#endif
+
 template <class T, bool kPairs>
 FASTCSM_INLINE typename Vec<T>::N multiply_add(typename Vec<T>::N a, typename Vec<T>::N b, typename Vec<T>::N c) {
 #if FASTCSM_REDUCED

@@ -31,7 +31,8 @@ struct Packed {
   T *w_out, *frequency;
   T b_out;
 
-  void layout(const HeadArgs& args, Arena& arena, bool with_backward) {
+  // With the backward pass of the hidden layers, and with that of the inputs.
+  void layout(const HeadArgs& args, Arena& arena, bool with_backward, bool with_inputs) {
     head = args;
     C = args.context, E = args.frequencies, F = args.features(), K = args.layers;
     ld_in = stride<T>(padded<T>(C) + padded<T>(F));
@@ -39,17 +40,23 @@ struct Packed {
     for (int64_t k = 0; k < K; ++k) {
       H[k] = args.width[k], P[k] = padded<T>(H[k]), ld[k] = stride<T>(H[k]);
       forward[k] = arena.take<T>(panels_size<T>(k == 0 ? C : H[k - 1], H[k]));
-      backward[k] = with_backward ? arena.take<T>(panels_size<T>(H[k], inputs(k))) : nullptr;
+      backward[k] = with_backward && (k > 0 || with_inputs) ? arena.take<T>(panels_size<T>(H[k], inputs(k))) : nullptr;
       bias[k] = arena.take<T>(P[k]);
     }
     features_forward = arena.take<T>(panels_size<T>(F, H[0]));
-    features_backward = with_backward ? arena.take<T>(panels_size<T>(H[0], F)) : nullptr;
+    features_backward = with_inputs ? arena.take<T>(panels_size<T>(H[0], F)) : nullptr;
     x_weight = arena.take<T>(P[0]);
     stage_weight = arena.take<T>(P[0]);
     w_out = arena.take<T>(P[K - 1]);
     frequency = arena.take<T>(padded<T>(E));
   }
   int64_t inputs(int64_t k) const { return k == 0 ? C + F : H[k - 1]; }
+  // Multiply-adds of one row's score.
+  double products() const {
+    int64_t count = H[K - 1];
+    for (int64_t k = 0; k < K; ++k) count += inputs(k) * H[k];
+    return static_cast<double>(count);
+  }
 
   template <class S>
   static void pad(T* out, const void* from, int64_t n, int64_t step = 1) {
@@ -62,7 +69,13 @@ struct Packed {
     for (int64_t k = 0; k < K; ++k) {
       const S* w = static_cast<const S*>(head.weight[k]);
       const int64_t in = inputs(k);
-      pack_panels(forward[k], k == 0 ? C : in, H[k], [&](int64_t i, int64_t j) { return from_storage(w[j * in + i]); });
+#if !FASTCSM_REDUCED
+      if constexpr (sizeof(S) == sizeof(T)) {
+        pack_panels_of_columns(forward[k], k == 0 ? C : in, H[k], w, in);
+      } else
+#endif
+        pack_panels(forward[k], k == 0 ? C : in, H[k],
+                    [&](int64_t i, int64_t j) { return from_storage(w[j * in + i]); });
       if (backward[k] != nullptr)
         pack_panels(backward[k], H[k], in, [&](int64_t i, int64_t j) { return from_storage(w[i * in + j]); });
       pad<S>(bias[k], head.bias[k], H[k]);
@@ -84,14 +97,15 @@ template <class S, class T>
 struct PackedMemory {
   Scratch memory;
 
-  PackedMemory(Packed<T>& head, const HeadArgs& args, bool with_backward) : memory(bytes(head, args, with_backward)) {
+  PackedMemory(Packed<T>& head, const HeadArgs& args, bool with_backward, bool with_inputs)
+      : memory(bytes(head, args, with_backward, with_inputs)) {
     Arena arena(memory.p);
-    head.layout(args, arena, with_backward);
+    head.layout(args, arena, with_backward, with_inputs);
     head.template fill<S>();
   }
-  static int64_t bytes(Packed<T>& head, const HeadArgs& args, bool with_backward) {
+  static int64_t bytes(Packed<T>& head, const HeadArgs& args, bool with_backward, bool with_inputs) {
     Arena measure(nullptr);
-    head.layout(args, measure, with_backward);
+    head.layout(args, measure, with_backward, with_inputs);
     return measure.bytes();
   }
 };
@@ -256,8 +270,10 @@ template <class T>
 struct Partial {
   T *weight[kMaxLayers + 1], *bias[kMaxLayers + 1];
   int64_t ld[kMaxLayers + 1];
+  bool begun;  // whether the weights of layers between the first and the last have a sum yet
 
   void layout(const Packed<T>& head, Arena& arena) {
+    begun = false;
     for (int64_t k = 0; k < head.K; ++k) {
       ld[k] = k == 0 ? head.ld_in : head.ld[k - 1];
       weight[k] = arena.take<T>(head.H[k] * ld[k]);
@@ -266,6 +282,11 @@ struct Partial {
     ld[head.K] = head.P[head.K - 1];
     weight[head.K] = arena.take<T>(ld[head.K]);
     bias[head.K] = arena.take<T>(1);
+  }
+  void clear(const Packed<T>& head) {
+    memset(weight[0], 0, head.H[0] * ld[0] * sizeof(T));
+    memset(weight[head.K], 0, ld[head.K] * sizeof(T));
+    for (int64_t k = 0; k <= head.K; ++k) memset(bias[k], 0, (k < head.K ? head.P[k] : 1) * sizeof(T));
   }
 };
 
@@ -346,8 +367,8 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
     if (k > 0) {
       const int64_t below = head.ld[k - 1];
       if (params)
-        gemm_tn<T>(head.H[k], head.P[k - 1], stacked, ga, ld, tile.zu[k - 1], below, sum.weight[k], sum.weight[k],
-                   sum.ld[k], tile.scratch);
+        gemm_tn<T>(head.H[k], head.P[k - 1], stacked, ga, ld, tile.zu[k - 1], below,
+                   sum.begun ? sum.weight[k] : nullptr, sum.weight[k], sum.ld[k], tile.scratch);
       gemm<T>(stacked, head.P[k - 1], head.H[k], ga, ld, head.backward[k], nullptr, tile.zu[k - 1], below,
               tile.scratch);
     } else if (params) {
@@ -360,6 +381,7 @@ void backward_tile(const Packed<T>& head, Tile<T>& tile, Partial<T>& sum, bool p
   }
   if (params) {
     for (int64_t r = 0; r < R; ++r) sum.bias[K][0] += tile.gs[r];
+    sum.begun = true;
   }
   if (grad_context == nullptr && grad_x == nullptr) return;
   gemm<T>(R, padded<T>(grad_x != nullptr ? C + F : C), head.H[0], tile.de[0], head.ld[0], head.backward[0], nullptr,

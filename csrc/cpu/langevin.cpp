@@ -26,6 +26,8 @@ namespace {
 #include "cpu/row_tasks.h"
 #include "cpu/draw.h"
 
+constexpr int64_t kUnasked = 16;  // steps between two questions whether to stop
+
 // A block of rows with their contexts, on its way through the stages.
 template <class T>
 struct Chain {
@@ -111,7 +113,7 @@ struct Chain {
              int64_t first_step) {
     const T* first_layer = stage_base(feature);
     const T drift = static_cast<T>(0.5 * step_size * score_scale), diffusion = static_cast<T>(std::sqrt(step_size));
-    for (int64_t t = 0; t < steps; ++t) {
+    for (int64_t t = 0; t < steps && (t % kUnasked != 0 || !stopped()); ++t) {
       score(first_layer);
       move(noise, first_step + t, drift, diffusion);
     }
@@ -122,6 +124,7 @@ template <class S, class T>
 struct LangevinRows {
   Chain<T> chain;
 
+  static double scores(const LangevinArgs& a) { return static_cast<double>(a.stages) * static_cast<double>(a.steps); }
   static int64_t capacity(const Packed<T>& head, int64_t share) { return shared_rows(head, share); }
   void layout(const Packed<T>& head, Arena& arena, int64_t rows) { chain.layout(head, arena, rows); }
 
@@ -143,6 +146,8 @@ void langevin_kernel(const LangevinArgs& a) {
 // Langevin dynamics of the variable that is next in a draw: one model serves all stages, or stage m has model m.
 template <class S, class T>
 struct LangevinDrawer {
+  static double scores(const DrawArgs& a) { return static_cast<double>(a.stages) * static_cast<double>(a.steps); }
+
   const DrawArgs* args;
   Chain<T> chain[kMaxModels];
 

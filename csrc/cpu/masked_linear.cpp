@@ -73,6 +73,10 @@ struct MaskedLinear {
     }
   }
 
+  static double cells(int64_t rows, int64_t cols) { return static_cast<double>(rows) * static_cast<double>(cols); }
+  // Multiply-adds of one product: the stairs leave about half.
+  double products() const { return cells(a.rows, a.inputs) * static_cast<double>(a.outputs) / 2; }
+
   // Forward. x_panels: for each P samples, words [input][P].
   static void pack_samples(void* self, int64_t p, Arena) {
     const auto& m = *static_cast<const MaskedLinear*>(self);
@@ -95,7 +99,7 @@ struct MaskedLinear {
     T* tiles = arena.take<T>(kTiles * R * words<T>(kDepth));
     T* c = arena.take<T>(kTiles * R * kBatch);
     T* y = arena.take<T>(kTiles * R * kBatch);
-    for (int64_t b0 = 0; b0 < a.rows; b0 += kBatch) {
+    for (int64_t b0 = 0; b0 < a.rows && !stopped(); b0 += kBatch) {
       const int64_t batch = std::min(kBatch, a.rows - b0), ldc = round_up(batch, P);
       if (depth == 0) memset(c, 0, kTiles * R * ldc * sizeof(T));
       for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
@@ -143,11 +147,11 @@ struct MaskedLinear {
     const int64_t panels = (a.rows + P - 1) / P;
     Scratch x_memory(round_up(a.rows, P) * words<T>(a.inputs) * int64_t(sizeof(T)));
     x_panels = static_cast<T*>(x_memory.p);
-    run_tasks(panels, 0, pack_samples, this);
+    run_tasks(panels, 0, team(kMoved * cells(a.rows, a.inputs)), pack_samples, this);
     Arena measure(nullptr);
     measure.take<T>(kTiles * R * words<T>(kDepth));
     measure.take<T>(2 * kTiles * R * kBatch);
-    run_tasks((a.outputs + kTiles * R - 1) / (kTiles * R), measure.bytes(), forward_task, this);
+    run_tasks((a.outputs + kTiles * R - 1) / (kTiles * R), measure.bytes(), team(products()), forward_task, this);
   }
 
   // Backward. grad (B, O): the gradient with respect to the preactivation, outputs in order of degree;
@@ -186,7 +190,7 @@ struct MaskedLinear {
     T* panels = arena.take<T>(words<T>(kDepth) * width);
     T* c = arena.take<T>(rows * width);
     memset(c, 0, rows * width * sizeof(T));
-    for (int64_t k0 = first; k0 < a.outputs; k0 += kDepth) {
+    for (int64_t k0 = first; k0 < a.outputs && !stopped(); k0 += kDepth) {
       const int64_t K = std::min(kDepth, a.outputs - k0);
       for (int64_t p = 0; p < cols; p += P) {
         T temp[2][P];
@@ -235,7 +239,7 @@ struct MaskedLinear {
     T* tile = arena.take<T>(R * words<T>(a.rows));
     T* c = arena.take<T>(R * P);
     pack_rows(tile, a.rows, R, [&](int64_t b) { return m.grad + b * ld + o0; }, [&](int64_t) { return outs; });
-    for (int64_t i0 = 0; i0 < depth; i0 += P) {
+    for (int64_t i0 = 0; i0 < depth && !stopped(); i0 += P) {
       micro_kernel<T, R, kMicroVectors, true>(words<T>(a.rows), tile, R, m.x_panels + i0 * words<T>(a.rows), P, nullptr,
                                               c, P);
       const int64_t cols = std::min(P, a.inputs - i0);
@@ -262,25 +266,25 @@ struct MaskedLinear {
     Scratch tile_memory(a.grad_x == nullptr ? 0 : tiles * R * words<T>(a.outputs) * int64_t(sizeof(T)));
     grad = static_cast<T*>(grad_memory.p);
     grad_tiles = static_cast<T*>(tile_memory.p);
-    run_tasks(tiles, 0, pack_grad, this);
+    run_tasks(tiles, 0, team(kMoved * cells(a.rows, a.outputs)), pack_grad, this);
     if (a.grad_x != nullptr) {
       const int64_t panels = (a.inputs + P - 1) / P;
-      panels_per_task = std::max<int64_t>(1, std::min<int64_t>(8, panels / (4 * workers())));
+      panels_per_task = std::max<int64_t>(1, std::min<int64_t>(8, panels / (4 * team(products()))));
       const int64_t width = panels_per_task * P;
       Arena measure(nullptr);
       measure.take<T>(words<T>(kDepth) * width);
       measure.take<T>(tiles * R * width);
-      run_tasks((a.inputs + width - 1) / width, measure.bytes(), grad_x_task, this);
+      run_tasks((a.inputs + width - 1) / width, measure.bytes(), team(products()), grad_x_task, this);
     }
     if (a.grad_weight != nullptr || a.grad_bias != nullptr) {
       const int64_t panels = a.grad_weight == nullptr ? 0 : (a.inputs + P - 1) / P;
       Scratch x_memory(panels * P * words<T>(a.rows) * int64_t(sizeof(T)));
       x_panels = static_cast<T*>(x_memory.p);
-      run_tasks(panels, 0, pack_inputs, this);
+      run_tasks(panels, 0, team(kMoved * cells(a.rows, panels * P)), pack_inputs, this);
       Arena measure(nullptr);
       measure.take<T>(R * words<T>(a.rows));
       measure.take<T>(R * P);
-      run_tasks((a.outputs + R - 1) / R, measure.bytes(), grad_weight_task, this);
+      run_tasks((a.outputs + R - 1) / R, measure.bytes(), team(products()), grad_weight_task, this);
     }
   }
 };

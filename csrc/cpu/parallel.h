@@ -1,4 +1,6 @@
-// Tasks on torch's own thread pool. A task's result must not depend on which worker runs it.
+// Tasks on several threads. Those of torch's pool come at once, but a call on them ends when all have come, also one
+// that another process keeps from its core for some milliseconds. Where that is seen to happen, threads of the
+// library's own take their place: they sleep meanwhile, and nobody waits for one that has not begun.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +34,25 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-// Runs fn(context, task, arena) for every task in [0, tasks), handed out one by one in order to at most workers()
-// threads; arena has `bytes` of the thread's own, with what an earlier task left there.
+// How many threads work of so many multiply-adds is for: at most torch's number, and one where it is too small to
+// share. Launchers count what is sure to be done; a number moved through memory counts as kMoved.
+int64_t team(double multiply_adds);
+constexpr double kMoved = 16;
+
+// Runs fn(context, task, arena) for every task in [0, tasks), handed out one by one in order to at most `team` threads,
+// of which the calling one is the first. arena has `bytes` of the thread's own, with what an earlier task left there. A
+// task's result must not depend on which thread runs it, and fn must not throw. Throws Interrupted where a signal's
+// handler raises: results are then unfinished.
 using TaskFn = void (*)(void* context, int64_t task, Arena arena);
-int64_t workers();
-void run_tasks(int64_t tasks, int64_t bytes, TaskFn fn, void* context);
+void run_tasks(int64_t tasks, int64_t bytes, int64_t team, TaskFn fn, void* context);
+
+// Whether the task at hand may stop, since the call is to end: asked inside tasks that can be long.
+bool stopped();
+
+// For tests: the most threads that tasks of the calling thread were for, since this was asked last; how many
+// multiply-adds are worth a thread, and whether it is one of the library's own.
+int64_t largest_team();
+void set_sharing(double worth, bool own);
+constexpr double kWorth = 8 << 20;  // a few tenths of a millisecond
 
 }  // namespace fastcsm

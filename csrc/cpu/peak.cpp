@@ -79,8 +79,9 @@ void task(void* rounds, int64_t, Arena) {
 
 template <class T>
 void peak_typed(PeakArgs& a) {
-  run_tasks(workers(), 0, task<T>, &a.rounds);
-  a.operations = static_cast<double>(workers() * a.rounds) * static_cast<double>(kOperations<T>);
+  const int64_t threads = team(__builtin_inf());
+  run_tasks(threads, 0, threads, task<T>, &a.rounds);
+  a.operations = static_cast<double>(threads * a.rounds) * static_cast<double>(kOperations<T>);
 }
 
 void peak_kernel(PeakArgs& a) {

@@ -27,6 +27,7 @@ struct FlowRows {
   Points<T> points;
   FlowBlock<T> block;
 
+  static double scores(const FlowArgs& a) { return kFlowStages * (a.change ? 2 : 1); }
   static int64_t capacity(const Packed<T>& head, int64_t share) { return shared_rows(head, share); }
   void layout(const Packed<T>& head, Arena& arena, int64_t rows) {
     points.layout(head, arena, rows, rows);

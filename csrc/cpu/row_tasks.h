@@ -5,7 +5,8 @@
 constexpr int64_t kBlockBytes = 200 << 10;  // of a block's activations: well inside the second-level cache
 
 // A Block has
-//   static capacity(head, share)    the rows it may have; share: those of a worker
+//   static scores(args)             how often at least it evaluates the head, for each row
+//   static capacity(head, share)    the rows it may have; share: those of a thread
 //   layout(head, arena, capacity)   its memory
 //   run(args, head, begin, rows)    rows [begin, begin + rows) of the op
 template <class T, class Block, class Args>
@@ -27,17 +28,18 @@ template <class S, class T, class Block, class Args>
 void run_rows(const Args& a) {
   if (a.rows == 0) return;
   RowTasks<T, Block, Args> tasks{a, {}, 0};
-  const PackedMemory<S, T> weights(tasks.head, a.head, false);
-  tasks.capacity = Block::capacity(tasks.head, (a.rows + workers() - 1) / workers());
+  const PackedMemory<S, T> weights(tasks.head, a.head, false, false);
+  const int64_t threads = team(static_cast<double>(a.rows) * Block::scores(a) * tasks.head.products());
+  tasks.capacity = Block::capacity(tasks.head, (a.rows + threads - 1) / threads);
   Arena measure(nullptr);
   Block().layout(tasks.head, measure, tasks.capacity);
-  run_tasks((a.rows + tasks.capacity - 1) / tasks.capacity, measure.bytes(), tasks.task, &tasks);
+  run_tasks((a.rows + tasks.capacity - 1) / tasks.capacity, measure.bytes(), threads, tasks.task, &tasks);
 }
 
-// Rows that are spread over all workers, as many at once as fit in a tile.
+// Rows that are spread over all threads, as many at once as fit in a tile.
 template <class T>
-int64_t shared_rows(const Packed<T>& head, int64_t share) {
-  const int64_t fits = tile_rows(head, kBlockBytes);
+int64_t shared_rows(const Packed<T>& head, int64_t share, int64_t bytes = kBlockBytes) {
+  const int64_t fits = tile_rows(head, bytes);
   return share < fits ? share : fits;
 }
 

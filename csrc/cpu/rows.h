@@ -5,6 +5,7 @@
 constexpr int64_t kTileBytes = (FASTCSM_VECTOR_BYTES == 64 ? 480 : 240) << 10;  // about half the second-level cache
 constexpr int64_t kPartialBytes = 12 << 20;
 constexpr int64_t kTasks = 64;
+constexpr int64_t kReduced = 32;  // output rows that a task adds up
 
 // Fills tile.gd = dL/ds' for rows from begin on; whether any is not 0. A tile of zeros needs no tangents: half the
 // work.
@@ -33,15 +34,17 @@ struct GradientRows {
     const auto& g = *static_cast<const GradientRows*>(self);
     Arena partial_arena(g.partials + task * g.partial_bytes);
     Tile<T> tile;
-    tile.layout(g.head, tile_arena, g.tile_capacity, true);
+    tile.layout(g.head, tile_arena, g.tile_capacity, g.wanted());
     Partial<T> sum;
     if (g.out.params) {
       sum.layout(g.head, partial_arena);
-      memset(g.partials + task * g.partial_bytes, 0, g.partial_bytes);
+      sum.clear(g.head);
+      for (int64_t k = 0; k < g.head.K; ++k)
+        if (g.direct(k)) sum.weight[k] = static_cast<T*>(g.out.weight[k]), sum.ld[k] = g.head.inputs(k);
     }
     double loss = 0;
     const int64_t end = g.N < (task + 1) * g.rows_per_task ? g.N : (task + 1) * g.rows_per_task;
-    for (int64_t begin = task * g.rows_per_task; begin < end; begin += g.tile_capacity) {
+    for (int64_t begin = task * g.rows_per_task; begin < end && !stopped(); begin += g.tile_capacity) {
       tile.rows = end - begin < g.tile_capacity ? end - begin : g.tile_capacity;
       load_rows(g.head, tile, g.context, g.x, begin);
       loss += g.tangents(g.job, tile, begin) ? g.template there_and_back<true>(tile, sum, begin)
@@ -50,9 +53,15 @@ struct GradientRows {
     g.losses[task] = loss;
   }
 
+  bool wanted() const { return out.params || out.context != nullptr || out.x != nullptr; }
+
   // The tile's part of the loss.
   template <bool kSlope>
   double there_and_back(Tile<T>& tile, Partial<T>& sum, int64_t begin) const {
+    if (!wanted()) {
+      forward_tile<T, kTangent>(head, tile);
+      return upstream(job, tile, begin);
+    }
     forward_tile<T, kSlope ? kForBackward : kValueForBackward>(head, tile);
     const double loss = upstream(job, tile, begin);
     backward_tile<S, T, kSlope>(head, tile, sum, out.params, static_cast<S*>(out.context), static_cast<S*>(out.x),
@@ -60,14 +69,21 @@ struct GradientRows {
     return loss;
   }
 
-  // Output rows of all weights, then one task for the biases.
+  // Whether the sum of layer k is its gradient: of one task, without padding.
+  bool direct(int64_t k) const {
+    return tasks == 1 && sizeof(S) == sizeof(T) && k > 0 && k < head.K && head.inputs(k) == head.P[k - 1];
+  }
+
+  // Blocks of the output rows of all weights, then one task for the biases.
+  int64_t blocks(int64_t k) const { return direct(k) ? 0 : k < head.K ? (head.H[k] + kReduced - 1) / kReduced : 1; }
   static void reduce(void* self, int64_t task, Arena) {
     const auto& g = *static_cast<const GradientRows*>(self);
     const int64_t K = g.head.K;
-    for (int64_t k = 0; k <= K; ++k) {
-      const int64_t out_rows = k < K ? g.head.H[k] : 1, in = k < K ? g.head.inputs(k) : g.head.H[K - 1];
-      if (task < out_rows) return g.add(task, in, k, false);
-      task -= out_rows;
+    for (int64_t k = 0; k <= K; task -= g.blocks(k++)) {
+      if (task >= g.blocks(k)) continue;
+      const int64_t rows = k < K ? g.head.H[k] : 1, in = k < K ? g.head.inputs(k) : g.head.H[K - 1];
+      for (int64_t row = task * kReduced; row < rows && row < (task + 1) * kReduced; ++row) g.add(row, in, k, false);
+      return;
     }
     for (int64_t k = 0; k <= K; ++k) g.add(0, k < K ? g.head.H[k] : 1, k, true);
   }
@@ -89,17 +105,18 @@ struct GradientRows {
   }
 
   double run(const HeadArgs& args) {
-    const PackedMemory<S, T> weights(head, args, true);
+    const PackedMemory<S, T> weights(head, args, wanted(), out.context != nullptr || out.x != nullptr);
 
-    tile_capacity = tile_rows(head, kTileBytes);
+    const int64_t needed = (N + kMicroRows - 1) / kMicroRows * kMicroRows, fits = tile_rows(head, kTileBytes);
+    tile_capacity = needed > 0 && needed < fits ? needed : fits;
     Arena tile_measure(nullptr), partial_measure(nullptr);
-    Tile<T>().layout(head, tile_measure, tile_capacity, true);
+    Tile<T>().layout(head, tile_measure, tile_capacity, wanted());
     Partial<T>().layout(head, partial_measure);
     partial_bytes = partial_measure.bytes();
     const int64_t all_tiles = (N + tile_capacity - 1) / tile_capacity;
     const int64_t afford = kPartialBytes / partial_bytes < 8 ? 8 : kPartialBytes / partial_bytes;
-    const int64_t wanted = afford < kTasks ? afford : kTasks;
-    const int64_t tiles_per_task = (all_tiles + wanted - 1) / wanted;
+    const int64_t most = afford < kTasks ? afford : kTasks;
+    const int64_t tiles_per_task = (all_tiles + most - 1) / most;
     tasks = tiles_per_task == 0 ? 0 : (all_tiles + tiles_per_task - 1) / tiles_per_task;
     rows_per_task = tiles_per_task * tile_capacity;
 
@@ -107,11 +124,12 @@ struct GradientRows {
     const Scratch loss_memory(tasks * int64_t(sizeof(double)));
     partials = static_cast<char*>(partial_memory.p);
     losses = static_cast<double*>(loss_memory.p);
-    run_tasks(tasks, tile_measure.bytes(), task, this);
+    const double forward = 2 * head.products(), numbers = static_cast<double>(partial_bytes) / sizeof(T);
+    run_tasks(tasks, tile_measure.bytes(), team(static_cast<double>(N) * (wanted() ? 3 : 1) * forward), task, this);
     if (out.params) {
-      int64_t reductions = 2;
-      for (int64_t k = 0; k < head.K; ++k) reductions += head.H[k];
-      run_tasks(reductions, 0, reduce, this);
+      int64_t reductions = 1;
+      for (int64_t k = 0; k <= head.K; ++k) reductions += blocks(k);
+      run_tasks(reductions, 0, team(kMoved * static_cast<double>(tasks) * numbers), reduce, this);
     }
     double loss = 0;
     for (int64_t t = 0; t < tasks; ++t) loss += losses[t];

@@ -23,7 +23,8 @@ template <class S, class T>
 struct ForwardRows {
   Tile<T> tile;
 
-  static int64_t capacity(const Packed<T>& head, int64_t) { return tile_rows(head, kTileBytes); }
+  static double scores(const ScoreHeadArgs& a) { return a.derivative != nullptr ? 2 : 1; }
+  static int64_t capacity(const Packed<T>& head, int64_t share) { return shared_rows(head, share, kTileBytes); }
   void layout(const Packed<T>& head, Arena& arena, int64_t rows) { tile.layout(head, arena, rows, false); }
 
   void run(const ScoreHeadArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {

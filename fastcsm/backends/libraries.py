@@ -1,5 +1,6 @@
 """The backends "cpu" and "cuda": the C++ libraries that are built from ``csrc/``."""
 
+import ctypes
 import json
 import sys
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 
 from ..activations import ACTIVATIONS
 from .measured import why_not_cuda
+from .precision import of_products
 from .registry import FULL_PRECISION, Implementation, Request, chosen, device_missing, mismatches, module_of
 
 PACKAGE = Path(__file__).parents[1]  # where a build puts the libraries, and the record of what it built
@@ -56,11 +58,12 @@ class Library:
 
     def implementation(self, op: str) -> Implementation:
         kernel = getattr(self.kernels(), op).default
+        full = op in FULL_PRECISION
 
         def run(*args: Any) -> Any:
             dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            reduced = self.reduced(dtype) and not (op in FULL_PRECISION and dtype is torch.float32)
-            return kernel(*(_code(a) if isinstance(a, str) else a for a in args), reduced)
+            reduced = self.reduced(dtype) and not (full and dtype is torch.float32)
+            return kernel(*[_code(a) if isinstance(a, str) else a for a in args], reduced)
 
         return run
 
@@ -70,7 +73,7 @@ class Library:
 
     def reduced(self, dtype: torch.dtype) -> bool:
         """Whether products may use narrower units, by torch's setting for float32 products."""
-        raise NotImplementedError
+        return dtype is torch.float32 and of_products(self.device) != "float32"
 
 
 class CPU(Library):
@@ -84,10 +87,25 @@ class CPU(Library):
         found = super().describe()
         return found if self.missing() else f"{found}, instruction set {self.kernels().isa()}"
 
+    def implementation(self, op: str) -> Implementation:
+        """The kernel, which asks for signals while it runs and ends when a handler of one raises."""
+        kernel = super().implementation(op)
+
+        def run(*args: Any) -> Any:
+            try:
+                return kernel(*args)
+            except RuntimeError:
+                self.raise_interruption()
+                raise
+
+        return run
+
+    def raise_interruption(self) -> None:
+        """Raise what a signal's handler raised inside the last call, if that is what ended it."""
+        ctypes.PyDLL(str(self.path())).fastcsm_raise_interruption()
+
     def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.bfloat16 or (
-            dtype is torch.float32 and torch.get_float32_matmul_precision() == "medium"
-        )
+        return dtype is torch.bfloat16 or super().reduced(dtype)
 
 
 class CUDA(Library):
@@ -124,9 +142,6 @@ class CUDA(Library):
         if need > most:
             return [f"it needs {need >> 10} KiB of shared memory, a block has {most >> 10}"]
         return []
-
-    def reduced(self, dtype: torch.dtype) -> bool:
-        return dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def _code(activation: str) -> int:

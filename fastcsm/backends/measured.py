@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from .precision import of_products
+
 
 class Row(NamedTuple):
     """One line of the table.
@@ -47,7 +49,7 @@ def table() -> tuple[Row, ...]:
 def precision(dtype: torch.dtype) -> str:
     """How products of ``dtype`` are done on a GPU under torch's setting in force."""
     if dtype is torch.float32:
-        return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return of_products("cuda")
     return str(dtype).removeprefix("torch.")
 
 

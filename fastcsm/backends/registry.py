@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from . import precision
+
 Implementation = Callable[..., Any]
 
 OPS = (
@@ -154,7 +156,7 @@ def select(op: str, request: Request) -> Implementation:
         RuntimeError: if the backend was chosen by name and cannot run the call; the message has every reason.
     """
     choice = _choice.get()
-    key = (op, request, choice, torch.get_float32_matmul_precision())
+    key = (op, request, choice, precision.of_products(request.device))
     found = _selected.get(key)
     if found is None:
         picked = _pick(op, request, choice)

@@ -2,8 +2,8 @@
 
 A score head is given as nn.Linear-shaped weights and biases with one activation between the layers; its input
 is [context, x, sin(w x), cos(w x)] for fixed frequencies w (possibly none). Everything here is differentiable
-once: a second derivative raises. For higher derivatives call ``fastcsm.reference`` directly, which is plain
-PyTorch.
+once, in reverse mode: a second derivative, forward mode and torch.func raise. For those call
+``fastcsm.reference`` directly, which is plain PyTorch.
 
 Under torch.autocast, score_head, csm_loss, linear_csm_loss and masked_linear take their tensors in autocast's
 dtype, like torch.nn.functional.linear (losses are float32 nevertheless); langevin, conditional_density and

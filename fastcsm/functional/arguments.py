@@ -1,5 +1,6 @@
 """The argument checks of ``functional``: one clear sentence for what is wrong, or contiguous rows."""
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import activations
+from ..ops.library import is_autocast_on, is_eager
 from ..ops.masked_linear import Layer
 from ..reference.incremental import on_host
 from ..reference.network import Head
@@ -47,7 +49,9 @@ def rows(
 
     They are in the dtype that :func:`autocast` means.
     """
-    context, x, *layers_of = autocast(context, x, *head, wide=wide)
+    if wide or (isinstance(context, Tensor) and is_autocast_on(_device_type(context))):
+        context, x, *layers_of = autocast(context, x, *head, wide=wide)
+        head = Head(*layers_of)
     floating("context", context)
     like("x", x, context, None)
     if context.dim() != x.dim() + 1 or context.shape[:-1] != x.shape:
@@ -56,7 +60,7 @@ def rows(
             f" got {tuple(x.shape)}"
         )
     features = context.shape[-1]
-    checked = layers(context, features + supplied, Head(*layers_of))
+    checked = layers(context, features + supplied, head)
     if x.dim() != 1:
         context, x = context.reshape(x.numel(), features), x.reshape(-1)
     return Rows(context.contiguous(), x.contiguous()), checked
@@ -70,8 +74,9 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     weights, biases, frequencies, activation = head
     activations.get(activation)
     if frequencies is None:
-        frequencies = first.new_empty(0)
-    like(f"{of}frequencies", frequencies, first, 1)
+        frequencies = _constant(0.0, first, first.dtype, 0)
+    else:
+        like(f"{of}frequencies", frequencies, first, 1)
     if frequencies.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
@@ -83,14 +88,33 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
             f"{of}biases must hold one entry for each of the {len(weights)} weights, got {len(biases)}"
         )
     inputs = features + 1 + 2 * frequencies.shape[0]
-    full = []
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        like(f"{of}weights[{k}]", weight, first, 2)
-        outputs = 1 if k == len(weights) - 1 else weight.shape[0]
-        shape(f"{of}weights[{k}]", weight, (outputs, inputs))
-        full.append(bias_of(f"{of}biases[{k}]", bias, weight))
-        inputs = outputs
-    return Head([weight.contiguous() for weight in weights], full, frequencies.contiguous(), activation)
+    full = list(biases)
+    if not _fit(weights, biases, inputs, first):
+        for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            like(f"{of}weights[{k}]", weight, first, 2)
+            outputs = 1 if k == len(weights) - 1 else weight.shape[0]
+            shape(f"{of}weights[{k}]", weight, (outputs, inputs))
+            full[k] = bias_of(f"{of}biases[{k}]", bias, weight)
+            inputs = outputs
+    weights, full = ([tensor.contiguous() for tensor in tensors] for tensors in (weights, full))
+    return Head(weights, full, frequencies.contiguous(), activation)
+
+
+def _fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: int, first: Tensor) -> bool:
+    """Whether :func:`layers` has nothing to say to these, in the fewest questions."""
+    dtype, device, cpu = first.dtype, first.device, first.is_cpu
+    for weight, bias in zip(weights, biases, strict=True):
+        if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
+            return False
+        size = weight.shape
+        if len(size) != 2 or size[1] != inputs or bias.shape != size[:1]:
+            return False
+        if weight.dtype is not dtype or bias.dtype is not dtype:
+            return False
+        if not (cpu and weight.is_cpu and bias.is_cpu) and not (weight.device == bias.device == device):
+            return False
+        inputs = size[0]
+    return inputs == 1
 
 
 def bias_of(name: str, bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -126,8 +150,8 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
     of float64 stay as they are, and so does all that is no tensor.
     """
     first = values[0] if isinstance(values[0], Tensor) else torch.empty(())
-    device, half = first.device.type, wide and first.dtype is torch.float16
-    if not (half or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))):
+    device, half = _device_type(first), wide and first.dtype is torch.float16
+    if not (half or is_autocast_on(device)):
         return values
     dtype = torch.float32 if wide else torch.get_autocast_dtype(device)
 
@@ -139,6 +163,10 @@ def autocast(*values: Any, wide: bool = False) -> tuple[Any, ...]:
         return value
 
     return tuple(cast(value) for value in values)
+
+
+def _device_type(value: Tensor) -> str:
+    return "cpu" if value.is_cpu else value.device.type
 
 
 def floating(name: str, value: Tensor) -> None:
@@ -220,7 +248,7 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
         value = value.item()  # a copy of the tensor to the device would be waited for
     if not isinstance(value, Tensor):
-        return torch.full((1,), value, dtype=dtype, device=x.device)
+        return _constant(value, x, dtype)
     if value.device != x.device and value.dim() > 0:
         raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
     value = value.to(device=x.device, dtype=dtype)
@@ -232,6 +260,21 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name} must broadcast to the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
         ) from None
+
+
+def _constant(value: float, like: Tensor, dtype: torch.dtype, size: int = 1) -> Tensor:
+    """A number ``size`` times, on the device of ``like``, for nobody to change."""
+    kept = like.is_cpu and isinstance(value, (int, float)) and type(like) in (Tensor, torch.nn.Parameter)
+    if kept and not torch.compiler.is_compiling() and is_eager():
+        return _kept(value, dtype, size)
+    return like.new_full((size,), value, dtype=dtype)
+
+
+@functools.lru_cache(64)
+def _kept(value: float, dtype: torch.dtype, size: int) -> Tensor:
+    """The same tensor at every call: small calls take little longer than making one."""
+    with torch.inference_mode(False):
+        return torch.full((size,), value, dtype=dtype, device="cpu")
 
 
 def stages(given: Stages, features: str = "features") -> Stages:

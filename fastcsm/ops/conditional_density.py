@@ -13,7 +13,7 @@ from ..reference.incremental import contexts_in_order
 from ..reference.network import Head
 from ..reference.score_head import with_features
 from .langevin import DRAW, draw_request, fake_draw
-from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, under
+from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, unbatched, under
 from .score_head import fake_grads
 
 _HEAD = (
@@ -130,6 +130,7 @@ class _ConditionalDensity(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, _, grad, *__):
+        unbatched(grad)
         context, point, frequencies, *params = ctx.saved_tensors
         need = *ctx.needs_input_grad[:2], any(ctx.needs_input_grad[4:])
         head = *halves(params), frequencies, *ctx.options

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import backends
 
@@ -24,12 +25,15 @@ def define(
     The operator itself records no gradients: the autograd.Function beside each schema does. Without
     ``gradient`` there is none, and the results are constants to autograd.
     """
-    name = schema.partition("(")[0]
+    name, request = schema.partition("(")[0], request or _request
 
     def run(*args: Any) -> Any:
-        found = (request or _request)(args)
+        found = request(args)
+        implementation = backends.select(name, found)
+        if not (torch.is_grad_enabled() or is_autocast_on(found.device)):
+            return implementation(*args)
         with torch.no_grad(), _as_given(found.device):
-            return backends.select(name, found)(*args)
+            return implementation(*args)
 
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -37,40 +41,87 @@ def define(
     op = getattr(torch.ops.fastcsm, name).default
 
     def call(*args: Any) -> Any:
-        _refuse_transforms()
-        return op(*args)
+        if torch.compiler.is_compiling():
+            return op(*args)
+        flat = [item for arg in args for item in (arg if isinstance(arg, list) else (arg,))]
+        _refuse_transforms(flat)
+        return run(*args) if _is_plain(flat) else op(*args)
 
     return call if gradient else torch.no_grad()(call)
 
 
 def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)``, and this package's sentence where a transform keeps that from running."""
-    _refuse_transforms()
-    return function.apply(*args)
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    _refuse_transforms(args)
+    # As function.apply, which first looks for transforms.
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
-def _refuse_transforms() -> None:
+_REFERENCE = "call fastcsm.reference, which is plain PyTorch"
+
+
+def _refuse_transforms(args: Sequence[Any]) -> None:
     # A transform would take an op's results for constants, without a word.
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(f"fastcsm ops do not run inside torch.func transforms; {_REFERENCE}")
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(arg).tangent is not None for arg in args if isinstance(arg, Tensor)
+    ):
+        raise RuntimeError(f"fastcsm ops have no forward-mode derivative; {_REFERENCE}")
+
+
+def is_batched(upstream: Tensor) -> bool:
+    """Whether many gradients are asked for at once, by ``is_grads_batched`` or vmap over a backward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    kinds = torch._C._functorch
+    return kinds.is_legacy_batchedtensor(upstream) or kinds.is_batchedtensor(upstream)
+
+
+def unbatched(*upstream: Tensor) -> None:
+    """Refuse a backward pass of many gradients at once."""
+    if any(map(is_batched, upstream)):
         raise RuntimeError(
-            "fastcsm ops do not run inside torch.func transforms; call fastcsm.reference, which is plain"
-            " PyTorch"
+            "fastcsm ops take one gradient at a time, without is_grads_batched and vectorize: call"
+            " torch.autograd.grad once for each"
         )
+
+
+#: What the dispatcher has nothing to add to.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str))
+
+
+def _is_plain(flat: list[Any]) -> bool:
+    """Whether the dispatcher would just call the implementation."""
+    return is_eager() and _PLAIN.issuperset(map(type, flat))
+
+
+def is_eager() -> bool:
+    """Whether ops do no more than they say: no mode, no transform, no tracing."""
+    modes, transform = torch._C._len_torch_dispatch_stack(), torch._C._functorch.peek_interpreter_stack()
+    return not modes and transform is None and not torch.jit.is_tracing()
+
+
+def is_autocast_on(device: str) -> bool:
+    """Whether torch.autocast is on for a device type."""
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def _as_given(device: str) -> contextlib.AbstractContextManager:
     """No autocast inside an op: its arguments have the dtypes that are meant."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast_on(device) else contextlib.nullcontext()
 
 
 def _request(args: tuple[Any, ...]) -> backends.Request:
-    """The first tensor tells device and dtype, the first list of tensors the widths."""
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    """The first argument, a tensor, tells device and dtype, the first list of tensors the widths."""
+    tensor = args[0]
     weights = next((arg for arg in args if isinstance(arg, list)), ())
     inputs = weights[0].shape[1] if weights else 0
-    widths = tuple(weight.shape[0] for weight in weights)
-    return backends.Request(tensor.device.type, tensor.dtype, widths, inputs)
+    device = "cpu" if tensor.is_cpu else tensor.device.type
+    return backends.Request(device, tensor.dtype, tuple([weight.shape[0] for weight in weights]), inputs)
 
 
 def needs_grad(*tensors: Tensor) -> bool:
@@ -139,9 +190,11 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def run(ctx: Any, *upstream: Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *upstream)
         with torch.no_grad():
             grads = backward(ctx, *upstream)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return grads
         return _Twice.apply(grads, *upstream, *ctx.saved_tensors)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..reference.rescale import rescale as _reference
-from .library import choice, differentiable, once, under
+from .library import choice, differentiable, is_batched, once, unbatched, under
 from .rescale import rescale
 
 #: (activation, need, scale, *tensors) -> the loss, and for each tensor its gradient or None; both times the
@@ -30,6 +30,7 @@ class _ScalarLoss(torch.autograd.Function):
     @once
     def backward(ctx: Any, upstream):
         if ctx.late:
+            unbatched(upstream)
             return None, None, None, *_again(ctx, upstream)
         grads = ctx.grads or _again(ctx)
         if torch.compiler.is_compiling() or _stands_for(upstream):
@@ -37,7 +38,7 @@ class _ScalarLoss(torch.autograd.Function):
         else:
             ctx.grads = None
             own = [grad for grad in grads if grad is not None]
-            if upstream.device.type != "cpu":
+            if not upstream.is_cpu:
                 under(ctx.choice, rescale, own, upstream)
             elif upstream.item() != 1.0:
                 _reference(own, upstream)
@@ -50,9 +51,10 @@ def _again(ctx: Any, scale: Tensor | None = None) -> Sequence[Tensor | None]:
 
 
 def _stands_for(upstream: Tensor) -> bool:
-    """Whether it is of a subclass, or traced, and is no number to look at."""
+    """Whether it is of a subclass, traced, or many at once, and is no number to look at."""
     proxy = torch._C._TorchDispatchModeKey.PROXY
-    return type(upstream) is not Tensor or torch._C._get_dispatch_mode(proxy) is not None
+    traced = type(upstream) is not Tensor or torch._C._get_dispatch_mode(proxy) is not None
+    return traced or is_batched(upstream)
 
 
 def times(scale: Tensor | None, coefficients: Sequence[Tensor]) -> Sequence[Tensor]:

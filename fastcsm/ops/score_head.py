@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.network import Head
-from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, under
+from .library import choice, define, differentiable, for_autograd, halves, needs_grad, once, unbatched, under
 
 
 def _fake(context, x, weights, biases, frequencies, activation, derivative):
@@ -49,6 +49,7 @@ class _ScoreHead(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, grad_score, grad_derivative):
+        unbatched(grad_score, grad_derivative)
         context, x, frequencies, *params = ctx.saved_tensors
         need = *ctx.needs_input_grad[:2], any(ctx.needs_input_grad[5:])
         if not ctx.derivative:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..backends.precision import matmul_precision
 from ..data import Dataset
 from ..progress import Bar
 from . import checkpoint, folder
@@ -70,12 +71,10 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint was saved.
     """
     run, device = Path(run), torch.device(device)
-    precision = torch.get_float32_matmul_precision()
     devices = [device] if device.type == "cuda" else []
     group = Group(device, quiet)
     try:
-        torch.set_float32_matmul_precision(config.matmul_precision)
-        with torch.random.fork_rng(devices=devices):
+        with matmul_precision(config.matmul_precision), torch.random.fork_rng(devices=devices):
             with Bar("preparing", quiet=quiet):
                 saved = checkpoint.read(run) if resume else None
                 trainer = Trainer(config, data, device, saved, group)
@@ -90,7 +89,6 @@ def train(
             group.barrier()
             return _loop(trainer, None, True)
     finally:
-        torch.set_float32_matmul_precision(precision)
         group.close()
 
 

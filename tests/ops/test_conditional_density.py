@@ -265,16 +265,13 @@ def test_rows_are_independent(backend, seed, rows):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("given", [(1,), (2,), (3,), (3, True)])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_same_bits_for_any_number_of_threads(backend, threads):
-    case, before = Restoring(rows=100).to(torch.float32), torch.get_num_threads()
+def test_same_bits_for_any_number_of_threads(backend, given, threads):
+    case = Restoring(rows=100).to(torch.float32)
     expected = density(case, backend)
-    try:
-        torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(density(case, backend), expected))
-    finally:
-        torch.set_num_threads(before)
+    threads(*given)
+    assert all(torch.equal(a, b) for a, b in zip(density(case, backend), expected))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -212,10 +212,10 @@ def test_without_gradients(backend):
 def test_same_bits_for_any_number_of_threads(backend, threads):
     case = Case(rows=1000, hidden=(64, 64)).to(torch.float32)
     results = []
-    for count in (1, 2):
-        threads(count)
+    for count, own in ((1, False), (2, False), (2, True)):
+        threads(count, own)
         results.append(fused(case, backend))
-    assert bitwise_equal(*results)
+    assert all(bitwise_equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("activation", NAMES)

@@ -177,16 +177,12 @@ def test_given_variables_stay_and_the_rest_is_not_read(backend):
 
 @pytest.mark.parametrize("batch", [1, 31, 32, 33, 65])
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_a_sample_does_not_depend_on_its_batch_or_the_threads(backend, batch):
+def test_a_sample_does_not_depend_on_its_batch_or_the_threads(backend, batch, threads):
     draw = Draw(features_of_stages=True)
     x = torch.zeros(batch, 7)
     whole = draw.run(backend, torch.float32, x=x)[0]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        again = draw.run(backend, torch.float32, x=x)[0]
-    finally:
-        torch.set_num_threads(threads)
+    threads(2, own=batch % 2 == 1)
+    again = draw.run(backend, torch.float32, x=x)[0]
     alone = draw.run(backend, torch.float32, x=x[-1:], sample=5 + batch - 1)[0]
     assert torch.equal(again, whole)
     assert torch.equal(alone, whole[-1:])
