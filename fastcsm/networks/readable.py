@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ _PARAMETERS: dict[type[nn.Module], Any] = {
 }
 #: What calling runs of modules of torch, as it was when this file was read.
 _CALLED: dict[type[nn.Module], Any] = {kind: (kind.forward,) for kind in (nn.Sequential, nn.Dropout, *_KINDS)}
-_PLAIN = (type(None), Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor)
+_PLAIN = frozenset((type(None), Tensor, nn.Parameter, nn.Buffer, FakeTensor, FunctionalTensor))
 _CALL = nn.Module.__call__
 _BEFORE, _AFTER, _BACK_BEFORE, _BACK_AFTER = (
     getattr(_torch_module, f"_global_{kind}_hooks")
@@ -115,12 +115,14 @@ def why_layer_called(module: nn.Module, kind: type[nn.Module]) -> str | None:
 
 def layers_of(head: Any) -> functional.Head | str:
     """The layers of a head that runs fused, or the reason why it does not."""
-    head = getattr(head, "_orig_mod", head)  # of torch.compile
-    if isinstance(head, ReadableHead):
-        return head.why_called() or head.raw()
     if type(head) is not nn.Sequential:
+        if isinstance(head, ReadableHead):
+            return head.why_called() or head.raw()
+        if isinstance(head, nn.Module) and "_orig_mod" in head._modules:  # of torch.compile
+            return layers_of(head._orig_mod)
         return f"{type(head).__name__} is neither a ScoreHead nor an nn.Sequential"
-    linears: list[nn.Linear] = []
+    weights: list[Any] = []
+    biases: list[Any] = []
     kinds: list[str] = []
     for index, module in enumerate(head):
         found = _kind_of(module)
@@ -128,21 +130,22 @@ def layers_of(head: Any) -> functional.Head | str:
             return f"module {index} ({module}) is not a supported activation"
         why = why_called(module, _CALLED[type(module)])
         if found == "linear":
-            if len(kinds) != len(linears):
+            if len(kinds) != len(weights):
                 why = "it follows a Linear with no activation between them"
-            linears.append(cast(nn.Linear, module))
+            weights.append(module.weight)
+            biases.append(module.bias)
         elif found:
-            if len(linears) != len(kinds) + 1:
+            if len(weights) != len(kinds) + 1:
                 why = "it does not follow a Linear"
             kinds.append(found)
         if why:
             return f"module {index} ({type(module).__name__}): {why}"
-    if len(linears) < 2 or len(kinds) != len(linears) - 1 or linears[-1].out_features != 1:
+    if len(weights) < 2 or len(kinds) != len(weights) - 1 or len(weights[-1]) != 1:
         return "it does not have a hidden layer and end in a Linear with one output"
-    if len(set(kinds)) > 1:
+    if kinds.count(kinds[0]) < len(kinds):
         return f"it mixes the activations {', '.join(sorted(set(kinds)))}"
     why = why_called(head, _CALLED[nn.Sequential])
-    return why or functional.Head([m.weight for m in linears], [m.bias for m in linears], None, kinds[0])
+    return why or functional.Head(weights, biases, None, kinds[0])
 
 
 def _kind_of(module: nn.Module) -> str | None:
