@@ -22,6 +22,7 @@ class Library:
 
     name: str
     device: str
+    units: str  # the device type whose setting for products of float32 counts
     ops: tuple[str, ...]
     composed: tuple[str, ...] = ("conditional_density_backward",)
     dtypes: tuple[torch.dtype, ...]
@@ -73,13 +74,13 @@ class Library:
 
     def reduced(self, dtype: torch.dtype) -> bool:
         """Whether products may use narrower units, by torch's setting for float32 products."""
-        return dtype is torch.float32 and of_products(self.device) != "float32"
+        return dtype is torch.float32 and of_products(self.units) != "float32"
 
 
 class CPU(Library):
     """Fused C++ kernels for processors."""
 
-    name = device = "cpu"
+    name = device = units = "cpu"
     ops = ("score_head", "csm_loss", "langevin", "masked_linear", "conditional_density", "probability_flow")
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -111,7 +112,7 @@ class CPU(Library):
 class CUDA(Library):
     """CUDA C++ kernels, in ``csrc/cuda/``; "auto" takes those that ``measured.json`` has as faster."""
 
-    name = device = "cuda"
+    name = device = units = "cuda"
     ops = (*CPU.ops, "rescale")
     composed = ("conditional_density_backward", "conditional_density_draw")
     dtypes = (torch.float32, torch.bfloat16)
