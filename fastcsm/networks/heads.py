@@ -6,6 +6,7 @@ The one place where log sigma becomes the last context feature.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -345,4 +346,7 @@ def _warn_once(message: str) -> None:
     if message in _warned:
         return
     _warned.add(message)
-    warnings.warn(message, stacklevel=4)
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].startswith(__package__.partition(".")[0] + "."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)  # where the package was called

@@ -131,8 +131,9 @@ FALLBACKS = [
 def test_other_heads_fall_back_with_one_warning_and_are_right(head, reason):
     heads._warned.clear()
     context, x = rows(4, 3)
-    with pytest.warns(UserWarning, match=f"double backward, not fused: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"double backward, not fused: .*{reason}") as caught:
         loss = fastcsm.csm_loss(head, context, x)
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = fastcsm.csm_loss(head, context, x)
