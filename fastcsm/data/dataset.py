@@ -141,6 +141,7 @@ class Dataset:
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether a fingerprint is that of the training rows, or of what float32 makes of them."""
-        if self.train.dtype == torch.float64 and fingerprint != self.fingerprint():
-            return fingerprint == dataclasses.replace(self, train=self.train.float()).fingerprint()
-        return fingerprint == self.fingerprint()
+        same = fingerprint == self.fingerprint()
+        if same or self.train.dtype != torch.float64:
+            return same
+        return fingerprint == dataclasses.replace(self, train=self.train.float()).fingerprint()

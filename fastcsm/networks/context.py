@@ -67,14 +67,14 @@ class LinearContext(NamedTuple):
 
 def contexts(net: nn.Module, x: Tensor) -> Tensor | LinearContext:
     """The contexts of x (B, D), with the last layer left to do where the network can leave it."""
-    last_layer = None if isinstance(net, nn.Module) and has_hooks(net) else getattr(net, "last_layer", None)
+    last_layer = None if has_hooks(net) else getattr(net, "last_layer", None)
     found = last_layer(x) if last_layer else None
     return net(x) if found is None else found
 
 
 def shortcut(net: nn.Module, name: str) -> Any:
     """A method that answers without the network being called; None where calling it may do otherwise."""
-    why = net.why_called() if isinstance(net, Readable) else isinstance(net, nn.Module) and has_hooks(net)
+    why = net.why_called() if isinstance(net, Readable) else has_hooks(net)
     return None if why else getattr(net, name, None)
 
 

@@ -138,10 +138,8 @@ class MADE(Constants, Readable):
 
     def why_called(self) -> str | None:
         """Why calling may do otherwise than :meth:`network` and :meth:`units`, which read the layers, do."""
-        return self._why_not_read() or ("it is in training mode" if self._drops() else None)
-
-    def _drops(self) -> bool:
-        return self.dropout.training and self.dropout.p > 0
+        drops = self.dropout.training and self.dropout.p > 0
+        return self._why_not_read() or ("it is in training mode" if drops else None)
 
     def _why_not_read(self) -> str | None:
         layers = self._layers()
@@ -204,7 +202,7 @@ class MADE(Constants, Readable):
             weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight)
             for weight, bias in zip(weights, network.biases, strict=True)
         ]
-        order = self.places.to(weights[0].device)
+        order = network.order.to(weights[0].device)
         return Incremental(batch, network._replace(weights=weights, biases=biases, order=order))
 
     def settings(self) -> dict[str, Any]:

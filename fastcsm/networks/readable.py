@@ -94,8 +94,10 @@ def why_called(module: nn.Module, functions: Sequence[Callable[..., Any]]) -> st
     return None
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs hooks, its own or those of all modules."""
+def has_hooks(module: Any) -> bool:
+    """Whether calling it, a module or a function, runs hooks, its own or those of all modules."""
+    if not isinstance(module, nn.Module):
+        return False
     own = module.__dict__
     return bool(
         own["_forward_hooks"]
