@@ -74,8 +74,9 @@ class Bar:
 
     def __exit__(self, *_: Any) -> None:
         global _ended, _shown
-        self._ended.set()
-        self.close()
+        with self._lock:
+            self._ended.set()
+            self.close()
         if not self._quiet:
             _ended, _shown = time.monotonic(), self._last
 
@@ -110,7 +111,8 @@ class Bar:
         """Show the bar whenever it was silent for too long."""
         while not self._ended.wait(max(self._last + SECONDS - time.monotonic(), 0.05)):
             with self._lock:
-                self._show()
+                if not self._ended.is_set():
+                    self._show()
 
     def _show(self) -> None:
         if self._tqdm is not None and self._at is not None and self._drawn(self._draw):

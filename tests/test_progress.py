@@ -1,6 +1,7 @@
 import io
 import math
 import os
+import re
 import sys
 import time
 
@@ -68,13 +69,12 @@ def test_a_long_silence_is_broken(monkeypatch, capsys):
         while said.count("\n") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
             said += capsys.readouterr().err
-        assert said.startswith("reading: 0 s\nreading: ")
+        assert re.match(r"reading: \d+ s\nreading: ", said)
         bar.to(3, 7, "slow")
         while "row 3 of 7" not in said and time.monotonic() < deadline:
             time.sleep(0.01)
             said += capsys.readouterr().err
-        assert "reading: row 3 of 7, 0 s, slow\n" in said
-    time.sleep(0.06)  # the thread has ended
+        assert re.search(r"reading: row 3 of 7, \d+ s, slow\n", said)
     capsys.readouterr()
     time.sleep(0.15)
     assert capsys.readouterr().err == ""
@@ -82,11 +82,11 @@ def test_a_long_silence_is_broken(monkeypatch, capsys):
 
 def test_bars_in_a_row_are_not_silent_for_long(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_ended", -math.inf)
-    monkeypatch.setattr(progress, "SECONDS", 0.3)
+    monkeypatch.setattr(progress, "SECONDS", 1.0)
     deadline, said, count = time.monotonic() + 20, "", 0
     while not said and time.monotonic() < deadline:
         with Bar(f"part {count}"):
-            time.sleep(0.1)
+            time.sleep(0.2)
         count += 1
         said = capsys.readouterr().err
     assert 1 < count < 20
