@@ -6,15 +6,7 @@
 #include "common/quadrature.h"
 
 namespace fastcsm {
-namespace {
-
 using torch::headeronly::ScalarType;
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
-}
-
-}  // namespace
 
 double rounding_unit(Storage storage, bool reduced, double narrow) {
   if (storage == Storage::f64) return std::numeric_limits<double>::epsilon();
@@ -47,10 +39,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> new_densities(Density
   const auto type = compute_type(point);
   Tensors out;
   for (int i = 0; i < 5; ++i) {
-    out.push_back(empty(point, {a.rows}, type));
+    out.push_back(new_tensor(point, {a.rows}, type));
     a.out[i] = out[i].mutable_data_ptr();
   }
-  Tensor ends = empty(point, {a.rows, 2}, type);
+  Tensor ends = new_tensor(point, {a.rows, 2}, type);
   a.ends = ends.mutable_data_ptr();
   return {out[0], out[1], out[2], out[3], out[4], ends};
 }
@@ -58,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> new_densities(Density
 std::tuple<Tensor, Tensor, Tensor, Tensor> new_density_nodes(DensityArgs& a, const Tensor& point) {
   const auto type = compute_type(point);
   constexpr int64_t kMost = kMaxPanels * kNodes;
-  Tensor t = empty(point, {a.rows, kMost}, point.scalar_type()), weight = empty(point, {a.rows, kMost}, type);
-  Tensor count = empty(point, {a.rows}, ScalarType::Long), score = empty(point, {a.rows}, type);
+  Tensor t = new_tensor(point, {a.rows, kMost}, point.scalar_type()), weight = new_tensor(point, {a.rows, kMost}, type);
+  Tensor count = new_tensor(point, {a.rows}, ScalarType::Long), score = new_tensor(point, {a.rows}, type);
   a.nodes = t.mutable_data_ptr();
   a.weights = weight.mutable_data_ptr();
   a.counts = static_cast<int64_t*>(count.mutable_data_ptr());

@@ -36,10 +36,9 @@ inline FlowArgs flow_args(const Tensor& context, const Tensor& x, const Tensors&
 
 // The results, to which `a` is set to point.
 inline std::tuple<Tensor, Tensor, Tensor> new_flow(FlowArgs& a, const Tensor& x) {
-  const std::vector<int64_t> shape{a.rows};
   Tensors out;
   for (int i = 0; i < 3; ++i) {
-    out.push_back(torch::stable::new_empty(x, {shape.data(), shape.size()}, compute_type(x)));
+    out.push_back(new_tensor(x, {a.rows}, compute_type(x)));
     a.out[i] = out[i].mutable_data_ptr();
   }
   return {out[0], out[1], out[2]};

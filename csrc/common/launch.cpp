@@ -1,5 +1,6 @@
 #include "common/launch.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -14,16 +15,41 @@ std::string shape_of(const Tensor& t) {
   return s + ")";
 }
 
+Tensor empty(const Tensor& like, const int64_t* sizes, int64_t axes, ScalarType type) {
+  constexpr int64_t kMostAxes = 16;
+  if (axes > kMostAxes) throw std::invalid_argument("fastcsm: a tensor has more than 16 axes");
+  int64_t strides[kMostAxes], step = 1;
+  for (int64_t i = axes - 1; i >= 0; step *= std::max<int64_t>(sizes[i--], 1)) strides[i] = step;
+  int32_t device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(axes, sizes, strides, dtype, device, like.get_device_index(), &made));
+  return Tensor(made);
+}
+
 [[noreturn]] void fail(const std::string& message) { throw std::invalid_argument("fastcsm: " + message); }
 
 }  // namespace
 
-const void* checked(const Tensor& t, const char* name, ScalarType type, int64_t count) {
-  if (!on_device(t)) fail(std::string(name) + " is on another device than the library's");
-  if (t.scalar_type() != type) fail(std::string(name) + " has another dtype than x");
-  if (!t.is_contiguous()) fail(std::string(name) + " is not contiguous");
-  if (t.numel() != count)
-    fail(std::string(name) + " has shape " + shape_of(t) + ", expected " + std::to_string(count) + " elements");
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  return empty(like, shape.begin(), static_cast<int64_t>(shape.size()), type);
+}
+
+Tensor new_like(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return empty(t, sizes.data(), static_cast<int64_t>(sizes.size()), t.scalar_type());
+}
+
+const void* checked(const Tensor& t, const char* name, ScalarType type, int64_t count, int64_t layer) {
+  const auto wrong = [&](const std::string& what) {
+    fail(name + (layer < 0 ? "" : "[" + std::to_string(layer) + "]") + what);
+  };
+  if (!on_device(t)) wrong(" is on another device than the library's");
+  if (t.scalar_type() != type) wrong(" has another dtype than x");
+  if (!t.is_contiguous()) wrong(" is not contiguous");
+  if (t.numel() != count) wrong(" has shape " + shape_of(t) + ", expected " + std::to_string(count) + " elements");
   return t.const_data_ptr();
 }
 
@@ -49,7 +75,7 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
   HeadArgs head{};
   const ScalarType type = x.scalar_type();
   head.storage = storage_of(x);
-  if (context.dim() != 2) fail("context has shape " + shape_of(context) + ", expected (rows, features)");
+  if (context.dim() < 1) fail("context has shape (), expected (rows..., features)");
   head.layers = static_cast<int64_t>(weights.size()) - 1;
   if (head.layers < 1 || head.layers > kMaxLayers || biases.size() != weights.size())
     fail("the head has " + std::to_string(weights.size()) + " weights and " + std::to_string(biases.size()) +
@@ -68,8 +94,8 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
       fail("weights[" + std::to_string(k) + "] has shape " + shape_of(weights[k]) + ", expected two dimensions");
     const int64_t outputs = k == head.layers ? 1 : weights[k].size(0);
     if (k < head.layers) head.width[k] = outputs;
-    head.weight[k] = checked(weights[k], ("weights[" + std::to_string(k) + "]").c_str(), type, outputs * inputs);
-    head.bias[k] = checked(biases[k], ("biases[" + std::to_string(k) + "]").c_str(), type, outputs);
+    head.weight[k] = checked(weights[k], "weights", type, outputs * inputs, k);
+    head.bias[k] = checked(biases[k], "biases", type, outputs, k);
     inputs = outputs;
   }
   return head;
@@ -77,11 +103,7 @@ HeadArgs head_args(const Tensor& context, const Tensor& x, const Tensors& weight
 
 GradientTensors new_gradients(const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
                               bool need_context, bool need_x, bool need_params) {
-  constexpr int64_t kNone[] = {0};
-  // Quicker than empty_like, which goes by name through the dispatcher.
-  const auto like = [&](const Tensor& t, bool need) {
-    return torch::stable::new_empty(t, need ? t.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(kNone, 1));
-  };
+  const auto like = [](const Tensor& t, bool need) { return need ? new_like(t) : new_tensor(t, {0}); };
   GradientTensors g{like(context, need_context), like(x, need_x), {}, {}, {}};
   g.pointers.context = need_context ? g.context.mutable_data_ptr() : nullptr;
   g.pointers.x = need_x ? g.x.mutable_data_ptr() : nullptr;

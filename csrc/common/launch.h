@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <type_traits>
 #include <vector>
 
@@ -25,11 +26,22 @@ Storage storage_of(const Tensor& x);
 // Whether a tensor lies where this library's kernels run; each library defines it.
 bool on_device(const Tensor& t);
 
-// Contiguous, on the device, of the given type and number of elements; throws otherwise.
-const void* checked(const Tensor& t, const char* name, torch::headeronly::ScalarType type, int64_t count);
+// Contiguous, on the device, of the given type and number of elements; throws otherwise. The name is one for all layers
+// if `layer` is one.
+const void* checked(const Tensor& t, const char* name, torch::headeronly::ScalarType type, int64_t count,
+                    int64_t layer = -1);
 
 // The type arithmetic is done in: float for bfloat16, else the storage type.
 torch::headeronly::ScalarType compute_type(const Tensor& t);
+
+// An uninitialised tensor on the device of another one, made without the dispatcher, which the stable interface would
+// ask by name: a small call makes eight.
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, torch::headeronly::ScalarType type);
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return new_tensor(like, shape, like.scalar_type());
+}
+// Of the shape and type of one that is contiguous.
+Tensor new_like(const Tensor& t);
 
 // The head, the rows, and where their contexts (N, C) and x (N) lie.
 template <class Args>

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Te
   GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);
   a.out = g.pointers;
   FASTCSM_DISPATCH(csm_loss_kernel, uses_pairs(a.head), a);
-  Tensor loss = torch::stable::new_empty(alpha, {}, compute_type(x));
+  Tensor loss = new_tensor(alpha, {}, compute_type(x));
   if (a.head.storage == Storage::f64) {
     *static_cast<double*>(loss.mutable_data_ptr()) = a.loss;
   } else {

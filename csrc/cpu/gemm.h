@@ -58,20 +58,53 @@ void pack_panels(T* out, int64_t rows, int64_t cols, At at) {
 }
 
 #if !FASTCSM_REDUCED
+// The same of a matrix whose row i lies at w + i * ld.
+template <class T>
+void pack_panels_of_rows(T* out, int64_t rows, int64_t cols, const T* w, int64_t ld) {
+  for (int64_t n = 0; n < cols; n += kPanel<T>) {
+    const int64_t valid = std::min<int64_t>(kPanel<T>, cols - n);
+    for (int64_t i = 0; i < rows; ++i, out += kPanel<T>) {
+      const T* from = w + i * ld + n;
+      if (valid == kPanel<T>) {
+        __builtin_memcpy(out, from, kPanel<T> * sizeof(T));
+      } else {
+        for (int64_t j = 0; j < kPanel<T>; ++j) out[j] = j < valid ? from[j] : T(0);
+      }
+    }
+  }
+}
+
+// Four elements of a and b, where b's are numbered from 4 on.
+template <int i, int j, int k, int l, class Four>
+FASTCSM_INLINE Four shuffled(Four a, Four b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  const auto at = [&](int n) { return n < 4 ? a[n] : b[n - 4]; };
+  return Four{at(i), at(j), at(k), at(l)};
+#endif
+}
+
 // The same of a matrix whose column j lies at w + j * ld, by blocks of four by four.
 template <class T>
 void pack_panels_of_columns(T* out, int64_t rows, int64_t cols, const T* w, int64_t ld) {
   typedef T Four __attribute__((vector_size(4 * sizeof(T))));
-  typedef T FourAt __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
-  const auto load = [](const T* p) -> const FourAt& { return *reinterpret_cast<const FourAt*>(p); };
+  const auto load = [](const T* p) {
+    Four v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  };
   for (int64_t n = 0; n < cols; n += kPanel<T>, out += rows * kPanel<T>) {
     int64_t i = 0;
     for (; n + kPanel<T> <= cols && i + 4 <= rows; i += 4) {
       for (int64_t j = 0; j < kPanel<T>; j += 4) {
         const T* p = w + (n + j) * ld + i;
         const Four a = load(p), b = load(p + ld), c = load(p + 2 * ld), d = load(p + 3 * ld);
-        for (int k = 0; k < 4; ++k)
-          *reinterpret_cast<FourAt*>(out + (i + k) * kPanel<T> + j) = Four{a[k], b[k], c[k], d[k]};
+        const Four ab = shuffled<0, 4, 1, 5>(a, b), cd = shuffled<0, 4, 1, 5>(c, d);
+        const Four ab2 = shuffled<2, 6, 3, 7>(a, b), cd2 = shuffled<2, 6, 3, 7>(c, d);
+        const Four rows_of[] = {shuffled<0, 1, 4, 5>(ab, cd), shuffled<2, 3, 6, 7>(ab, cd),
+                                shuffled<0, 1, 4, 5>(ab2, cd2), shuffled<2, 3, 6, 7>(ab2, cd2)};
+        for (int k = 0; k < 4; ++k) __builtin_memcpy(out + (i + k) * kPanel<T> + j, &rows_of[k], sizeof(Four));
       }
     }
     for (; i < rows; ++i)

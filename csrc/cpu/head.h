@@ -21,9 +21,9 @@ constexpr int64_t stride(int64_t n) {
 template <class T>
 struct Packed {
   HeadArgs head;
-  int64_t C, F, E, K, H[kMaxLayers], P[kMaxLayers], ld[kMaxLayers], ld_in, ld_features;
+  int64_t C, F, E, K, H[kMaxLayers], P[kMaxLayers], ld[kMaxLayers], back[kMaxLayers], ld_in, ld_features;
   T* forward[kMaxLayers];   // panels of W_k^T (K rows = inputs), of the first layer the context's columns only
-  T* backward[kMaxLayers];  // panels of W_k (K rows = outputs), all columns
+  T* backward[kMaxLayers];  // panels of W_k (K rows = outputs), the first back[k] columns
   T *features_forward, *features_backward;  // the same of the last F columns of W_1
   T* bias[kMaxLayers];
   T* x_weight;      // the column of W_1 that multiplies x
@@ -31,8 +31,8 @@ struct Packed {
   T *w_out, *frequency;
   T b_out;
 
-  // With the backward pass of the hidden layers, and with that of the inputs.
-  void layout(const HeadArgs& args, Arena& arena, bool with_backward, bool with_inputs) {
+  // With the backward pass of the hidden layers, and with that of so many inputs: none, the context, or all.
+  void layout(const HeadArgs& args, Arena& arena, bool with_backward, int64_t with_inputs) {
     head = args;
     C = args.context, E = args.frequencies, F = args.features(), K = args.layers;
     ld_in = stride<T>(padded<T>(C) + padded<T>(F));
@@ -40,11 +40,12 @@ struct Packed {
     for (int64_t k = 0; k < K; ++k) {
       H[k] = args.width[k], P[k] = padded<T>(H[k]), ld[k] = stride<T>(H[k]);
       forward[k] = arena.take<T>(panels_size<T>(k == 0 ? C : H[k - 1], H[k]));
-      backward[k] = with_backward && (k > 0 || with_inputs) ? arena.take<T>(panels_size<T>(H[k], inputs(k))) : nullptr;
+      back[k] = !with_backward ? 0 : k > 0 ? inputs(k) : with_inputs;
+      backward[k] = back[k] > 0 ? arena.take<T>(panels_size<T>(H[k], back[k])) : nullptr;
       bias[k] = arena.take<T>(P[k]);
     }
     features_forward = arena.take<T>(panels_size<T>(F, H[0]));
-    features_backward = with_inputs ? arena.take<T>(panels_size<T>(H[0], F)) : nullptr;
+    features_backward = with_inputs > C ? arena.take<T>(panels_size<T>(H[0], F)) : nullptr;
     x_weight = arena.take<T>(P[0]);
     stage_weight = arena.take<T>(P[0]);
     w_out = arena.take<T>(P[K - 1]);
@@ -72,12 +73,15 @@ struct Packed {
 #if !FASTCSM_REDUCED
       if constexpr (sizeof(S) == sizeof(T)) {
         pack_panels_of_columns(forward[k], k == 0 ? C : in, H[k], w, in);
+        if (backward[k] != nullptr) pack_panels_of_rows(backward[k], H[k], back[k], w, in);
       } else
 #endif
+      {
         pack_panels(forward[k], k == 0 ? C : in, H[k],
                     [&](int64_t i, int64_t j) { return from_storage(w[j * in + i]); });
-      if (backward[k] != nullptr)
-        pack_panels(backward[k], H[k], in, [&](int64_t i, int64_t j) { return from_storage(w[i * in + j]); });
+        if (backward[k] != nullptr)
+          pack_panels(backward[k], H[k], back[k], [&](int64_t i, int64_t j) { return from_storage(w[i * in + j]); });
+      }
       pad<S>(bias[k], head.bias[k], H[k]);
     }
     const auto feature = [&](int64_t f, int64_t j) { return from_storage(w1[j * (C + F) + C + f]); };
@@ -97,13 +101,13 @@ template <class S, class T>
 struct PackedMemory {
   Scratch memory;
 
-  PackedMemory(Packed<T>& head, const HeadArgs& args, bool with_backward, bool with_inputs)
+  PackedMemory(Packed<T>& head, const HeadArgs& args, bool with_backward, int64_t with_inputs)
       : memory(bytes(head, args, with_backward, with_inputs)) {
     Arena arena(memory.p);
     head.layout(args, arena, with_backward, with_inputs);
     head.template fill<S>();
   }
-  static int64_t bytes(Packed<T>& head, const HeadArgs& args, bool with_backward, bool with_inputs) {
+  static int64_t bytes(Packed<T>& head, const HeadArgs& args, bool with_backward, int64_t with_inputs) {
     Arena measure(nullptr);
     head.layout(args, measure, with_backward, with_inputs);
     return measure.bytes();

@@ -195,7 +195,7 @@ Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tenso
                 int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced) {
   LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
                                  stage_features, steps, seed, samples, dimensions, first_step, reduced);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = new_like(x);
   a.out = out.mutable_data_ptr();
   FASTCSM_DISPATCH(langevin_kernel, uses_pairs(a.head), a);
   return out;

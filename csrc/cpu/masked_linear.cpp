@@ -324,11 +324,6 @@ MaskedLinearArgs masked_args(const Tensor& x, const Tensor& weight, const Tensor
   return a;
 }
 
-Tensor none_like(const Tensor& t) {
-  const std::vector<int64_t> none{0};
-  return torch::stable::new_empty(t, {none.data(), none.size()});
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
@@ -336,9 +331,7 @@ std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, T
   const Staircase stairs(in_degrees, out_degrees);
   MaskedLinearArgs a = masked_args(x, weight, in_degrees, out_degrees, activation, reduced, stairs);
   a.bias = checked(bias, "bias", x.scalar_type(), a.outputs);
-  const std::vector<int64_t> shape{a.rows, a.outputs};
-  Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
-  Tensor preactivation = activation < 0 ? none_like(x) : torch::stable::empty_like(y);
+  Tensor y = new_tensor(x, {a.rows, a.outputs}), preactivation = activation < 0 ? new_tensor(x, {0}) : new_like(y);
   a.y = y.mutable_data_ptr();
   a.preactivation = preactivation.mutable_data_ptr();
   if (a.rows * a.outputs > 0) FASTCSM_DISPATCH(masked_linear_kernel, uses_pairs(a), a);
@@ -353,7 +346,7 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
   a.grad_y = checked(grad_y, "grad_y", x.scalar_type(), a.rows * a.outputs);
   if (activation >= 0)
     a.given_preactivation = checked(preactivation, "preactivation", x.scalar_type(), a.rows * a.outputs);
-  Tensor grad_x = need_x ? torch::stable::empty_like(x) : none_like(x);
+  Tensor grad_x = need_x ? new_like(x) : new_tensor(x, {0});
   a.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
   if (grad_weight.numel() > 0) {
     checked(grad_weight, "grad_weight", x.scalar_type(), a.outputs * a.inputs);
@@ -370,9 +363,8 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
 std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,
                                                           Tensor in_degrees, Tensor out_degrees, int64_t activation,
                                                           bool need_x, bool need_weight, bool need_bias, bool reduced) {
-  const std::vector<int64_t> outputs{weight.size(0)};
-  Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : none_like(x);
-  Tensor grad_bias = need_bias ? torch::stable::new_empty(x, {outputs.data(), outputs.size()}) : none_like(x);
+  Tensor grad_weight = need_weight ? new_like(weight) : new_tensor(x, {0});
+  Tensor grad_bias = new_tensor(x, {need_bias ? weight.size(0) : 0});
   Tensor grad_x = masked_linear_backward_into(grad_y, preactivation, x, weight, in_degrees, out_degrees, activation,
                                               need_x, grad_weight, grad_bias, reduced);
   return {grad_x, grad_weight, grad_bias};

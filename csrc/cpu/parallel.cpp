@@ -66,6 +66,20 @@ class Job {
   std::condition_variable done_;
 };
 
+constexpr int kKeptBlocks = 4;
+constexpr int64_t kKeptBytes = 512 << 10;  // the most of a block that is kept
+
+struct Block {
+  void* p = nullptr;
+  int64_t bytes = 0;
+};
+struct Kept {
+  Block blocks[kKeptBlocks];
+  ~Kept() {
+    for (Block& block : blocks) free(block.p);
+  }
+};
+thread_local Kept kept;
 thread_local Job* current = nullptr;  // whose task this thread runs
 thread_local int64_t largest = 0;
 
@@ -235,8 +249,25 @@ void set_sharing(double worth, bool own) {
   torch_again = own ? Clock::time_point::max() : Clock::time_point::min();
 }
 
-Scratch::Scratch(int64_t bytes) : p(aligned_alloc(64, (bytes + 64) / 64 * 64)) {
+Scratch::Scratch(int64_t wanted) : p(nullptr), bytes((wanted + 64) / 64 * 64) {
+  for (Block& block : kept.blocks) {
+    if (block.bytes < bytes) continue;
+    p = std::exchange(block.p, nullptr), bytes = std::exchange(block.bytes, 0);
+    return;
+  }
+  p = aligned_alloc(64, bytes);
   if (p == nullptr) throw std::bad_alloc();
+}
+
+Scratch::~Scratch() {
+  Block* smallest = kept.blocks;
+  for (Block& block : kept.blocks)
+    if (block.bytes < smallest->bytes) smallest = &block;
+  if (bytes <= kKeptBytes && bytes > smallest->bytes) {
+    std::swap(p, smallest->p);
+    smallest->bytes = bytes;
+  }
+  free(p);
 }
 
 }  // namespace fastcsm

@@ -28,7 +28,7 @@ template <class S, class T, class Block, class Args>
 void run_rows(const Args& a) {
   if (a.rows == 0) return;
   RowTasks<T, Block, Args> tasks{a, {}, 0};
-  const PackedMemory<S, T> weights(tasks.head, a.head, false, false);
+  const PackedMemory<S, T> weights(tasks.head, a.head, false, 0);
   const int64_t threads = team(static_cast<double>(a.rows) * Block::scores(a) * tasks.head.products());
   tasks.capacity = Block::capacity(tasks.head, (a.rows + threads - 1) / threads);
   Arena measure(nullptr);

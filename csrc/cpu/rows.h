@@ -28,10 +28,10 @@ struct GradientRows {
   Packed<T> head;
   int64_t tile_capacity, tasks, rows_per_task, partial_bytes;
   char* partials;
-  double* losses;
+  double losses[kTasks];
 
   static void task(void* self, int64_t task, Arena tile_arena) {
-    const auto& g = *static_cast<const GradientRows*>(self);
+    auto& g = *static_cast<GradientRows*>(self);
     Arena partial_arena(g.partials + task * g.partial_bytes);
     Tile<T> tile;
     tile.layout(g.head, tile_arena, g.tile_capacity, g.wanted());
@@ -93,6 +93,10 @@ struct GradientRows {
     sum.layout(head, arena);
     const T* first = bias ? sum.bias[k] : sum.weight[k] + row * sum.ld[k];
     S* to = static_cast<S*>(bias ? out.bias[k] : out.weight[k]) + row * n;
+    if (tasks == 1) {
+      for (int64_t j = 0; j < n; ++j) to[j] = to_storage<S>(first[j]);
+      return;
+    }
     for (int64_t j = 0; j < n; j += 64) {
       T total[64] = {};
       const int64_t count = n - j < 64 ? n - j : 64;
@@ -105,7 +109,10 @@ struct GradientRows {
   }
 
   double run(const HeadArgs& args) {
-    const PackedMemory<S, T> weights(head, args, wanted(), out.context != nullptr || out.x != nullptr);
+    const int64_t inputs = out.x != nullptr         ? args.context + args.features()
+                           : out.context != nullptr ? args.context
+                                                    : 0;
+    const PackedMemory<S, T> weights(head, args, wanted(), inputs);
 
     const int64_t needed = (N + kMicroRows - 1) / kMicroRows * kMicroRows, fits = tile_rows(head, kTileBytes);
     tile_capacity = needed > 0 && needed < fits ? needed : fits;
@@ -121,9 +128,7 @@ struct GradientRows {
     rows_per_task = tiles_per_task * tile_capacity;
 
     const Scratch partial_memory(out.params ? tasks * partial_bytes : 0);
-    const Scratch loss_memory(tasks * int64_t(sizeof(double)));
     partials = static_cast<char*>(partial_memory.p);
-    losses = static_cast<double*>(loss_memory.p);
     const double forward = 2 * head.products(), numbers = static_cast<double>(partial_bytes) / sizeof(T);
     run_tasks(tasks, tile_measure.bytes(), team(static_cast<double>(N) * (wanted() ? 3 : 1) * forward), task, this);
     if (out.params) {

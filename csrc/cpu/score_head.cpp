@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> score_head(Tensor context, Tensor x, Tensors weights,
                                       int64_t activation, bool derivative, bool reduced) {
   ScoreHeadArgs a{};
   set_rows(a, context, x, weights, biases, frequencies, activation, reduced);
-  Tensor score = torch::stable::empty_like(x), slope = torch::stable::new_empty(x, {derivative ? a.rows : 0});
+  Tensor score = new_like(x), slope = derivative ? new_like(x) : new_tensor(x, {0});
   a.score = score.mutable_data_ptr();
   a.derivative = derivative ? slope.mutable_data_ptr() : nullptr;
   FASTCSM_DISPATCH(score_head_kernel, uses_pairs(a.head), a);

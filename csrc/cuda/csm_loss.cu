@@ -412,9 +412,7 @@ void run_gradients(GradientArgs args, const GradientTensors& gradients, float* l
       const int64_t blocks = tiles < 1 ? 1 : tiles < most ? tiles : most;
       SharedMemory measure;
       const Away<K> sums(GradientMemory<P, K, kRows>(args.head, measure).head.columns);
-      const auto floats = [&](int64_t count) {
-        return torch::stable::new_empty(x, {count}, torch::headeronly::ScalarType::Float);
-      };
+      const auto floats = [&](int64_t count) { return new_tensor(x, {count}, torch::headeronly::ScalarType::Float); };
       Tensor partials = floats(blocks * args.slice), away = floats(blocks * sums.vectors * kThreads * 4);
       args.partials = static_cast<float*>(partials.mutable_data_ptr());
       args.away = static_cast<float4*>(away.mutable_data_ptr());
@@ -439,7 +437,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Te
   set_coefficients(a, x, alpha, beta, gamma);
   const Device device(x);
   GradientTensors g = new_gradients(context, x, weights, biases, need_context, need_x, need_params);
-  Tensor loss = torch::stable::new_empty(alpha, {}, compute_type(x));
+  Tensor loss = new_tensor(alpha, {}, compute_type(x));
   run_gradients(a, g, static_cast<float*>(loss.mutable_data_ptr()), x, device);
   return {loss, g.context, g.x, g.weights, g.biases};
 }

@@ -229,8 +229,7 @@ int choose_memory(const Bytes& bytes, int64_t floats, int64_t blocks, const Tens
   const int64_t most = block_limit(), without = bytes(0);
   if (floats < most && bytes(int(floats)) <= most) return bytes(int(floats));
   if (without > most) does_not_fit(without);
-  const std::vector<int64_t> size{blocks * floats};
-  scratch = torch::stable::new_empty(like, {size.data(), size.size()}, torch::headeronly::ScalarType::Float);
+  scratch = new_tensor(like, {blocks * floats}, torch::headeronly::ScalarType::Float);
   return int(without);
 }
 
@@ -301,7 +300,7 @@ Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tenso
   const LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
                                        stage_features, steps, seed, samples, dimensions, first_step, reduced);
   const Device device(x);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = new_like(x);
   if (a.rows == 0) return out;
   RowsArgs args{a.head,       dynamics_of(a, uint32_t(first_step), 0),
                 a.rows,       a.context,

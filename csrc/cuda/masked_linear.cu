@@ -189,11 +189,6 @@ using torch::headeronly::ScalarType;
 
 int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-Tensor new_tensor(const Tensor& like, int64_t count, ScalarType type) {
-  const std::vector<int64_t> shape{count};
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
-}
-
 template <Precision P, class S, bool kAlongA, bool kAlongB>
 int product_bytes() {
   SharedMemory measure;
@@ -336,7 +331,7 @@ class Layer {
 
   void find_bounds(int group) {
     const int64_t in = parts_of(stairs.inputs, group), out = parts_of(stairs.outputs, group);
-    bounds_ = new_tensor(like_, 2 * (in + out), ScalarType::Long);
+    bounds_ = new_tensor(like_, {2 * (in + out)}, ScalarType::Long);
     stairs.group = group;
     BoundsArgs a{stairs, static_cast<int64_t*>(bounds_.mutable_data_ptr()), nullptr};
     a.out_bounds = a.in_bounds + 2 * in;
@@ -348,7 +343,7 @@ class Layer {
 
   // Float32 sums of several parts; none of one.
   Tensor new_partials(int64_t parts, const Finish& finish) const {
-    return new_tensor(like_, parts > 1 ? parts * finish.rows * finish.columns : 0, ScalarType::Float);
+    return new_tensor(like_, {parts > 1 ? parts * finish.rows * finish.columns : 0}, ScalarType::Float);
   }
 
   void add_up(const float* partials, int parts, const Finish& finish) const {
@@ -417,9 +412,8 @@ int64_t masked_linear_bytes(const std::string& kernel, bool half, int64_t tile) 
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
                                          int64_t activation, bool reduced) {
   Layer layer(x, weight, in_degrees, out_degrees, reduced);
-  const std::vector<int64_t> shape{layer.rows, layer.stairs.outputs};
-  Tensor y = torch::stable::new_empty(x, {shape.data(), shape.size()});
-  Tensor preactivation = activation < 0 ? new_tensor(x, 0, x.scalar_type()) : torch::stable::empty_like(y);
+  Tensor y = new_tensor(x, {layer.rows, layer.stairs.outputs});
+  Tensor preactivation = activation < 0 ? new_tensor(x, {0}) : new_like(y);
   Finish finish = layer.finish(y.mutable_data_ptr(), layer.rows, layer.stairs.outputs);
   finish.preactivation = preactivation.mutable_data_ptr();
   finish.bias = checked(bias, "bias", x.scalar_type(), layer.stairs.outputs);
@@ -437,9 +431,9 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
   const bool need_weight = grad_weight.numel() > 0, need_bias = grad_bias.numel() > 0;
   if (need_weight) checked(grad_weight, "grad_weight", x.scalar_type(), outputs * inputs);
   if (need_bias) checked(grad_bias, "grad_bias", x.scalar_type(), outputs);
-  Tensor grad_x = need_x ? torch::stable::empty_like(x) : new_tensor(x, 0, x.scalar_type());
+  Tensor grad_x = need_x ? new_like(x) : new_tensor(x, {0});
   const bool activates = activation >= 0 && layer.rows > 0;
-  Tensor product = new_tensor(x, activates ? layer.rows * outputs : 0, x.scalar_type());
+  Tensor product = new_tensor(x, {activates ? layer.rows * outputs : 0});
   if (outputs > 0 && (activates || need_bias)) {
     const void* given =
         activates ? checked(preactivation, "preactivation", x.scalar_type(), layer.rows * outputs) : nullptr;
@@ -455,8 +449,8 @@ Tensor masked_linear_backward_into(Tensor grad_y, Tensor preactivation, Tensor x
 std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight,
                                                           Tensor in_degrees, Tensor out_degrees, int64_t activation,
                                                           bool need_x, bool need_weight, bool need_bias, bool reduced) {
-  Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : new_tensor(x, 0, x.scalar_type());
-  Tensor grad_bias = new_tensor(x, need_bias ? weight.size(0) : 0, x.scalar_type());
+  Tensor grad_weight = need_weight ? new_like(weight) : new_tensor(x, {0});
+  Tensor grad_bias = new_tensor(x, {need_bias ? weight.size(0) : 0});
   Tensor grad_x = masked_linear_backward_into(grad_y, preactivation, x, weight, in_degrees, out_degrees, activation,
                                               need_x, grad_weight, grad_bias, reduced);
   return {grad_x, grad_weight, grad_bias};

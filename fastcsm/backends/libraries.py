@@ -58,15 +58,29 @@ class Library:
         return mismatches(request, self.device, self.dtypes)
 
     def implementation(self, op: str) -> Implementation:
+        """The kernel; where a handler of a signal ends it, what that one raised is raised."""
         kernel = getattr(self.kernels(), op).default
         full = op in FULL_PRECISION
+        arguments = kernel._schema.arguments
+        first = next(k for k, argument in enumerate(arguments) if str(argument.type) == "Tensor")
+        words = [k for k, a in enumerate(arguments) if a.name.endswith("activation") and str(a.type) == "int"]
+        narrow = {kind for kind in self.dtypes if self.reduced(kind) and not (full and kind is torch.float32)}
 
         def run(*args: Any) -> Any:
-            dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
-            reduced = self.reduced(dtype) and not (full and dtype is torch.float32)
-            return kernel(*[_code(a) if isinstance(a, str) else a for a in args], reduced)
+            values = [*args, args[first].dtype in narrow]
+            for k in words:
+                values[k] = _CODES[values[k]]
+            try:
+                return kernel(*values)
+            except RuntimeError:
+                self.raise_interruption()
+                raise
 
+        run.any_shape = True  # type: ignore[attr-defined]
         return run
+
+    def raise_interruption(self) -> None:
+        """Raise what a signal's handler raised inside the last call, if that is what ended it."""
 
     def kernels(self) -> Any:
         """The library's ops."""
@@ -88,21 +102,7 @@ class CPU(Library):
         found = super().describe()
         return found if self.missing() else f"{found}, instruction set {self.kernels().isa()}"
 
-    def implementation(self, op: str) -> Implementation:
-        """The kernel, which asks for signals while it runs and ends when a handler of one raises."""
-        kernel = super().implementation(op)
-
-        def run(*args: Any) -> Any:
-            try:
-                return kernel(*args)
-            except RuntimeError:
-                self.raise_interruption()
-                raise
-
-        return run
-
     def raise_interruption(self) -> None:
-        """Raise what a signal's handler raised inside the last call, if that is what ended it."""
         ctypes.PyDLL(str(self.path())).fastcsm_raise_interruption()
 
     def reduced(self, dtype: torch.dtype) -> bool:
@@ -145,5 +145,4 @@ class CUDA(Library):
         return []
 
 
-def _code(activation: str) -> int:
-    return -1 if activation == "identity" else ACTIVATIONS[activation].code
+_CODES = {"identity": -1} | {name: activation.code for name, activation in ACTIVATIONS.items()}

@@ -59,7 +59,10 @@ class Backend(Protocol):
         """Why the backend cannot run this call; [] if it can. Asked only when nothing is missing."""
 
     def implementation(self, op: str) -> Implementation:
-        """The function that runs ``op``, with the op's arguments and results."""
+        """The function that runs ``op``, with the op's arguments and results, at torch's precision of now.
+
+        Rows are (N, C) and (N,), or of any leading shape for a function that has a true ``any_shape``.
+        """
 
 
 def module_of(op: str) -> str:
@@ -155,9 +158,10 @@ def select(op: str, request: Request) -> Implementation:
     Raises:
         RuntimeError: if the backend was chosen by name and cannot run the call; the message has every reason.
     """
-    choice = _choice.get()
-    # A kernel for GPUs that is chosen by name may run on the host, in tests.
-    key = (op, request, choice, precision.of_products(request.device if choice == "auto" else "cuda"))
+    choice, words = _choice.get(), precision.of_products(request.device)
+    if choice != "auto":  # a kernel for GPUs that is chosen by name may run on the host, in tests
+        words += precision.of_products("cuda")
+    key = op, request, choice, words
     found = _selected.get(key)
     if found is None:
         picked = _pick(op, request, choice)

@@ -20,10 +20,17 @@ Coefficient = float | Tensor | None
 
 
 class Rows(NamedTuple):
-    """Checked rows of a head, contiguous: (N, C) and (N,)."""
+    """Checked rows of a head, (..., C) and (...)."""
 
     context: Tensor
     x: Tensor
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Contiguous rows (N, C) and (N,), as ops take them that are for no other shape."""
+        context, x = self
+        if x.dim() != 1:
+            context, x = context.reshape(x.numel(), context.shape[-1]), x.reshape(-1)
+        return context.contiguous(), x.contiguous()
 
 
 class Stages(NamedTuple):
@@ -45,7 +52,7 @@ class Stages(NamedTuple):
 def rows(
     context: Tensor, x: Tensor, head: Head, supplied: int = 0, *, wide: bool = False
 ) -> tuple[Rows, Head]:
-    """Context (..., C) and x (...) as rows, and their head; the op adds ``supplied`` context features.
+    """Context (..., C) and x (...) of rows, and their head; the op adds ``supplied`` context features.
 
     They are in the dtype that :func:`autocast` means.
     """
@@ -54,16 +61,13 @@ def rows(
         head = Head(*layers_of)
     floating("context", context)
     like("x", x, context, None)
-    if context.dim() != x.dim() + 1 or context.shape[:-1] != x.shape:
+    *shape, features = context.shape or (0,)
+    if x.shape != (*shape,) or context.dim() == 0:
         raise ValueError(
             f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
             f" got {tuple(x.shape)}"
         )
-    features = context.shape[-1]
-    checked = layers(context, features + supplied, head)
-    if x.dim() != 1:
-        context, x = context.reshape(x.numel(), features), x.reshape(-1)
-    return Rows(context.contiguous(), x.contiguous()), checked
+    return Rows(context, x), layers(context, features + supplied, head)
 
 
 def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
@@ -74,13 +78,13 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
     weights, biases, frequencies, activation = head
     activations.get(activation)
     if frequencies is None:
-        frequencies = _constant(0.0, first, first.dtype, 0)
+        frequencies = _kept(0.0, first.dtype, 0) if _keeps(first) else first.new_empty(0)
     else:
         like(f"{of}frequencies", frequencies, first, 1)
-    if frequencies.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
-        )
+        if frequencies.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{of}frequencies must not require a gradient: they are fixed, no op computes theirs"
+            )
     if len(weights) < 2:
         raise ValueError(f"{of}weights must hold at least 2 matrices (one hidden layer), got {len(weights)}")
     if len(biases) != len(weights):
@@ -88,32 +92,34 @@ def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:
             f"{of}biases must hold one entry for each of the {len(weights)} weights, got {len(biases)}"
         )
     inputs = features + 1 + 2 * frequencies.shape[0]
-    full = list(biases)
     if not _fit(weights, biases, inputs, first):
+        full = list(biases)
         for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             like(f"{of}weights[{k}]", weight, first, 2)
             outputs = 1 if k == len(weights) - 1 else weight.shape[0]
             shape(f"{of}weights[{k}]", weight, (outputs, inputs))
             full[k] = bias_of(f"{of}biases[{k}]", bias, weight)
             inputs = outputs
-    weights, full = ([tensor.contiguous() for tensor in tensors] for tensors in (weights, full))
-    return Head(weights, full, frequencies.contiguous(), activation)
+        biases = full
+    contiguous = Tensor.contiguous
+    return Head([*map(contiguous, weights)], [*map(contiguous, biases)], contiguous(frequencies), activation)
 
 
 def _fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None], inputs: int, first: Tensor) -> bool:
     """Whether :func:`layers` has nothing to say to these, in the fewest questions."""
     dtype, device, cpu = first.dtype, first.device, first.is_cpu
-    for weight, bias in zip(weights, biases, strict=True):
-        if not (isinstance(weight, Tensor) and isinstance(bias, Tensor)):
-            return False
-        size = weight.shape
-        if len(size) != 2 or size[1] != inputs or bias.shape != size[:1]:
-            return False
-        if weight.dtype is not dtype or bias.dtype is not dtype:
-            return False
-        if not (cpu and weight.is_cpu and bias.is_cpu) and not (weight.device == bias.device == device):
-            return False
-        inputs = size[0]
+    try:
+        for weight, bias in zip(weights, biases, strict=True):
+            outputs, columns = weight.shape
+            if columns != inputs or bias.shape != (outputs,):
+                return False
+            if weight.dtype is not dtype or bias.dtype is not dtype:
+                return False
+            if not (cpu and weight.is_cpu and bias.is_cpu) and not (weight.device == bias.device == device):
+                return False
+            inputs = outputs
+    except (AttributeError, ValueError):  # no tensors, or no matrix
+        return False
     return inputs == 1
 
 
@@ -218,7 +224,7 @@ def widths(name: str, values: Sequence[int]) -> tuple[int, ...]:
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
     """The value must be one of the words that are known."""
-    words = list(known)
+    words = tuple(known)
     if value not in words:
         *others, last = map(repr, words)
         raise ValueError(f"{name} must be {', '.join(others) + ' or ' * bool(others)}{last}, got {value!r}")
@@ -239,16 +245,22 @@ def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
 def coefficients(alpha: Coefficient, beta: Coefficient, gamma: Coefficient, x: Tensor) -> list[Tensor]:
     """The row coefficients of the loss, (1,) or (N,) each, by default 1, 1 and 0."""
     given = (("alpha", alpha, 1.0), ("beta", beta, 1.0), ("gamma", gamma, 0.0))
-    return [_coefficient(name, default if value is None else value, x) for name, value, default in given]
-
-
-def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    kept = _keeps(x)
+    found = []
+    for name, value, default in given:
+        value = default if value is None else value
+        plain = kept and isinstance(value, (int, float))
+        found.append(_kept(value, dtype, 1) if plain else _coefficient(name, value, x, dtype))
+    return found
+
+
+def _coefficient(name: str, value: float | Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     known = isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
     if known and not value.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling():
         value = value.item()  # a copy of the tensor to the device would be waited for
     if not isinstance(value, Tensor):
-        return _constant(value, x, dtype)
+        return x.new_full((1,), value, dtype=dtype)
     if value.device != x.device and value.dim() > 0:
         raise TypeError(f"{name} must be on {x.device} like x, got {value.device}")
     value = value.to(device=x.device, dtype=dtype)
@@ -262,17 +274,15 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> Tensor:
         ) from None
 
 
-def _constant(value: float, like: Tensor, dtype: torch.dtype, size: int = 1) -> Tensor:
-    """A number ``size`` times, on the device of ``like``, for nobody to change."""
-    kept = like.is_cpu and isinstance(value, (int, float)) and type(like) in (Tensor, torch.nn.Parameter)
-    if kept and not torch.compiler.is_compiling() and is_eager():
-        return _kept(value, dtype, size)
-    return like.new_full((size,), value, dtype=dtype)
+def _keeps(like: Tensor) -> bool:
+    """Whether constants beside this tensor can be the same ones at every call."""
+    plain = like.is_cpu and type(like) in (Tensor, torch.nn.Parameter)
+    return plain and not torch.compiler.is_compiling() and is_eager()
 
 
 @functools.lru_cache(64)
 def _kept(value: float, dtype: torch.dtype, size: int) -> Tensor:
-    """The same tensor at every call: small calls take little longer than making one."""
+    """A number ``size`` times, for nobody to change: small calls take little longer than making one."""
     with torch.inference_mode(False):
         return torch.full((size,), value, dtype=dtype, device="cpu")
 

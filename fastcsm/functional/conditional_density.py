@@ -66,7 +66,7 @@ def conditional_density(
     head = Head(weights, biases, frequencies, activation)
     rows, head = arguments.rows(context, x, head, len(features), wide=True)
     interval = arguments.interval(Interval(low, high, tolerance, panels), rows.x)
-    found = op.conditional_density(*rows, head, float(score_scale), features, *interval, inverse)
+    found = op.conditional_density(*rows.flat(), head, float(score_scale), features, *interval, inverse)
     return Density._make([*(value.reshape(x.shape) for value in found[:-1]), found[-1].reshape(*x.shape, 2)])
 
 

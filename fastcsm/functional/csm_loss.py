@@ -41,7 +41,13 @@ def csm_loss(
     Raises:
         TypeError, ValueError: as for :func:`score_head`.
     """
-    head = Head(weights, biases, frequencies, activation)
+    return of_head(context, x, Head(weights, biases, frequencies, activation), alpha, beta, gamma)
+
+
+def of_head(
+    context: Tensor, x: Tensor, head: Head, alpha: Coefficient, beta: Coefficient, gamma: Coefficient
+) -> Tensor:
+    """:func:`csm_loss` of a head's layers in one."""
     rows, head = arguments.rows(context, x, head)
     return of_rows(rows, head, arguments.coefficients(alpha, beta, gamma, x))
 
@@ -50,6 +56,6 @@ def of_rows(rows: Rows, head: Head, coefficients: list[Tensor]) -> Tensor:
     """The loss of checked rows."""
     if needs_grad(*coefficients):
         a, b, g = coefficients
-        s, ds = (output.to(a.dtype) for output in score_head(*rows, head))
+        s, ds = (output.reshape(-1).to(a.dtype) for output in score_head(*rows, head))
         return (a * s * s / 2 + b * ds + g * s).sum()
     return op.csm_loss(*rows, head, coefficients)

@@ -64,7 +64,7 @@ def langevin(
     if dimensions is None:
         dimensions = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
     noise = arguments.integers("samples", samples, x), arguments.integers("dimensions", dimensions, x)
-    result = op.langevin(*rows, *head, *arguments.flat(stages), seed, *noise, first_step)
+    result = op.langevin(*rows.flat(), *head, *arguments.flat(stages), seed, *noise, first_step)
     return result.reshape(x.shape)
 
 

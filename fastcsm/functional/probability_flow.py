@@ -57,5 +57,7 @@ def probability_flow(
     head = Head(weights, biases, frequencies, activation)
     rows, head = arguments.rows(context, x, head, 1, wide=True)
     levels = arguments.positive("sigma_from", sigma_from), arguments.positive("sigma_to", sigma_to)
-    found = op.probability_flow(*rows, *head, *levels, arguments.tolerance(tolerance, rows.x), bool(change))
+    found = op.probability_flow(
+        *rows.flat(), *head, *levels, arguments.tolerance(tolerance, rows.x), bool(change)
+    )
     return Flow._make(value.reshape(x.shape) for value in found)

@@ -36,8 +36,7 @@ def score_head(
     """
     head = Head(weights, biases, frequencies, activation)
     rows, head = arguments.rows(context, x, head)
-    score, derivative = op.score_head(*rows, head)
-    return score.reshape(x.shape), derivative.reshape(x.shape)
+    return op.score_head(*rows, head)
 
 
 def score(
@@ -56,4 +55,4 @@ def score(
     """
     head = Head(weights, biases, frequencies, activation)
     rows, head = arguments.rows(context, x, head)
-    return op.score_head(*rows, head, derivative=False)[0].reshape(x.shape)
+    return op.score_head(*rows, head, derivative=False)[0]

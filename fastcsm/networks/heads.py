@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import functional, random
 from ..functional import Density, Flow, Interval, Stages
 from ..functional.arguments import tolerance as default_tolerance
+from ..functional.csm_loss import of_head as csm_loss_of_head
 from ..reference import probability_flow, quadrature
 from .context import LinearContext
 from .readable import ReadableHead, calling, is_lazy, layers_of
@@ -83,10 +84,8 @@ class _Head:
 
     #: The score is this factor times the output.
     scale: float | Tensor = 1.0
+    reads_level: bool
     score_and_derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-    def __init__(self, reads_level: bool):
-        self.reads_level = reads_level
 
     def at(self, sigma: float | Tensor) -> Any:
         """The score of one noise level, a number or one a row; of a head that reads no level, the head."""
@@ -117,8 +116,7 @@ class Fused(_Head):
     """
 
     def __init__(self, layers: functional.Head, reads_level: bool = False):
-        super().__init__(reads_level)
-        self.layers = layers
+        self.reads_level, self.layers = reads_level, layers
 
     def parameters(self) -> Iterator[Tensor]:
         """The head's weights and biases."""
@@ -150,11 +148,10 @@ class Fused(_Head):
 
     def csm_loss(self, context: Tensor | LinearContext, x: Tensor, coefficients: Coefficients) -> Tensor:
         """Sum over rows of alpha r^2 / 2 + beta r' + gamma r."""
-        alpha, beta, gamma = coefficients
-        options: dict[str, Any] = {"alpha": alpha, "beta": beta, "gamma": gamma}
-        if isinstance(context, LinearContext):
-            return self._call(functional.linear_csm_loss, *context.layer, x, extra=context.extra, **options)
-        return self._call(functional.csm_loss, context, x, **options)
+        if not isinstance(context, LinearContext):
+            return csm_loss_of_head(context, x, self.layers, *coefficients)
+        options: dict[str, Any] = dict(zip(("alpha", "beta", "gamma"), coefficients, strict=True))
+        return self._call(functional.linear_csm_loss, *context.layer, x, extra=context.extra, **options)
 
     def density(
         self, context: Tensor, x: Tensor, interval: Interval, inverse: bool, sigma: float | None = None
@@ -189,8 +186,7 @@ class ByAutodiff(_Head):
     """
 
     def __init__(self, module: Callable[[Tensor], Tensor], reason: str, reads_level: bool = False):
-        super().__init__(reads_level)
-        self.module, self.reason = module, reason
+        self.reads_level, self.module, self.reason = reads_level, module, reason
 
     def parameters(self) -> Iterator[Tensor]:
         """The head's parameters, where it is a module."""

@@ -84,9 +84,9 @@ def why_called(module: nn.Module, functions: Sequence[Callable[..., Any]]) -> st
         name = function.__name__
         if name in own or getattr(kind, name) is not function:
             return f"{kind.__name__} has a {name} of its own"
-    if "_call_impl" in own or kind.__call__ is not _CALL:
+    if kind.__call__ is not _CALL or "_call_impl" in own:
         return f"{kind.__name__} has a __call__ of its own"
-    if has_hooks(module):
+    if _has_hooks(own):
         return f"{kind.__name__} has hooks"
     for value in own["_parameters"].values():
         if type(value) not in _PLAIN:
@@ -96,9 +96,10 @@ def why_called(module: nn.Module, functions: Sequence[Callable[..., Any]]) -> st
 
 def has_hooks(module: Any) -> bool:
     """Whether calling it, a module or a function, runs hooks, its own or those of all modules."""
-    if not isinstance(module, nn.Module):
-        return False
-    own = module.__dict__
+    return isinstance(module, nn.Module) and _has_hooks(module.__dict__)
+
+
+def _has_hooks(own: dict[str, Any]) -> bool:
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
@@ -108,7 +109,7 @@ def has_hooks(module: Any) -> bool:
     )
 
 
-def why_layer_called(module: nn.Module, kind: type[nn.Module]) -> str | None:
+def why_layer_called(module: Any, kind: type[nn.Module]) -> str | None:
     """:func:`why_called` of a layer that must be of this very type."""
     if type(module) is not kind:
         return f"{type(module).__name__} is not the {kind.__name__} it is read as"
@@ -126,23 +127,27 @@ def layers_of(head: Any) -> functional.Head | str:
     weights: list[Any] = []
     biases: list[Any] = []
     kinds: list[str] = []
-    for index, module in enumerate(head):
+    after_linear = False
+    for index, module in enumerate(head._modules.values()):
         found = _kind_of(module)
         if found is None:
             return f"module {index} ({module}) is not a supported activation"
         why = why_called(module, _CALLED[type(module)])
         if found == "linear":
-            if len(kinds) != len(weights):
+            if after_linear:
                 why = "it follows a Linear with no activation between them"
-            weights.append(module.weight)
-            biases.append(module.bias)
+            after_linear = True
+            weight, bias = linear(module)
+            weights.append(weight)
+            biases.append(bias)
         elif found:
-            if len(weights) != len(kinds) + 1:
+            if not after_linear:
                 why = "it does not follow a Linear"
+            after_linear = False
             kinds.append(found)
         if why:
             return f"module {index} ({type(module).__name__}): {why}"
-    if len(weights) < 2 or len(kinds) != len(weights) - 1 or len(weights[-1]) != 1:
+    if len(weights) < 2 or not after_linear or weights[-1].shape[0] != 1:
         return "it does not have a hidden layer and end in a Linear with one output"
     if kinds.count(kinds[0]) < len(kinds):
         return f"it mixes the activations {', '.join(sorted(set(kinds)))}"
@@ -150,9 +155,19 @@ def layers_of(head: Any) -> functional.Head | str:
     return why or functional.Head(weights, biases, None, kinds[0])
 
 
-def _kind_of(module: nn.Module) -> str | None:
+def linear(module: Any) -> tuple[Any, Any]:
+    """Weight and bias of an nn.Linear; quicker than its attributes, which are looked for elsewhere first."""
+    own = module._parameters
+    if "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return module.weight, module.bias
+
+
+def _kind_of(module: Any) -> str | None:
     """As in ``_KINDS``, or None."""
     kind = type(module)
+    if kind is nn.Linear:
+        return "linear"
     if kind is nn.Dropout:
         return "" if module.p == 0 or not module.training else None
     for name, value in _PARAMETERS.get(kind, ()):

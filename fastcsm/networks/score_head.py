@@ -11,7 +11,7 @@ from .. import activations, functional
 from ..functional.arguments import at_least, widths
 from . import heads
 from .constants import Constants
-from .readable import ReadableHead, why_layer_called
+from .readable import ReadableHead, linear, why_layer_called
 
 
 class ScoreHead(Constants, ReadableHead):
@@ -70,7 +70,8 @@ class ScoreHead(Constants, ReadableHead):
         return [cast(nn.Linear, layer).bias for layer in self.layers]
 
     def raw(self) -> functional.Head:
-        return functional.Head(self.weights, self.biases, self.frequencies, self.activation)
+        weights, biases = zip(*map(linear, self.layers._modules.values()), strict=True)
+        return functional.Head(weights, biases, self.frequencies, self.activation)
 
     def forward(self, context: Tensor, x: Tensor) -> Tensor:
         """Score of x (...) given context (..., C); shape (...); differentiable once where it runs fused."""
@@ -88,7 +89,7 @@ class ScoreHead(Constants, ReadableHead):
 
     def why_called(self) -> str | None:
         why = super().why_called()
-        for layer in self.layers:
+        for layer in self.layers._modules.values():
             why = why or why_layer_called(layer, nn.Linear)
         return why or ("its frequencies require a gradient" if self.frequencies.requires_grad else None)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.network import Head
-from .library import define, for_autograd, halves
+from .library import Shaped, define, for_autograd, halves
 from .scalar_loss import scalar_loss, times
 from .score_head import fake_grads
 
@@ -20,24 +20,26 @@ _forward = define(
     " str activation, Tensor alpha, Tensor beta, Tensor gamma,"
     " bool need_context, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor, Tensor[], Tensor[])",
     _fake,
+    shaped=Shaped(0, (1,), ((1, 0), (2, 1))),
 )
 
 
-def _evaluate(activation, need, scale, context, x, frequencies, *rest):
-    coefficients, params = times(scale, rest[:3]), rest[3:]
+def _evaluate(activation, need, scale, constants, context, x, *params):
+    frequencies, *coefficients = constants
+    coefficients = times(scale, coefficients)
     head = *halves(params), frequencies, activation
-    loss, *grads = _forward(context, x, *head, *coefficients, *need)
-    return loss, for_autograd(grads, need, 4, len(params))
+    loss, *grads = _forward(context.contiguous(), x.contiguous(), *head, *coefficients, *need)
+    return loss, for_autograd(grads, need, 0, len(params))
 
 
 def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tensor]) -> Tensor:
-    """The loss of :func:`fastcsm.reference.csm_loss.csm_loss`; differentiable once in the head's inputs.
+    """:func:`fastcsm.reference.csm_loss.csm_loss` of rows (..., C) and (...); differentiable once in them.
 
     ``coefficients`` are (alpha, beta, gamma).
     """
     params = (*head.weights, *head.biases)
-    need = (context.requires_grad, x.requires_grad, any(p.requires_grad for p in params))
+    need = (context.requires_grad, x.requires_grad, True in [p.requires_grad for p in params])
     if torch.is_grad_enabled() and any(need):
-        tensors = context, x, head.frequencies, *coefficients, *params
-        return scalar_loss(_evaluate, head.activation, need, *tensors)
-    return _forward(context, x, *head, *coefficients, False, False, False)[0]
+        constants = head.frequencies, *coefficients
+        return scalar_loss(_evaluate, head.activation, need, constants, context, x, *params)
+    return _forward(context.contiguous(), x.contiguous(), *head, *coefficients, False, False, False)[0]

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +14,61 @@ from .. import backends
 _LIBRARY = torch.library.Library("fastcsm", "DEF")
 
 
+class Shaped(NamedTuple):
+    """Which arguments of an op are rows: their context (..., C) and others (...); and which results.
+
+    Attributes:
+        context, others: places of arguments.
+        results: places of results, and for each that of the argument whose shape it has, if it is not empty.
+    """
+
+    context: int
+    others: tuple[int, ...]
+    results: tuple[tuple[int, int], ...]
+
+    def flat(self, implementation: Callable[..., Any]) -> Callable[..., Any]:
+        """The implementation for rows of any leading shape; those of libraries take them as they are."""
+        if getattr(implementation, "any_shape", False):
+            return implementation
+
+        def run(*args: Any) -> Any:
+            given = list(args)
+            context = given[self.context]
+            given[self.context] = context.reshape(given[self.others[0]].numel(), context.shape[-1])
+            for k in self.others:
+                given[k] = given[k].reshape(-1)
+            results = list(implementation(*given))
+            for k, like in self.results:
+                if results[k].numel() == args[like].numel():
+                    results[k] = results[k].reshape(args[like].shape)
+            return tuple(results)
+
+        return run
+
+
 def define(
     schema: str,
     fake: Callable[..., Any],
     request: Callable[..., backends.Request] | None = None,
     gradient: bool = True,
+    shaped: Shaped | None = None,
 ) -> Callable[..., Any]:
     """Define ``fastcsm::<schema>`` and return the operator; ``request`` reads its arguments for a backend.
 
-    The operator itself records no gradients: the autograd.Function beside each schema does. Without
-    ``gradient`` there is none, and the results are constants to autograd.
+    With ``shaped`` rows may have any leading shape, whatever the implementation knows. The operator itself
+    records no gradients: the autograd.Function beside each schema does. Without ``gradient`` there is none,
+    and the results are constants to autograd.
     """
-    name, request = schema.partition("(")[0], request or _request
+    name, _, rest = schema.partition("(")
+    declared = [argument.split()[0] for argument in rest.partition(")")[0].split(", ")]
+    lists = [k for k, kind in enumerate(declared) if kind.endswith("[]")]
+    request = request or _request_of(declared)
 
     def run(*args: Any) -> Any:
         found = request(args)
         implementation = backends.select(name, found)
+        if shaped is not None and args[shaped.context].dim() != 2:
+            implementation = shaped.flat(implementation)
         if not (torch.is_grad_enabled() or is_autocast_on(found.device)):
             return implementation(*args)
         with torch.no_grad(), _as_given(found.device):
@@ -43,9 +82,14 @@ def define(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
-        flat = [item for arg in args for item in (arg if isinstance(arg, list) else (arg,))]
-        _refuse_transforms(flat)
-        return run(*args) if _is_plain(flat) else op(*args)
+        kinds = {*map(type, args)}
+        for k in lists:
+            kinds.update(map(type, args[k]))
+        # Where the dispatcher would just call the implementation, it is called.
+        if is_eager() and _PLAIN.issuperset(kinds):
+            return run(*args)
+        _refuse_transforms([item for arg in args for item in (arg if isinstance(arg, list) else (arg,))])
+        return op(*args)
 
     return call if gradient else torch.no_grad()(call)
 
@@ -54,7 +98,8 @@ def differentiable(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)``, and this package's sentence where a transform keeps that from running."""
     if torch.compiler.is_compiling():
         return function.apply(*args)
-    _refuse_transforms(args)
+    if not is_eager():
+        _refuse_transforms(args)
     # As function.apply, which first looks for transforms.
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
@@ -90,18 +135,17 @@ def unbatched(*upstream: Tensor) -> None:
 
 
 #: What the dispatcher has nothing to add to.
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str))
-
-
-def _is_plain(flat: list[Any]) -> bool:
-    """Whether the dispatcher would just call the implementation."""
-    return is_eager() and _PLAIN.issuperset(map(type, flat))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, list))
 
 
 def is_eager() -> bool:
-    """Whether ops do no more than they say: no mode, no transform, no tracing."""
-    modes, transform = torch._C._len_torch_dispatch_stack(), torch._C._functorch.peek_interpreter_stack()
-    return not modes and transform is None and not torch.jit.is_tracing()
+    """Whether ops do no more than they say: no mode, no transform, no forward-mode derivative, no tracing."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    )
 
 
 def is_autocast_on(device: str) -> bool:
@@ -115,18 +159,25 @@ def _as_given(device: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device, enabled=False) if is_autocast_on(device) else contextlib.nullcontext()
 
 
-def _request(args: tuple[Any, ...]) -> backends.Request:
-    """The first argument, a tensor, tells device and dtype, the first list of tensors the widths."""
-    tensor = args[0]
-    weights = next((arg for arg in args if isinstance(arg, list)), ())
-    inputs = weights[0].shape[1] if weights else 0
-    device = "cpu" if tensor.is_cpu else tensor.device.type
-    return backends.Request(device, tensor.dtype, tuple([weight.shape[0] for weight in weights]), inputs)
+def _request_of(kinds: list[str]) -> Callable[[tuple[Any, ...]], backends.Request]:
+    """Reads calls with arguments of these kinds.
+
+    The first, a tensor, tells device and dtype, the first list of tensors the widths.
+    """
+    place = kinds.index("Tensor[]")
+
+    def request(args: tuple[Any, ...]) -> backends.Request:
+        tensor, weights = args[0], args[place]
+        device = "cpu" if tensor.is_cpu else tensor.device.type
+        widths = tuple([weight.shape[0] for weight in weights])
+        return backends.Request(device, tensor.dtype, widths, weights[0].shape[1] if weights else 0)
+
+    return request
 
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd is recording and any of the tensors requires a gradient."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]
 
 
 def halves(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

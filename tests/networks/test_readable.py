@@ -121,7 +121,7 @@ def by_forward_mode(head, context, x):
     ("owner", "name", "planted"),
     [
         (readable, "why_called", lambda module, functions: None),
-        (readable, "has_hooks", lambda module: None),
+        (readable, "_has_hooks", lambda own: None),
         (ScoreHead, "why_called", lambda head: None),
         (MADE, "why_called", lambda network: None),
         (heads.ByAutodiff, "score_and_derivative", by_forward_mode),
