@@ -8,7 +8,7 @@ import torch
 from fastcsm import data
 from fastcsm.data import Transform
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def _generator(seed=0):
