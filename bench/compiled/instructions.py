@@ -55,6 +55,7 @@ def calls(only: str) -> Iterator[tuple[str, Callable[[], object]]]:
         (micro.CsmLoss(rows=128, dtype="float64"), "fastcsm"),
         (micro.CsmLoss(rows=256, activation="silu", frequencies=16), "fastcsm"),
         (micro.CsmLoss(rows=4096, context=4, hidden=(8,)), "fastcsm"),
+        (micro.CsmLoss(rows=1), "fastcsm"),
         *((micro.CsmLoss(rows=256, hidden=(16, 16), activation=f), "fastcsm") for f in ("tanh", "gelu")),
         (micro.Langevin(rows=64, levels=2, steps=10), "fastcsm"),
         (micro.MaskedLayers(features=64, hidden=(128, 128), batch=32), "fastcsm"),
