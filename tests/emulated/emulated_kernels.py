@@ -137,6 +137,11 @@ def test_score_head_backward(shape, activation, precision):
     check(backward, plain_backward, precision, **settings(shape, activation))
 
 
+@pytest.mark.parametrize("shape", [(), (4, 1), (2, 3, 2)])
+def test_rows_of_any_leading_shape_are_rows(shape):
+    comparisons.check_shape("emulation", shape)
+
+
 def test_rescale_of_gradients():
     test_rescale.check_as_compiled("emulation")
 

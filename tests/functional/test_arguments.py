@@ -1,10 +1,9 @@
 """The argument checks of functions of rows: layouts that are taken, and what is refused in which words."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from comparisons import check_shape
 from support import Case, backend_params
 
 import fastcsm
@@ -26,37 +25,10 @@ def test_expanded_inputs(backend):
         torch.testing.assert_close(b, a.expand(2, 3, 5))
 
 
-def of_shape(case, shape):
-    """Scores, losses and gradients of the rows in this shape, their features not beside each other."""
-    context = case.context.reshape(*shape, 6).movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_()
-    x, alpha = case.x.reshape(shape).clone().requires_grad_(), case.alpha.reshape(shape)
-    weights, biases = ([t.clone().requires_grad_() for t in ts] for ts in (case.weights, case.biases))
-    head = {"weights": weights, "biases": biases, "frequencies": case.frequencies}
-    scores = functional.score(context, x, **head), *functional.score_head(context, x, **head)
-    losses = [
-        functional.csm_loss(context, x, **head, alpha=a, beta=alpha, gamma=0.5)
-        for a in (alpha, alpha.clone().requires_grad_())
-    ]
-    leaves = context, x, *weights, *biases
-    grads = [torch.autograd.grad(value.sum(), leaves, retain_graph=True) for value in (*scores[1:], *losses)]
-    return scores, losses, grads
-
-
 @pytest.mark.parametrize("backend", backend_params("csm_loss", "cpu", "triton"))
 @pytest.mark.parametrize("shape", [(), (4, 1), (1, 4), (2, 3, 2), (3, 0)])
 def test_rows_of_any_leading_shape_are_rows(backend, shape):
-    case = Case(rows=math.prod(shape)).to(torch.float32)
-    with fastcsm.backend(backend):
-        scores, losses, grads = of_shape(case, shape)
-        flat = of_shape(case, (math.prod(shape),))
-    for a, b in zip(scores, flat[0], strict=True):
-        assert a.shape == shape
-        assert torch.equal(a.flatten(), b)
-    assert [loss.shape for loss in losses] == [(), ()]
-    assert all(map(torch.equal, losses, flat[1]))
-    for ours, theirs in zip(grads, flat[2], strict=True):
-        assert ours[1].shape == shape
-        assert all(torch.equal(a.reshape(b.shape), b) for a, b in zip(ours, theirs, strict=True))
+    check_shape(backend, shape)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -229,3 +229,35 @@ def check_flow(run, plain, case, precision, levels):
         off = (got[name] - expected[name]).abs().median() if len(case.x) > 0 else 0.0
         assert dtype.itemsize == 2 or off <= 1e-5, name
     assert levels["change"] or not got["change"].any()
+
+
+def _of_shape(case, shape):
+    """Scores, losses and gradients of the rows in this shape, their features not beside each other."""
+    context = case.context.reshape(*shape, 6).movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_()
+    x, alpha = case.x.reshape(shape).clone().requires_grad_(), case.alpha.reshape(shape)
+    weights, biases = ([t.clone().requires_grad_() for t in ts] for ts in (case.weights, case.biases))
+    head = {"weights": weights, "biases": biases, "frequencies": case.frequencies}
+    scores = functional.score(context, x, **head), *functional.score_head(context, x, **head)
+    losses = [
+        functional.csm_loss(context, x, **head, alpha=a, beta=alpha, gamma=0.5)
+        for a in (alpha, alpha.clone().requires_grad_())
+    ]
+    leaves = context, x, *weights, *biases
+    grads = [torch.autograd.grad(value.sum(), leaves, retain_graph=True) for value in (*scores[1:], *losses)]
+    return scores, losses, grads
+
+
+def check_shape(backend, shape):
+    """Rows in any leading shape, contiguous or not, are those rows: results and gradients to the bit."""
+    case = Case(rows=math.prod(shape)).to(torch.float32)
+    with fastcsm.backend(backend):
+        scores, losses, grads = _of_shape(case, shape)
+        flat = _of_shape(case, (math.prod(shape),))
+    for a, b in zip(scores, flat[0], strict=True):
+        assert a.shape == shape
+        assert torch.equal(a.flatten(), b)
+    assert [loss.shape for loss in losses] == [(), ()]
+    assert all(map(torch.equal, losses, flat[1]))
+    for ours, theirs in zip(grads, flat[2], strict=True):
+        assert ours[1].shape == shape
+        assert all(torch.equal(a.reshape(b.shape), b) for a, b in zip(ours, theirs, strict=True))
