@@ -16,8 +16,8 @@ std::string shape_of(const Tensor& t) {
 }
 
 Tensor empty(const Tensor& like, const int64_t* sizes, int64_t axes, ScalarType type) {
-  constexpr int64_t kMostAxes = 16;
-  if (axes > kMostAxes) throw std::invalid_argument("fastcsm: a tensor has more than 16 axes");
+  constexpr int64_t kMostAxes = 64;  // as torch has
+  if (axes > kMostAxes) throw std::invalid_argument("fastcsm: a tensor has more than 64 axes");
   int64_t strides[kMostAxes], step = 1;
   for (int64_t i = axes - 1; i >= 0; step *= std::max<int64_t>(sizes[i--], 1)) strides[i] = step;
   int32_t device;

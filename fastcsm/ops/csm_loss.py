@@ -24,12 +24,11 @@ _forward = define(
 )
 
 
-def _evaluate(activation, need, scale, constants, context, x, *params):
-    frequencies, *coefficients = constants
-    coefficients = times(scale, coefficients)
+def _evaluate(activation, need, scale, context, x, frequencies, *rest):
+    coefficients, params = times(scale, rest[:3]), rest[3:]
     head = *halves(params), frequencies, activation
     loss, *grads = _forward(context.contiguous(), x.contiguous(), *head, *coefficients, *need)
-    return loss, for_autograd(grads, need, 0, len(params))
+    return loss, for_autograd(grads, need, 4, len(params))
 
 
 def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tensor]) -> Tensor:
@@ -40,6 +39,6 @@ def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tens
     params = (*head.weights, *head.biases)
     need = (context.requires_grad, x.requires_grad, True in [p.requires_grad for p in params])
     if torch.is_grad_enabled() and any(need):
-        constants = head.frequencies, *coefficients
-        return scalar_loss(_evaluate, head.activation, need, constants, context, x, *params)
+        tensors = context, x, head.frequencies, *coefficients, *params
+        return scalar_loss(_evaluate, head.activation, need, *tensors)
     return _forward(context.contiguous(), x.contiguous(), *head, *coefficients, False, False, False)[0]

@@ -133,18 +133,17 @@ _forward = define(
 backends.compose("linear_csm_loss", ("masked_linear", "csm_loss"), _compose)
 
 
-def _evaluate(activation, need, scale, constants, *tensors):
-    layer, (x, *params) = (*tensors[:3], *constants[:2]), tensors[3:]
-    extra, frequencies, *coefficients = constants[2:]
-    coefficients = times(scale, coefficients)
+def _evaluate(activation, need, scale, *tensors):
+    layer, (extra, x, frequencies, *rest) = tensors[:5], tensors[5:]
+    coefficients, params = times(scale, rest[:3]), rest[3:]
     head = *halves(params), frequencies, activation
     loss, grad_hidden, *linear, grad_x, grad_weights, grad_biases = _forward(
         *layer, extra, x, *head, *coefficients, *need
     )
     need_hidden, need_linear, *needs = need
     grads = grad_hidden, grad_x, grad_weights, grad_biases
-    grad_hidden, *rest = for_autograd(grads, (need_hidden, *needs), 0, len(params))
-    return loss, (grad_hidden, *(linear if need_linear else [None] * 2), *rest)
+    grad_hidden, *rest = for_autograd(grads, (need_hidden, *needs), 4, len(params))
+    return loss, (grad_hidden, *(linear if need_linear else [None] * 2), *[None] * 3, *rest)
 
 
 def linear_csm_loss(
@@ -162,7 +161,6 @@ def linear_csm_loss(
         any(p.requires_grad for p in params),
     )
     if torch.is_grad_enabled() and any(need):
-        *linear, in_degrees, out_degrees = layer
-        constants = in_degrees, out_degrees, extra, head.frequencies, *coefficients
-        return scalar_loss(_evaluate, head.activation, need, constants, *linear, x, *params)
+        tensors = (*layer, extra, x, head.frequencies, *coefficients, *params)
+        return scalar_loss(_evaluate, head.activation, need, *tensors)
     return _forward(*layer, extra, x, *head, *coefficients, *[False] * 4)[0]

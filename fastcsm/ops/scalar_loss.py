@@ -10,21 +10,20 @@ from ..reference.rescale import rescale as _reference
 from .library import choice, differentiable, is_batched, once, unbatched, under
 from .rescale import rescale
 
-#: (activation, need, scale, constants, *tensors) -> the loss, and for each tensor its gradient or None; both
-#: times the number ``scale`` where that is not None. Constants are tensors without gradients.
+#: (activation, need, scale, *tensors) -> the loss, and for each tensor its gradient or None; both times the
+#: number ``scale`` where that is not None.
 Evaluate = Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class _ScalarLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, evaluate, activation, need, constants, *tensors):
-        ctx.save_for_backward(*constants, *tensors)
-        ctx.constants = len(constants)
+    def forward(ctx: Any, evaluate, activation, need, *tensors):
+        ctx.save_for_backward(*tensors)
         ctx.evaluate, ctx.activation, ctx.need, ctx.choice = evaluate, activation, need, choice()
         # The gradients of a mean are below float16: what scales the loss must scale them before they round.
         ctx.late = tensors[0].dtype is torch.float16
         now = (False,) * len(need) if ctx.late else need
-        loss, grads = evaluate(activation, now, None, constants, *tensors)
+        loss, grads = evaluate(activation, now, None, *tensors)
         ctx.grads = None if ctx.late else grads
         return loss
 
@@ -33,7 +32,7 @@ class _ScalarLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream):
         if ctx.late:
             unbatched(upstream)
-            return None, None, None, None, *_again(ctx, upstream)
+            return None, None, None, *_again(ctx, upstream)
         grads = ctx.grads or _again(ctx)
         if torch.compiler.is_compiling() or _stands_for(upstream):
             grads = [None if grad is None else grad * upstream for grad in grads]
@@ -43,13 +42,12 @@ class _ScalarLoss(torch.autograd.Function):
                 under(ctx.choice, rescale, [grad for grad in grads if grad is not None], upstream)
             elif upstream.item() != 1.0:
                 _reference([grad for grad in grads if grad is not None], upstream)
-        return None, None, None, None, *grads
+        return None, None, None, *grads
 
 
 def _again(ctx: Any, scale: Tensor | None = None) -> Sequence[Tensor | None]:
     """The gradients once more, for a second backward pass: the first one gave its tensors away."""
-    saved, k = ctx.saved_tensors, ctx.constants
-    return under(ctx.choice, ctx.evaluate, ctx.activation, ctx.need, scale, saved[:k], *saved[k:])[1]
+    return under(ctx.choice, ctx.evaluate, ctx.activation, ctx.need, scale, *ctx.saved_tensors)[1]
 
 
 def _stands_for(upstream: Tensor) -> bool:
@@ -65,12 +63,6 @@ def times(scale: Tensor | None, coefficients: Sequence[Tensor]) -> Sequence[Tens
     return coefficients if scale is None else [coefficient * scale for coefficient in coefficients]
 
 
-def scalar_loss(
-    evaluate: Evaluate,
-    activation: str,
-    need: tuple[bool, ...],
-    constants: tuple[Tensor, ...],
-    *tensors: Tensor,
-) -> Tensor:
+def scalar_loss(evaluate: Evaluate, activation: str, need: tuple[bool, ...], *tensors: Tensor) -> Tensor:
     """The loss of ``evaluate``, differentiable once; the backward pass scales its gradients."""
-    return differentiable(_ScalarLoss, evaluate, activation, need, constants, *tensors)
+    return differentiable(_ScalarLoss, evaluate, activation, need, *tensors)

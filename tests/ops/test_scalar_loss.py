@@ -111,3 +111,15 @@ def test_backward_runs_on_fake_tensors():
     assert {name: leaf.grad.shape for name, leaf in leaves.items()} == {
         name: leaf.shape for name, leaf in leaves.items()
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_trace_has_gradients(backend):
+    case = Case()
+    expected, x = fused(case, backend), case.x.clone().requires_grad_()
+    others = {name: value.detach() for name, value in case.leaves().items()}
+    with fastcsm.backend(backend):
+        traced = torch.jit.trace(lambda x: fused_loss(case, {**others, "x": x}), x, check_trace=False)
+        traced(x).backward()
+    torch.testing.assert_close(x.grad, expected["x"])
