@@ -15,9 +15,11 @@ std::string shape_of(const Tensor& t) {
   return s + ")";
 }
 
+[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument("fastcsm: " + message); }
+
 Tensor empty(const Tensor& like, const int64_t* sizes, int64_t axes, ScalarType type) {
   constexpr int64_t kMostAxes = 64;  // as torch has
-  if (axes > kMostAxes) throw std::invalid_argument("fastcsm: a tensor has more than 64 axes");
+  if (axes > kMostAxes) fail("a tensor has more than 64 axes");
   int64_t strides[kMostAxes], step = 1;
   for (int64_t i = axes - 1; i >= 0; step *= std::max<int64_t>(sizes[i--], 1)) strides[i] = step;
   int32_t device;
@@ -28,8 +30,6 @@ Tensor empty(const Tensor& like, const int64_t* sizes, int64_t axes, ScalarType 
       aoti_torch_empty_strided(axes, sizes, strides, dtype, device, like.get_device_index(), &made));
   return Tensor(made);
 }
-
-[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument("fastcsm: " + message); }
 
 }  // namespace
 
@@ -109,8 +109,8 @@ GradientTensors new_gradients(const Tensor& context, const Tensor& x, const Tens
   g.pointers.x = need_x ? g.x.mutable_data_ptr() : nullptr;
   g.pointers.params = need_params;
   for (size_t k = 0; need_params && k < weights.size(); ++k) {
-    g.weights.push_back(like(weights[k], true));
-    g.biases.push_back(like(biases[k], true));
+    g.weights.push_back(new_like(weights[k]));
+    g.biases.push_back(new_like(biases[k]));
     g.pointers.weight[k] = g.weights[k].mutable_data_ptr();
     g.pointers.bias[k] = g.biases[k].mutable_data_ptr();
   }

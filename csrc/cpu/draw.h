@@ -152,7 +152,7 @@ struct DrawRows {
     const bool filling = heads != nullptr;
     Packed<T> head;
     for (int64_t m = 0; m < a.models; ++m) {
-      head.layout(a.heads[m], arena, false, false);
+      head.layout(a.heads[m], arena, false, 0);
       if (filling) {
         head.template fill<S>();
         memcpy(static_cast<void*>(heads + m), &head, sizeof head);

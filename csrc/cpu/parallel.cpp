@@ -66,20 +66,6 @@ class Job {
   std::condition_variable done_;
 };
 
-constexpr int kKeptBlocks = 4;
-constexpr int64_t kKeptBytes = 512 << 10;  // the most of a block that is kept
-
-struct Block {
-  void* p = nullptr;
-  int64_t bytes = 0;
-};
-struct Kept {
-  Block blocks[kKeptBlocks];
-  ~Kept() {
-    for (Block& block : blocks) free(block.p);
-  }
-};
-thread_local Kept kept;
 thread_local Job* current = nullptr;  // whose task this thread runs
 thread_local int64_t largest = 0;
 
@@ -248,6 +234,25 @@ void set_sharing(double worth, bool own) {
   least = worth;
   torch_again = own ? Clock::time_point::max() : Clock::time_point::min();
 }
+
+namespace {
+
+constexpr int kKeptBlocks = 4;
+constexpr int64_t kKeptBytes = 512 << 10;  // the most of a block that is kept
+
+struct Block {
+  void* p = nullptr;
+  int64_t bytes = 0;
+};
+struct Kept {
+  Block blocks[kKeptBlocks];
+  ~Kept() {
+    for (Block& block : blocks) free(block.p);
+  }
+};
+thread_local Kept kept;
+
+}  // namespace
 
 Scratch::Scratch(int64_t wanted) : p(nullptr), bytes((wanted + 64) / 64 * 64) {
   for (Block& block : kept.blocks) {

@@ -20,17 +20,15 @@ Coefficient = float | Tensor | None
 
 
 class Rows(NamedTuple):
-    """Checked rows of a head, (..., C) and (...)."""
+    """Checked rows of a head, contiguous, (..., C) and (...)."""
 
     context: Tensor
     x: Tensor
 
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """Contiguous rows (N, C) and (N,), as ops take them that are for no other shape."""
+    def flat(self) -> "Rows":
+        """The rows as (N, C) and (N,), for ops that are for no other shape."""
         context, x = self
-        if x.dim() != 1:
-            context, x = context.reshape(x.numel(), context.shape[-1]), x.reshape(-1)
-        return context.contiguous(), x.contiguous()
+        return self if x.dim() == 1 else Rows(context.reshape(x.numel(), context.shape[-1]), x.reshape(-1))
 
 
 class Stages(NamedTuple):
@@ -67,7 +65,7 @@ def rows(
             f"x must have the shape of context without its last axis, {tuple(context.shape[:-1])},"
             f" got {tuple(x.shape)}"
         )
-    return Rows(context, x), layers(context, features + supplied, head)
+    return Rows(context.contiguous(), x.contiguous()), layers(context, features + supplied, head)
 
 
 def layers(first: Tensor, features: int, head: Head, of: str = "") -> Head:

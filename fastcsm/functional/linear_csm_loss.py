@@ -60,7 +60,7 @@ def linear_csm_loss(
     head = Head(weights, biases, frequencies, activation)
     head = arguments.layers(hidden, features + extra.shape[-1], head)
     coefficients = arguments.coefficients(alpha, beta, gamma, x)
-    rows = Rows(*Rows(extra, x).flat())
+    rows = Rows(extra.contiguous(), x.contiguous()).flat()
     if needs_grad(*coefficients, extra):
         y = masked_linear(layer, "identity").reshape(x.numel(), features)
         return of_rows(Rows(torch.cat([y, rows.context], 1), rows.x), head, coefficients)

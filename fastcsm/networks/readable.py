@@ -166,8 +166,6 @@ def linear(module: Any) -> tuple[Any, Any]:
 def _kind_of(module: Any) -> str | None:
     """As in ``_KINDS``, or None."""
     kind = type(module)
-    if kind is nn.Linear:
-        return "linear"
     if kind is nn.Dropout:
         return "" if module.p == 0 or not module.training else None
     for name, value in _PARAMETERS.get(kind, ()):

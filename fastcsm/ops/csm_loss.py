@@ -27,7 +27,7 @@ _forward = define(
 def _evaluate(activation, need, scale, context, x, frequencies, *rest):
     coefficients, params = times(scale, rest[:3]), rest[3:]
     head = *halves(params), frequencies, activation
-    loss, *grads = _forward(context.contiguous(), x.contiguous(), *head, *coefficients, *need)
+    loss, *grads = _forward(context, x, *head, *coefficients, *need)
     return loss, for_autograd(grads, need, 4, len(params))
 
 
@@ -41,4 +41,4 @@ def csm_loss(context: Tensor, x: Tensor, head: Head, coefficients: Sequence[Tens
     if torch.is_grad_enabled() and any(need):
         tensors = context, x, head.frequencies, *coefficients, *params
         return scalar_loss(_evaluate, head.activation, need, *tensors)
-    return _forward(context.contiguous(), x.contiguous(), *head, *coefficients, False, False, False)[0]
+    return _forward(context, x, *head, *coefficients, False, False, False)[0]

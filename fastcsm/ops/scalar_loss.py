@@ -38,10 +38,9 @@ class _ScalarLoss(torch.autograd.Function):
             grads = [None if grad is None else grad * upstream for grad in grads]
         else:
             ctx.grads = None
-            if not upstream.is_cpu:
-                under(ctx.choice, rescale, [grad for grad in grads if grad is not None], upstream)
-            elif upstream.item() != 1.0:
-                _reference([grad for grad in grads if grad is not None], upstream)
+            if not upstream.is_cpu or upstream.item() != 1.0:
+                own = [grad for grad in grads if grad is not None]
+                under(ctx.choice, _reference if upstream.is_cpu else rescale, own, upstream)
         return None, None, None, *grads
 
 

@@ -54,8 +54,7 @@ class _ScoreHead(torch.autograd.Function):
     def forward(ctx: Any, context, x, frequencies, activation, derivative, *params):
         ctx.save_for_backward(context, x, frequencies, *params)
         ctx.activation, ctx.derivative, ctx.choice = activation, derivative, choice()
-        head = *halves(params), frequencies, activation
-        s, ds = _forward(context.contiguous(), x.contiguous(), *head, derivative)
+        s, ds = _forward(context, x, *halves(params), frequencies, activation, derivative)
         if not derivative:
             ctx.mark_non_differentiable(ds)
         return s, ds
@@ -68,9 +67,9 @@ class _ScoreHead(torch.autograd.Function):
         need = *ctx.needs_input_grad[:2], any(ctx.needs_input_grad[5:])
         if not ctx.derivative:
             grad_derivative = torch.zeros_like(x)
-        rows = [rows.contiguous() for rows in (grad_score, grad_derivative, context, x)]
+        upstream = grad_score.contiguous(), grad_derivative.contiguous()
         head = *halves(params), frequencies, ctx.activation
-        grads = under(ctx.choice, _backward, *rows, *head, *need)
+        grads = under(ctx.choice, _backward, *upstream, context, x, *head, *need)
         return for_autograd(grads, need, 3, len(params))
 
 
@@ -80,4 +79,4 @@ def score_head(context: Tensor, x: Tensor, head: Head, derivative: bool = True) 
     if needs_grad(context, x, *params):
         options = head.frequencies, head.activation, derivative
         return differentiable(_ScoreHead, context, x, *options, *params)
-    return _forward(context.contiguous(), x.contiguous(), *head, derivative)
+    return _forward(context, x, *head, derivative)
