@@ -176,6 +176,7 @@ def langevin(
     samples: Tensor,
     dimensions: Tensor,
     first_step: int,
+    squash: float,
 ) -> Tensor:
     """Arguments and results of :func:`fastcsm.reference.langevin.langevin`."""
     head = HeadLaunch("langevin", context, x, weights, biases, frequencies, activation)

@@ -131,6 +131,7 @@ def probability_flow(
     sigma_to: float,
     tolerance: float,
     change: bool,
+    squash: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.probability_flow.probability_flow`."""
     head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation, full=True)

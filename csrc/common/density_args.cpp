@@ -17,7 +17,7 @@ double rounding_unit(Storage storage, bool reduced, double narrow) {
 DensityArgs density_args(const Tensor& context, const Tensor& point, const Tensors& weights, const Tensors& biases,
                          const Tensor& frequencies, int64_t activation, double score_scale,
                          const std::vector<double>& stage_features, double low, double high, double tolerance,
-                         int64_t panels, bool inverse, bool reduced, double narrow) {
+                         int64_t panels, double squash, bool inverse, bool reduced, double narrow) {
   DensityArgs a{};
   a.head = head_args(context, point, weights, biases, frequencies, activation, reduced);
   a.rows = point.numel();
@@ -26,11 +26,14 @@ DensityArgs density_args(const Tensor& context, const Tensor& point, const Tenso
     throw std::invalid_argument("fastcsm: stage_features must have at most one value");
   if (panels < 1 || panels > 16 || !(low < high) || !(tolerance > 0))
     throw std::invalid_argument("fastcsm: panels must be in [1, 16], low below high, and tolerance positive");
+  if (!(squash >= 0) || (squash > 0 && !a.has_feature))
+    throw std::invalid_argument("fastcsm: squash must not be negative, and needs log sigma in stage_features");
   a.feature = a.has_feature ? stage_features[0] : 0;
-  a.context = checked(context, "context", point.scalar_type(), a.rows * (a.head.context - a.has_feature));
+  a.context =
+      checked(context, "context", point.scalar_type(), a.rows * (a.head.context - (a.has_feature && squash == 0)));
   a.point = checked(point, "x", point.scalar_type(), a.rows);
   a.score_scale = score_scale, a.low = low, a.high = high, a.tolerance = tolerance, a.panels = panels;
-  a.inverse = inverse;
+  a.squash = squash, a.inverse = inverse;
   a.unit = rounding_unit(a.head.storage, reduced, narrow);
   return a;
 }

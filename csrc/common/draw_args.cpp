@@ -8,21 +8,24 @@ LangevinArgs langevin_args(const Tensor& context, const Tensor& x, const Tensors
                            const Tensor& frequencies, int64_t activation, const std::vector<double>& step_sizes,
                            const std::vector<double>& score_scales, const std::vector<double>& stage_features,
                            int64_t steps, int64_t seed, const Tensor& samples, const Tensor& dimensions,
-                           int64_t first_step, bool reduced) {
+                           int64_t first_step, double squash, bool reduced) {
   LangevinArgs a{};
   a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
   a.rows = x.numel();
   a.stages = static_cast<int64_t>(step_sizes.size());
   a.steps = steps;
   a.first_step = first_step;
+  a.squash = squash;
   a.seed = static_cast<uint64_t>(seed);
   expect(score_scales.size() == step_sizes.size() &&
              (stage_features.empty() || (stage_features.size() == step_sizes.size() && a.head.context >= 1)),
          "score_scales and stage_features must have one value a stage");
+  expect(squash == 0 || (squash > 0 && stage_features.size() == step_sizes.size()),
+         "squash must not be negative, and needs a log sigma in stage_features for every stage");
   a.step_sizes = step_sizes.data();
   a.score_scales = score_scales.data();
   a.stage_features = stage_features.empty() ? nullptr : stage_features.data();
-  const int64_t given = a.head.context - (stage_features.empty() ? 0 : 1);
+  const int64_t given = a.head.context - (stage_features.empty() || squash > 0 ? 0 : 1);
   a.context = checked(context, "context", x.scalar_type(), a.rows * given);
   a.x = checked(x, "x", x.scalar_type(), a.rows);
   using torch::headeronly::ScalarType;

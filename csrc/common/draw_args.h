@@ -15,6 +15,7 @@ struct LangevinArgs {
   int64_t rows, stages, steps, first_step;
   const void *context, *x;
   const double *step_sizes, *score_scales, *stage_features;  // stage_features may be null
+  double squash;                                             // u0 of a preconditioned head, or 0
   const int64_t *samples, *dimensions;
   uint64_t seed;
   void* out;
@@ -25,7 +26,7 @@ LangevinArgs langevin_args(const Tensor& context, const Tensor& x, const Tensors
                            const Tensor& frequencies, int64_t activation, const std::vector<double>& step_sizes,
                            const std::vector<double>& score_scales, const std::vector<double>& stage_features,
                            int64_t steps, int64_t seed, const Tensor& samples, const Tensor& dimensions,
-                           int64_t first_step, bool reduced);
+                           int64_t first_step, double squash, bool reduced);
 
 constexpr int kMaxMadeLayers = 33;  // hidden layers and the output
 constexpr int kMaxModels = 64;      // parameter sets of the staged form

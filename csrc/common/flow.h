@@ -15,22 +15,25 @@ struct FlowArgs {
   int64_t rows;
   const void *context, *x;
   double sigma_from, sigma_to, tolerance;
+  double squash;  // u0 of a preconditioned head, or 0
   bool change;
   void* out[3];  // x, change, error
 };
 
 inline FlowArgs flow_args(const Tensor& context, const Tensor& x, const Tensors& weights, const Tensors& biases,
                           const Tensor& frequencies, int64_t activation, double sigma_from, double sigma_to,
-                          double tolerance, bool change, bool reduced) {
+                          double tolerance, bool change, double squash, bool reduced) {
   FlowArgs a{};
   a.head = head_args(context, x, weights, biases, frequencies, activation, reduced);
   a.rows = x.numel();
-  if (a.head.context < 1 || !(sigma_from > 0) || !(sigma_to > 0) || !(tolerance > 0))
+  if (a.head.context < 1 || !(sigma_from > 0) || !(sigma_to > 0) || !(tolerance > 0) || !(squash >= 0))
     throw std::invalid_argument(
-        "fastcsm: the head must read log sigma, and sigma_from, sigma_to and tolerance must be positive");
-  a.context = checked(context, "context", x.scalar_type(), a.rows * (a.head.context - 1));
+        "fastcsm: the head must read log sigma, and sigma_from, sigma_to and tolerance must be positive, squash not "
+        "negative");
+  a.context = checked(context, "context", x.scalar_type(), a.rows * (a.head.context - (squash == 0)));
   a.x = checked(x, "x", x.scalar_type(), a.rows);
   a.sigma_from = sigma_from, a.sigma_to = sigma_to, a.tolerance = tolerance, a.change = change;
+  a.squash = squash;
   return a;
 }
 

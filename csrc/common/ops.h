@@ -30,7 +30,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> csm_loss(Tensor context, Te
 
 Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
                 std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
-                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced);
+                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, double squash,
+                bool reduced);
 
 std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
                                          int64_t activation, Tensors made_weights, Tensors made_biases, Tensors degrees,
@@ -43,7 +44,7 @@ std::tuple<Tensor, Tensor> langevin_draw(Tensor x, Tensors weights, Tensors bias
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conditional_density(
     Tensor context, Tensor point, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
     double score_scale, std::vector<double> stage_features, double low, double high, double tolerance, int64_t panels,
-    bool inverse, bool reduced);
+    double squash, bool inverse, bool reduced);
 
 // Of every row the nodes t, the derivatives of its log-density in the scores there, how many there are, and the score
 // at its point.
@@ -52,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
                                                                      int64_t activation, double score_scale,
                                                                      std::vector<double> stage_features, double low,
                                                                      double high, double tolerance, int64_t panels,
-                                                                     bool reduced);
+                                                                     double squash, bool reduced);
 
 std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, Tensors biases, Tensor frequencies,
                                                     int64_t activation, Tensors made_weights, Tensors made_biases,
@@ -64,7 +65,8 @@ std::tuple<Tensor, Tensor> conditional_density_draw(Tensor x, Tensors weights, T
 
 std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
                                                     Tensor frequencies, int64_t activation, double sigma_from,
-                                                    double sigma_to, double tolerance, bool change, bool reduced);
+                                                    double sigma_to, double tolerance, bool change, double squash,
+                                                    bool reduced);
 
 std::tuple<Tensor, Tensor> masked_linear(Tensor x, Tensor weight, Tensor bias, Tensor in_degrees, Tensor out_degrees,
                                          int64_t activation, bool reduced);
@@ -88,7 +90,7 @@ void rescale(Tensors gradients, Tensor upstream, bool reduced);
   "Tensor in_degrees, Tensor out_degrees, int activation, bool need_x, bool need_weight, bool need_bias, bool reduced"
 #define FASTCSM_DENSITY                                                                                   \
   "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, " \
-  "float score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
+  "float score_scale, float[] stage_features, float low, float high, float tolerance, int panels, float squash"
 #define FASTCSM_DRAW                                                                                         \
   "Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies, int activation, Tensor[] made_weights, " \
   "Tensor[] made_biases, Tensor[] degrees, Tensor order, int made_activation, bool residual"
@@ -104,7 +106,7 @@ void define_ops(Library& m) {
         ", bool reduced) -> (Tensor, " FASTCSM_GRADIENTS ")");
   m.def("langevin(" FASTCSM_HEAD
         ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, int seed, Tensor samples, "
-        "Tensor dimensions, int first_step, bool reduced) -> Tensor");
+        "Tensor dimensions, int first_step, float squash, bool reduced) -> Tensor");
   m.def("langevin_draw(" FASTCSM_DRAW
         ", float[] step_sizes, float[] score_scales, float[] stage_features, int steps, " FASTCSM_DRAWN ")");
   m.def("conditional_density_draw(" FASTCSM_DRAW
@@ -114,7 +116,8 @@ void define_ops(Library& m) {
         ", bool inverse, bool reduced) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("conditional_density_nodes(" FASTCSM_DENSITY ", bool reduced) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("probability_flow(" FASTCSM_HEAD
-        ", float sigma_from, float sigma_to, float tolerance, bool change, bool reduced) -> (Tensor, Tensor, Tensor)");
+        ", float sigma_from, float sigma_to, float tolerance, bool change, float squash, bool reduced) -> (Tensor, "
+        "Tensor, Tensor)");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor bias, " FASTCSM_STAIRS ") -> (Tensor, Tensor)");
   m.def("masked_linear_backward(Tensor grad_y, Tensor preactivation, Tensor x, Tensor weight, " FASTCSM_STAIRS_BACKWARD
         ") -> (Tensor, Tensor, Tensor)");

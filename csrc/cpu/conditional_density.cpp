@@ -166,9 +166,9 @@ constexpr double kReducedUnit = 1.0 / 128;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conditional_density(
     Tensor context, Tensor point, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
     double score_scale, std::vector<double> stage_features, double low, double high, double tolerance, int64_t panels,
-    bool inverse, bool reduced) {
+    double squash, bool inverse, bool reduced) {
   DensityArgs a = density_args(context, point, weights, biases, frequencies, activation, score_scale, stage_features,
-                               low, high, tolerance, panels, inverse, reduced, kReducedUnit);
+                               low, high, tolerance, panels, squash, inverse, reduced, kReducedUnit);
   const auto results = new_densities(a, point);
   FASTCSM_DISPATCH(conditional_density_kernel, uses_pairs(a.head), a);
   return results;
@@ -179,9 +179,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conditional_density_nodes(Tensor cont
                                                                      int64_t activation, double score_scale,
                                                                      std::vector<double> stage_features, double low,
                                                                      double high, double tolerance, int64_t panels,
-                                                                     bool reduced) {
+                                                                     double squash, bool reduced) {
   DensityArgs a = density_args(context, point, weights, biases, frequencies, activation, score_scale, stage_features,
-                               low, high, tolerance, panels, false, reduced, kReducedUnit);
+                               low, high, tolerance, panels, squash, false, reduced, kReducedUnit);
   auto results = new_density_nodes(a, point);
   torch::stable::zero_(std::get<0>(results));
   torch::stable::zero_(std::get<1>(results));

@@ -192,9 +192,10 @@ namespace fastcsm {
 
 Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
                 std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
-                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced) {
+                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, double squash,
+                bool reduced) {
   LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
-                                 stage_features, steps, seed, samples, dimensions, first_step, reduced);
+                                 stage_features, steps, seed, samples, dimensions, first_step, squash, reduced);
   Tensor out = new_like(x);
   a.out = out.mutable_data_ptr();
   FASTCSM_DISPATCH(langevin_kernel, uses_pairs(a.head), a);

@@ -60,9 +60,10 @@ namespace fastcsm {
 
 std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
                                                     Tensor frequencies, int64_t activation, double sigma_from,
-                                                    double sigma_to, double tolerance, bool change, bool reduced) {
-  FlowArgs a =
-      flow_args(context, x, weights, biases, frequencies, activation, sigma_from, sigma_to, tolerance, change, reduced);
+                                                    double sigma_to, double tolerance, bool change, double squash,
+                                                    bool reduced) {
+  FlowArgs a = flow_args(context, x, weights, biases, frequencies, activation, sigma_from, sigma_to, tolerance, change,
+                         squash, reduced);
   std::tuple<Tensor, Tensor, Tensor> out = new_flow(a, x);
   FASTCSM_DISPATCH(probability_flow_kernel, uses_pairs(a.head), a);
   return out;

@@ -296,9 +296,10 @@ int64_t langevin_bytes(const HeadArgs& head) {
 
 Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tensor frequencies, int64_t activation,
                 std::vector<double> step_sizes, std::vector<double> score_scales, std::vector<double> stage_features,
-                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, bool reduced) {
+                int64_t steps, int64_t seed, Tensor samples, Tensor dimensions, int64_t first_step, double squash,
+                bool reduced) {
   const LangevinArgs a = langevin_args(context, x, weights, biases, frequencies, activation, step_sizes, score_scales,
-                                       stage_features, steps, seed, samples, dimensions, first_step, reduced);
+                                       stage_features, steps, seed, samples, dimensions, first_step, squash, reduced);
   const Device device(x);
   Tensor out = new_like(x);
   if (a.rows == 0) return out;

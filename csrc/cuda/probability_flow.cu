@@ -199,9 +199,10 @@ int64_t probability_flow_bytes(const HeadArgs& head) {
 
 std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Tensors weights, Tensors biases,
                                                     Tensor frequencies, int64_t activation, double sigma_from,
-                                                    double sigma_to, double tolerance, bool change, bool reduced) {
-  FlowArgs a =
-      flow_args(context, x, weights, biases, frequencies, activation, sigma_from, sigma_to, tolerance, change, reduced);
+                                                    double sigma_to, double tolerance, bool change, double squash,
+                                                    bool reduced) {
+  FlowArgs a = flow_args(context, x, weights, biases, frequencies, activation, sigma_from, sigma_to, tolerance, change,
+                         squash, reduced);
   const Device device(x);
   std::tuple<Tensor, Tensor, Tensor> out = new_flow(a, x);
   if (a.rows == 0) return out;

@@ -235,6 +235,11 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def squash_of(value: float | None) -> float:
+    """u0 of a preconditioned head as the ops take it: 0 for None, a plain head."""
+    return 0.0 if value is None else positive("squash", value)
+
+
 def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
     if value.shape != expected:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")

@@ -30,24 +30,29 @@ def conditional_density(
     tolerance: float | None = None,
     panels: int = 4,
     inverse: bool = False,
+    squash: float | None = None,
 ) -> Density:
     """The normalised density q of every row that has a head's score: d log q / dx = score_scale s(c, x).
 
     The score is integrated by Gauss-Legendre panels, split where an error matters to the row's answer and
     added beyond both ends until the mass there does not. ``log_density`` is differentiable once, in context,
-    x, weights and biases; the other results are not.
+    x, weights and biases; the other results are not. With ``squash`` the head is preconditioned, x is v, and
+    d log q / dv = rho s(c, u) - v.
 
     Args:
-        context: (..., C), without the last feature where ``stage_feature`` gives it.
+        context: (..., C), without the last feature where ``stage_feature`` gives it; with ``squash`` (..., C),
+            the last of which is -ln(tau).
         x: (...); where ``inverse``, probabilities in [0, 1].
         weights, biases, activation, frequencies: as for :func:`score_head`.
         low, high: an interval that holds most of the mass; the panels begin there.
         score_scale: factor of the head's output.
-        stage_feature: last context feature, the same for all rows (log sigma in the conditional form).
+        stage_feature: last context feature, the same for all rows (log sigma in the conditional form, and with
+            ``squash``).
         tolerance: largest estimated error of log q in nats, or of the probability where ``inverse``; by
             default 1e-7 in float64 and 1e-4 otherwise.
         panels: number to begin with, of 16 evaluations each, 1 to 16.
         inverse: find the quantile of x.
+        squash: u0 of a preconditioned head (:mod:`fastcsm.reference.preconditioning`), None for a plain one.
 
     Returns:
         :class:`Density`: ``point`` (x or the quantile), ``log_density`` log q(point) in nats,
@@ -64,9 +69,14 @@ def conditional_density(
     """
     features = [] if stage_feature is None else [float(stage_feature)]
     head = Head(weights, biases, frequencies, activation)
-    rows, head = arguments.rows(context, x, head, len(features), wide=True)
+    squash = arguments.squash_of(squash)
+    if squash and not features:
+        raise ValueError("stage_feature must be given with squash: ln(sigma)")
+    rows, head = arguments.rows(context, x, head, 0 if squash else len(features), wide=True)
     interval = arguments.interval(Interval(low, high, tolerance, panels), rows.x)
-    found = op.conditional_density(*rows.flat(), head, float(score_scale), features, *interval, inverse)
+    found = op.conditional_density(
+        *rows.flat(), head, float(score_scale), features, *interval, squash, inverse
+    )
     return Density._make([*(value.reshape(x.shape) for value in found[:-1]), found[-1].reshape(*x.shape, 2)])
 
 

@@ -28,24 +28,29 @@ def langevin(
     samples: Tensor | None = None,
     dimensions: Tensor | None = None,
     first_step: int = 1,
+    squash: float | None = None,
 ) -> Tensor:
     """Annealed Langevin dynamics of one-dimensional rows with fixed context; not differentiable.
 
     For every stage i, ``steps`` times: x <- x + (e_i / 2) score_scales[i] s(c, x) + sqrt(e_i) z, where z of
-    global step k is ``fastcsm.random.normal(seed, samples, dimensions, k)``.
+    global step k is ``fastcsm.random.normal(seed, samples, dimensions, k)``. With ``squash`` the head is
+    preconditioned, x is y = (x - m) / tau, and a row's step sizes are e_i / tau^2.
 
     Args:
-        context: (..., C), or (..., C - 1) when ``stage_features`` are given.
+        context: (..., C), or (..., C - 1) when ``stage_features`` are given; with ``squash`` (..., C), the
+            last of which is -ln(tau).
         x: (...), the states at the start.
         weights, biases, activation, frequencies: as for :func:`score_head`.
         step_sizes: e_i >= 0, one a stage.
         steps: Langevin steps a stage.
         score_scales: factors of the head's output, one a stage; 1 by default.
-        stage_features: one value a stage, the last context feature of every row during that stage.
+        stage_features: one value a stage, the last context feature of every row during that stage; with
+            ``squash`` ln(sigma_i).
         seed: integer in [0, 2^64).
         samples, dimensions: integer tensors of the shape of x that identify each row's noise; by default
             rows are samples 0, 1, ... of dimension 0. In [0, 2^48) and [0, 2^32).
         first_step: global number k of the first step; 0 is the prior draw.
+        squash: u0 of a preconditioned head (:mod:`fastcsm.reference.preconditioning`), None for a plain one.
 
     Returns:
         The states after the last step, of the shape and dtype of x.
@@ -58,13 +63,16 @@ def langevin(
     if not 0 <= first_step < 2**32:
         raise ValueError(f"first_step must be in [0, 2^32), got {first_step}")
     head = Head(weights, biases, frequencies, activation)
-    rows, head = arguments.rows(context, x, head, int(bool(stages.features)), wide=True)
+    squash = arguments.squash_of(squash)
+    if squash and len(stages.features or ()) != len(stages.step_sizes):
+        raise ValueError("stage_features must be given with squash: ln(sigma) of every stage")
+    rows, head = arguments.rows(context, x, head, int(bool(stages.features) and not squash), wide=True)
     if samples is None:
         samples = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     if dimensions is None:
         dimensions = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
     noise = arguments.integers("samples", samples, x), arguments.integers("dimensions", dimensions, x)
-    result = op.langevin(*rows.flat(), *head, *arguments.flat(stages), seed, *noise, first_step)
+    result = op.langevin(*rows.flat(), *head, *arguments.flat(stages), seed, *noise, first_step, squash)
     return result.reshape(x.shape)
 
 

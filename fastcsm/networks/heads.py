@@ -269,7 +269,7 @@ class ByAutodiff(_Head):
 
         x = _wide(x, rows)
         tolerance = default_tolerance(tolerance, x)
-        found = probability_flow.solve(output, x.reshape(-1).double(), *levels, tolerance, change)
+        found = probability_flow.solve(output, x.reshape(-1).double(), levels, tolerance, change)
         return Flow._make(value.to(x.dtype).reshape(x.shape) for value in found)
 
     def langevin(self, context: Tensor, x: Tensor, stages: Stages, **numbers: Any) -> Tensor:

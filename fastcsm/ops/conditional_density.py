@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..reference import preconditioning
 from ..reference.conditional_density import Kernels
 from ..reference.conditional_density import conditional_density_draw as _reference
 from ..reference.incremental import contexts_in_order
@@ -18,7 +19,8 @@ from .score_head import fake_grads
 
 _HEAD = (
     "Tensor context, Tensor point, Tensor[] weights, Tensor[] biases, Tensor frequencies, str activation,"
-    " float score_scale, float[] stage_features, float low, float high, float tolerance, int panels"
+    " float score_scale, float[] stage_features, float low, float high, float tolerance, int panels,"
+    " float squash"
 )
 #: Rows of one part of the backward pass, whose memory does not grow with the number of rows.
 _PART = 1024
@@ -54,13 +56,15 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
 
     Nodes are as of :func:`fastcsm.reference.conditional_density.conditional_density_nodes`. A row that has no
     part in the loss, such as one masked out because it has no density, has no part in the gradient either:
-    its nodes, which may be NaN, are left out.
+    its nodes, which may be NaN, are left out. Of a preconditioned head the score at a node v is rho r - v,
+    and rho, the exponential of the level's negative, has a part in the gradient of the last context feature.
     """
     nodes, head_backward = implementation("conditional_density_nodes"), implementation("score_head_backward")
+    score_head = implementation("score_head")
 
     def run(grad: Tensor, context: Tensor, point: Tensor, *args: Any) -> Any:
-        head, options, (need_context, need_x, need_params) = args[:4], args[4:10], args[10:]
-        scale, features = options[:2]
+        head, options, (need_context, need_x, need_params) = args[:4], args[4:11], args[11:]
+        scale, features, squash = *options[:2], options[-1]
         grad_context = torch.zeros_like(context) if need_context else context.new_empty(0)
         grad_x = torch.empty_like(point) if need_x else point.new_empty(0)
         sums: list[Tensor] = []
@@ -74,10 +78,16 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
             row, t, weight = index // t.shape[1], t.flatten()[index], weight.flatten()[index].to(t.dtype)
             if need_x:
                 grad_x[part] = torch.where(g != 0, g * score, 0.0)
-            own, gs = with_features(c[row], features), scale * weight * g[row]
+            if squash:
+                own, t = preconditioning.at_level(c, *features)[row], preconditioning.squashed(t, squash).u
+                gs = preconditioning.rho(c, *features)[row].to(t.dtype) * weight * g[row]
+            else:
+                own, gs = with_features(c[row], features), scale * weight * g[row]
             needs = need_context, False, need_params
             gc, _, gw, gb = head_backward(gs, torch.zeros_like(gs), own, t, *head, *needs)
             if need_context:
+                if squash:
+                    gc[:, -1] -= gs * score_head(own, t, *head, False)[0]
                 grad_context[part].index_add_(0, row, gc[:, : c.shape[1]])
             new = [*gw, *gb]
             sums = [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
@@ -87,7 +97,9 @@ def _compose_backward(implementation: Callable[[str], Callable[..., Any]]) -> Ca
 
 
 backends.compose(
-    "conditional_density_backward", ("conditional_density_nodes", "score_head_backward"), _compose_backward
+    "conditional_density_backward",
+    ("conditional_density_nodes", "score_head_backward", "score_head"),
+    _compose_backward,
 )
 
 

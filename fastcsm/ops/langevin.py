@@ -11,7 +11,8 @@ from .library import define
 langevin = define(
     "langevin(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
     " str activation, float[] step_sizes, float[] score_scales, float[] stage_features,"
-    " int steps, int seed, Tensor samples, Tensor dimensions, int first_step) -> Tensor",
+    " int steps, int seed, Tensor samples, Tensor dimensions, int first_step,"
+    " float squash) -> Tensor",
     lambda context, x, *args: torch.empty_like(x),
     gradient=False,
 )

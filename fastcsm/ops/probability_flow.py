@@ -20,7 +20,7 @@ def _fake(context, x, *args):
 #: As :func:`fastcsm.reference.probability_flow.probability_flow`.
 probability_flow = define(
     "probability_flow(Tensor context, Tensor x, Tensor[] weights, Tensor[] biases, Tensor frequencies,"
-    " str activation, float sigma_from, float sigma_to, float tolerance, bool change)"
+    " str activation, float sigma_from, float sigma_to, float tolerance, bool change, float squash)"
     " -> (Tensor, Tensor, Tensor)",
     _fake,
     gradient=False,

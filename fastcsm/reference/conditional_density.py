@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from . import preconditioning
 from .network import Head, Network, contexts_in_order
 from .probability_flow import unrounded as unrounded_flow
 from .quadrature import NODES, Density, Interval, Score, nodes, rounded, solve
@@ -27,15 +28,17 @@ def conditional_density(
     high: float,
     tolerance: float,
     panels: int,
+    squash: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """log q(x) = L(x) - log Z of the density with d log q / dx = score_scale s(c, x), for every row.
 
-    All but the scores is computed in float64.
+    All but the scores is computed in float64. With ``squash`` the head is preconditioned, x is v, of which the
+    score is rho r - v, the one stage feature is ln(sigma), and ``score_scale`` is not read.
 
     Args: as for :func:`fastcsm.functional.conditional_density`, none left out: context (N, C), or (N, C - 1)
-        with ``stage_features``, which has its one number or is empty; point (N,), x, or where inverse
-        probabilities.
+        with ``stage_features``, which has its one number or is empty, unless there is ``squash``; point (N,),
+        x, or where inverse probabilities.
 
     Returns:
         The fields of :class:`fastcsm.functional.Density`, each (N,), ends (N, 2); in the dtype of x, float32
@@ -44,31 +47,38 @@ def conditional_density(
     """
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
     head = weights, biases, frequencies, activation
-    interval = low, high, tolerance, panels
-    found = unrounded(context, point, *head, score_scale, stage_features, *interval, inverse)
+    options = low, high, tolerance, panels, squash, inverse
+    found = unrounded(context, point, *head, score_scale, stage_features, *options)
     x, log_density, log_z, cdf, error, ends = rounded(found, wide, inverse)
     return x, log_density, log_z, cdf, error, ends
 
 
 def unrounded(context: Tensor, point: Tensor, *args: Any) -> Density:
     """:func:`conditional_density` with results in float64."""
-    *head, scale, features, low, high, tolerance, panels, inverse = args
-    score, unit = _head_score(context, Head(*head), scale, features), torch.finfo(context.dtype).eps
+    *head, scale, features, low, high, tolerance, panels, squash, inverse = args
+    score, unit = _head_score(context, Head(*head), scale, features, squash), torch.finfo(context.dtype).eps
     return solve(score, low, high, point.to(torch.float64), inverse, tolerance, panels, unit)
 
 
-def _head_score(context: Tensor, head: Head, score_scale: float, stage_features: Sequence[float]) -> Score:
+def _head_score(
+    context: Tensor, head: Head, score_scale: float, stage_features: Sequence[float], squash: float
+) -> Score:
     """The score at nodes of rows, from a head that computes in the dtype of the contexts."""
     if context.dtype is torch.float16:  # panels go on where it ends
         weights, biases, frequencies, activation = head
         wide = [weight.float() for weight in weights], [bias.float() for bias in biases], frequencies.float()
         context, head = context.float(), Head(*wide, activation)
-    c = with_features(context, stage_features)
+    if squash:
+        rho = preconditioning.rho(context, stage_features[0])[:, None]
+        c = preconditioning.at_level(context, stage_features[0])
+    else:
+        c = with_features(context, stage_features)
 
     def score(rows: Tensor, t: Tensor) -> Tensor:
-        x, own = t.to(c.dtype).reshape(-1), c[rows].repeat_interleave(NODES, 0)
-        s, _ = score_head(own, x, *head, False)
-        return score_scale * s.to(torch.float64).reshape(t.shape)
+        x = preconditioning.squashed(t, squash).u if squash else t
+        s, _ = score_head(c[rows].repeat_interleave(NODES, 0), x.to(c.dtype).reshape(-1), *head, False)
+        s = s.to(torch.float64).reshape(t.shape)
+        return rho[rows] * s - t if squash else score_scale * s
 
     return score
 
@@ -80,15 +90,15 @@ def conditional_density_nodes(
 
     It is the quadrature of d log q(x) = integral of ds(t) (1{t < x} - P(X > t)) dt.
 
-    Args: as for :func:`conditional_density`, up to ``panels``.
+    Args: as for :func:`conditional_density`, up to ``squash``.
 
     Returns:
         t (N, M) in the dtype of x, weight (N, M), how many of each row's M count (N,) int64, and the score at
         x (N,); float32 for 16-bit dtypes. What does not count is zero.
     """
-    head, (scale, features, *interval) = args[:4], args[4:]
+    head, (scale, features, *interval, squash) = args[:4], args[4:]
     wide = point.dtype if point.dtype.itemsize >= 4 else torch.float32
-    score, unit = _head_score(context, Head(*head), scale, features), torch.finfo(point.dtype).eps
+    score, unit = _head_score(context, Head(*head), scale, features, squash), torch.finfo(point.dtype).eps
     t, weight, count, at_point = nodes(score, Interval(*interval), point.to(torch.float64), unit)
     return t.to(point.dtype), weight.to(wide), count, at_point.to(wide)
 
@@ -160,9 +170,9 @@ def conditional_density_draw(
     x, clean = x.clone(), x.clone()
     for d, (c,) in kernels.contexts(x, network, first, last):
         u = random.uniform(seed, samples, torch.full_like(samples, d), 0, wide)
-        value = kernels.density(c, u, *head, scale, levels[:1], *interval, True)[0]
+        value = kernels.density(c, u, *head, scale, levels[:1], *interval, 0.0, True)[0]
         if len(sigmas) > 1:
-            value = kernels.flow(c, value, *head, *sigmas, flow_tolerance, False)[0]
+            value = kernels.flow(c, value, *head, *sigmas, flow_tolerance, False, 0.0)[0]
         x[:, d] = clean[:, d] = value = value.to(x.dtype)
         if denoise != 0:
             s, _ = kernels.score_head(with_features(c, levels[-1:]), value, *head, False)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from . import preconditioning
 from .network import Network, contexts_in_order
 from .score_head import score_head, with_features
 
@@ -25,14 +26,18 @@ def langevin(
     samples: Tensor,
     dimensions: Tensor,
     first_step: int,
+    squash: float = 0.0,
 ) -> Tensor:
     """For every stage i, ``steps`` times x <- x + (e_i / 2) score_scales_i s(c, x) + sqrt(e_i) z.
 
     The state is carried in float32 for 16-bit inputs and rounded at the end; the head reads it rounded. z of
-    global step k = first_step + i * steps + t is ``random.normal(seed, samples, dimensions, k)``.
+    global step k = first_step + i * steps + t is ``random.normal(seed, samples, dimensions, k)``. With
+    ``squash`` the head is preconditioned: x is y, in units of tau, ``stage_features`` are ln(sigma_i), e_i is
+    e_i / tau^2 of each row, and ``score_scales`` are not read.
 
     Args: as for :func:`fastcsm.functional.langevin`, none left out: context (N, C), or (N, C - 1) with
-        ``stage_features``, which are empty otherwise; x (N,); samples and dimensions (N,) int64.
+        ``stage_features``, which are empty otherwise, unless there is ``squash``; x (N,); samples and
+        dimensions (N,) int64.
 
     Returns:
         (N,), the state after the last step, in the dtype of x.
@@ -41,11 +46,19 @@ def langevin(
     wide = dtype if dtype.itemsize >= 4 else torch.float32
     state, step = x.to(wide), first_step
     for i, (size, scale) in enumerate(zip(step_sizes, score_scales, strict=True)):
-        c = with_features(context, stage_features[i : i + 1])
+        drift, spread = 0.5 * size * scale, size**0.5
+        if squash:
+            c = preconditioning.at_level(context, stage_features[i])
+            rho, tau = (preconditioning.rho(context, level).to(wide) for level in (stage_features[i], 0.0))
+            kappa, drift, spread = rho / (1 + rho * rho).sqrt(), 0.5 * size / tau.square(), spread / tau
+        else:
+            c = with_features(context, stage_features[i : i + 1])
         for _ in range(steps):
-            s, _ = score_head(c, state.to(dtype), weights, biases, frequencies, activation, False)
-            z = random.normal(seed, samples, dimensions, step, wide)
-            state = state + (0.5 * size * scale) * s.to(wide) + size**0.5 * z
+            v = preconditioning.squashed(kappa * state, squash).u if squash else state
+            s = score_head(c, v.to(dtype), weights, biases, frequencies, activation, False)[0].to(wide)
+            if squash:
+                s = kappa * (rho * s - kappa * state)
+            state = state + drift * s + spread * random.normal(seed, samples, dimensions, step, wide)
             step += 1
     return state.to(dtype, copy=True)
 
