@@ -66,9 +66,9 @@ struct PreconditionedRows {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const double in_tau = exp(double(offset[i])), own = exp(double(offset[i]) + double(stage.feature));
-      const double square = 1 / (1 + own * own), towards = stage.drift * in_tau * in_tau * square;
-      narrow[i] = float(sqrt(square) / squash);
-      drift[i] = float(towards / own), pull[i] = float(towards);
+      const double kappa = 1 / sqrt(1 + own * own), towards = stage.drift * in_tau * in_tau * kappa;
+      narrow[i] = float(kappa / squash);
+      drift[i] = float(towards / own), pull[i] = float(towards * kappa);
       diffusion[i] = float(stage.diffusion * in_tau);
     }
   }
