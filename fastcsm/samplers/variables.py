@@ -50,7 +50,9 @@ def langevin(parts: Sequence[Part], stages: Sequence[Stages]) -> OneByOne:
     """Each variable by the stages of all parts, one part after the other."""
 
     def draw(contexts: list[Tensor], numbers: dict[str, Any], dtype: torch.dtype) -> Tensor:
-        value, step = random.normal(**numbers, step=0, dtype=dtype), 1
+        value, step, first = random.normal(**numbers, step=0, dtype=dtype), 1, parts[0]
+        if first.sigmas:
+            value = first.head.prior(value, contexts[0], first.sigmas[0])
         for part, own, context in zip(parts, stages, contexts, strict=True):
             value = part.head.langevin(context, value, own, **numbers, first_step=step)
             step += len(own.step_sizes) * own.steps
