@@ -6,7 +6,6 @@ carries the result to the last along the probability flow: mode weights then com
 which know them. Of a preconditioned head it starts from a Gaussian, and is normalised whatever the weights.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional.arguments import positive
-from ..networks.any_head import wide
+from ..networks.any_head import Own, wide
 
 METHODS = ("quadrature", "flow")
 
@@ -121,8 +120,14 @@ class Conditionals:
 
         Differentiable by quadrature, not by the flow, whose backward pass raises RuntimeError.
         """
+        own = self._own(context)
+        found = self._of_own(own.context, own.of(wide(x, context)))
+        return found._replace(log_density=own.density(found.log_density))
+
+    def _of_own(self, context: Tensor, x: Tensor) -> LogDensity:
+        """The density of rows in their own units."""
         if self._base == self.sigma and not self._gaussian:
-            return self._of_score(context, x)
+            return self._of_base(context, x)
         with torch.no_grad():
             end, change, error = self._flow(context, x, (self.sigma, self._base), True)
             found = self._of_base(context, end)
@@ -130,28 +135,38 @@ class Conditionals:
             # Steps are exact to a part of their level in x, which the score makes an error of log q.
             error = found.error + error * (1 + self._base * score)
             exists = found.log_density.isfinite()
-            error, log_density = torch.where(exists, error, torch.inf), found.log_density - change
-            log_density = torch.where(exists, log_density, torch.nan)
+            error = torch.where(exists, error, torch.inf)
+            log_density = torch.where(exists, found.log_density - change, torch.nan)
         log_density = _Constant.apply(log_density, context, x, *self._head.parameters())
         return LogDensity(log_density, error, found.ends)
+
+    def _of_base(self, context: Tensor, x: Tensor) -> LogDensity:
+        """The density where the flow starts."""
+        if self._gaussian:
+            log_density = self._head.base(x, self._base)
+            return LogDensity(log_density, torch.zeros_like(x), x.new_zeros(*x.shape, 2))
+        found = self._integrate(context, x, False)
+        return LogDensity(found.log_density, found.error, found.ends)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, x: Tensor) -> Tensor:
         """P(X <= x given c) of rows; the flow keeps it, being monotone."""
-        end = self._flow(context, x, (self.sigma, self._base))[0]
+        own = self._own(context)
+        end = self._flow(own.context, own.of(wide(x, context)), (self.sigma, self._base))[0]
         if self._gaussian:
-            return torch.special.ndtr(self._head.base(context, self._base, end)[0])
-        return self._integrate(context, end, False).cdf
+            return torch.special.ndtr(end / self._head.prior(torch.ones_like(end), self._base))
+        return self._integrate(own.context, end, False).cdf
 
     @torch.no_grad()
     def quantile(self, context: Tensor, u: Tensor) -> Tensor:
         """x with P(X <= x given c) = u of rows."""
-        if not self._gaussian:
-            x = self._integrate(context, u, True).point
-            return self._flow(context, x, (self._base, self.sigma))[0]
-        u = wide(u, context)
-        x = self._head.prior(torch.special.ndtri(u), context, self._base)
-        return torch.where(x.isfinite(), self._flow(context, x, (self._base, self.sigma))[0], x)
+        own = self._own(context)
+        if self._gaussian:
+            x = self._head.prior(torch.special.ndtri(wide(u, context)), self._base)
+        else:
+            x = self._integrate(own.context, u, True).point
+        carried = self._flow(own.context, x, (self._base, self.sigma))[0]
+        return own.back(torch.where(x.isinf(), x, carried))
 
     def interval(self) -> functional.Interval:
         """Where the panels begin."""
@@ -170,17 +185,8 @@ class Conditionals:
     def _integrate(self, context: Tensor, x: Tensor, inverse: bool) -> functional.Density:
         return self._head.at(self._base).density(context, x, self.interval(), inverse)
 
-    def _of_score(self, context: Tensor, x: Tensor) -> LogDensity:
-        found = self._integrate(context, x, False)
-        return LogDensity(found.log_density, found.error, found.ends)
-
-    def _of_base(self, context: Tensor, x: Tensor) -> LogDensity:
-        """Where the flow starts."""
-        if not self._gaussian:
-            return self._of_score(context, x)
-        v, log_kappa = self._head.base(context, self._base, x)
-        log_density = log_kappa - v.square() / 2 - math.log(2 * math.pi) / 2
-        return LogDensity(log_density, torch.zeros_like(v), v.new_zeros(*v.shape, 2))
+    def _own(self, context: Tensor) -> Own:
+        return self._head.own(context, context.shape[-2] if context.dim() > 1 else 1)
 
     def _flow(
         self, context: Tensor, x: Tensor, levels: tuple[float, float], change: bool = False

@@ -87,8 +87,9 @@ class ARCSM(Autoregressive, Constants):
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
         objective: "csm", or "denoising", which needs noise.
         precondition: conditional form only: None, the plain head; "standard", for variables of mean 0 and
-            deviation 1; or "moments", each variable's centre and log scale given those before it being the
-            last two of C + 2 context features.
+            deviation 1; or "moments", for which the context network has C + 2 features: the last two are each
+            variable's centre and log scale given those before it, in units of which noise levels are. They
+            are those of a Student density, fitted by likelihood beside the objective.
         data_range: the interval that holds the data's values; densities are integrated from a few sigmas
             outside it on. A wrong one costs time, not accuracy.
 
@@ -285,11 +286,15 @@ class ARCSM(Autoregressive, Constants):
             return objectives.csm_loss(self.head, contexts(self.context_net, x), x)
         z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
         context = contexts(self.context_net, x + self.noise.sigma_min * z_hat)
-        head = self._own_head().at(sigma)
+        head = self._own_head()
+        own = head.own(context, x.shape[-1])
+        context, y = own.context, own.detached().of(x)
         if z.dim() == 3:
-            x, context = x.unsqueeze(1), several(context, z.shape[1])
+            y, context = y.unsqueeze(1), several(context, z.shape[1])
         weight = sigma.square() * self.noise.weight(sigma) if self.conditional else None
-        return objectives.BY_NAME[objective](head, context, x + sigma * z, z, sigma, row_weight=weight)
+        rows = context, y + sigma * z, z, sigma
+        loss = objectives.BY_NAME[objective](head.at(sigma), *rows, row_weight=weight)
+        return loss if own.log_scale is None else loss + objectives.moments_loss(own.of(x), own.log_scale)
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat; (B,)."""
@@ -315,9 +320,9 @@ class ARCSM(Autoregressive, Constants):
         if sigma is not None and not self.conditional:
             raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
         level = self.sigma_min if sigma is None else positive("sigma", sigma)
-        head = self._own_head().at(level)
-        x = in_dtype_of(self.context_net, x)
-        return head.score_and_derivative(self.context_net(x), x)[0]
+        x, head = in_dtype_of(self.context_net, x), self._own_head()
+        own = head.own(self.context_net(x), x.shape[-1])
+        return own.score(head.at(level).score_and_derivative(own.context, own.of(x))[0])
 
     def settings(self) -> dict[str, str]:
         return {"noise": repr(self.noise), "precondition": self.precondition or "none"}

@@ -38,12 +38,56 @@ class Rows(NamedTuple):
     shift_slope: float | Tensor = 0.0
 
 
+class Own(NamedTuple):
+    """Contexts (..., C), and the units in which their rows are to be given: y = (x - centre) / exp(log_scale).
+
+    Attributes:
+        context: as the calls of a head take them.
+        centre, log_scale: (...), or None for rows as they are.
+    """
+
+    context: Any
+    centre: Tensor | None = None
+    log_scale: Tensor | None = None
+
+    def detached(self) -> Own:
+        """The same units as constants."""
+        if self.centre is None or self.log_scale is None:
+            return self
+        return self._replace(centre=self.centre.detach(), log_scale=self.log_scale.detach())
+
+    def of(self, x: Tensor) -> Tensor:
+        """y (...) of x (...)."""
+        if self.centre is None or self.log_scale is None:
+            return x
+        return (x - self.centre.to(x.dtype)) * (-self.log_scale).exp().to(x.dtype)
+
+    def back(self, y: Tensor) -> Tensor:
+        """x (...) of y (...)."""
+        if self.centre is None or self.log_scale is None:
+            return y
+        return self.centre.to(y.dtype) + y * self.log_scale.exp().to(y.dtype)
+
+    def density(self, log_density: Tensor) -> Tensor:
+        """ln q(x), (...), of ln q(y)."""
+        return log_density if self.log_scale is None else log_density - self.log_scale.to(log_density.dtype)
+
+    def score(self, score: Tensor) -> Tensor:
+        """d ln q / dx, (...), of d ln q / dy."""
+        return score if self.log_scale is None else score * (-self.log_scale).exp()
+
+
 class AnyHead:
     """What both kinds have in common."""
 
     reads_level: bool
     #: Whether the flow starts from a Gaussian, which ``base`` says, not from the density of a level.
     starts_gaussian = False
+
+    def own(self, context: Any, dimensions: int) -> Own:
+        """Contexts as the other calls take them, and the units of the rows given to those."""
+        return Own(context)
+
     score_and_derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def at(self, sigma: float | Tensor) -> Any:
@@ -59,7 +103,7 @@ class AnyHead:
         scale = sigma.reciprocal() if isinstance(sigma, Tensor) else 1 / sigma
         return Rows(self, with_level(context, sigma), x, scale=scale)
 
-    def prior(self, z: Tensor, context: Tensor, sigma: float) -> Tensor:
+    def prior(self, z: Tensor, sigma: float) -> Tensor:
         """Where a chain of Langevin dynamics starts, from standard normal z (...): there."""
         return z
 
