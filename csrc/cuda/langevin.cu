@@ -7,10 +7,10 @@
 // What a step costs a warp, counted in the code for sm_90 (two hidden layers, silu, no frequencies): 193 instructions
 // in bfloat16 and 207 with tf32, among them 8 and 16 matrix instructions, and in float32 48; two barriers. A scheduler
 // has two warps. Frequencies add a barrier, and up to 87 instructions for 16 of them in bfloat16. Noise is drawn for 32
-// steps at once, one number a thread, which makes 4 instructions a step. From a state to the next the longest chain is
-// two activations (some 100 cycles each), the load and two to eight dependent matrix instructions (100 to 300), three
-// shuffles (80), and two exchanges through shared memory (150): an estimate of 600 to 900 cycles, half a microsecond or
-// less, that no measurement has confirmed.
+// steps at once, one number a thread, which makes 4 instructions a step. A preconditioned head takes some 40 more, and
+// 3 % more cycles. From a state to the next the longest chain is two activations (some 100 cycles each), the load and
+// two to eight dependent matrix instructions (100 to 300), three shuffles (80), and two exchanges through shared memory
+// (150): an estimate of 600 to 900 cycles, half a microsecond or less, that no measurement has confirmed.
 //
 // Between two chains a warp issues some 2500 instructions for 784 variables, a MADE of 2 x 1024 and 32 features of
 // context, against 43000 for 200 steps: reading the next variable's weights ahead would gain a few hundredths at most.
