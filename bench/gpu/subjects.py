@@ -167,7 +167,7 @@ class Conditional(Head):
 class Preconditioned(Conditional):
     """A random preconditioned head, whose contexts end with -ln(tau), and rows so far out."""
 
-    level: ClassVar[dict[str, Any]] = {"stage_feature": LEVEL["stage_feature"], "low": -4.0, "high": 4.0}
+    level: ClassVar[dict[str, Any]] = {"stage_feature": 0.0, "low": -4.0, "high": 4.0}
     squash = SQUASH
 
     def __init__(self, rows, context=32, hidden=(128, 128), distance=1.0, seed=0):
