@@ -38,7 +38,7 @@ def test_nats_say_of_which_rows_they_are(runs, capsys):
         transform = checkpoint.read(runs / name, tensors=()).transform
         assert result["log_volume"] == pytest.approx(np.log(transform.scale).sum())
         table = _evaluated(capsys, runs / name)
-        assert "model space: every column less its mean, over its deviation; sigma, losses, nats" in table
+        assert "model space: every column less its mean, over its deviation\nsigma, losses, nats" in table
         assert f"rows as given, which are nats {result['log_volume']:+.4f}" in table
         assert f"{rows[name]['nats_as_given']['mean']:.3f}" in table
     one, thousand = (rows[name]["nats_as_given"] for name in ("one", "thousand"))

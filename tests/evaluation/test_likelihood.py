@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fastcsm import evaluation
+from fastcsm.data import Transform
 from fastcsm.nn import ARCSM, MADE, NoiseSchedule, ScoreHead
 
 
@@ -43,7 +44,8 @@ def test_likelihood_of_a_known_density():
     assert found["nats_per_dimension"]["mean"] == pytest.approx(exact.mean().item() / 3, abs=1e-5)
     assert "bits_per_dimension" not in found
     assert (found["samples"], found["diverged"]) == (200, 0)
-    grey = evaluation.likelihood(_model(), x, "quadrature", grey_levels=256)
+    transform = Transform((3,), 256)
+    grey = evaluation.likelihood(_model(), x, "quadrature", transform=transform, bits=True)
     bits = (exact.mean().item() / 3 + math.log(128)) / math.log(2)
     assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits, abs=1e-5)
 
