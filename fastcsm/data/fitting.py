@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,8 +119,9 @@ def grid_step(values: np.ndarray) -> float:
     for unit in _UNITS:
         with np.errstate(over="ignore", invalid="ignore"):
             multiples = values / unit
-            # Whole numbers are not rounded; the unit and the division are.
-            allowed = np.abs(multiples) * (np.where(whole, 0.0, rounding) + 2.0**-52)
+            # Whole numbers are not rounded, nor are binary units and division by them.
+            divided = 0.0 if math.frexp(unit)[0] == 0.5 else 2.0**-52
+            allowed = np.abs(multiples) * (np.where(whole, 0.0, rounding) + divided)
             off, chance = np.abs(multiples - multiples.round()), min(2 * allowed.mean(), 1.0) ** len(values)
         if np.abs(multiples).max() > 2**53 or chance > _BY_CHANCE:
             return 0.0

@@ -72,10 +72,10 @@ def _in_units(rows: list[dict[str, Any]], log_volume: float) -> list[str]:
     lines = [
         "",
         f"as given: nats of the rows as given, which are nats {log_volume:+.4f} (log of a unit's volume)",
-        "  ".join([f"{'method':>10}", f"{'of':>13}", *(f"{columns[name][0]:>22}" for name in shown)]),
+        "  ".join([f"{'method':>10}", f"{'of':>13}", *(f"{columns[name][0]:>21}" for name in shown)]),
     ]
     for row in rows:
-        cells = [f"{_cell(row.get(name), columns[name][1]):>22}" for name in shown]
+        cells = [f"{_cell(row.get(name), columns[name][1]):>21}" for name in shown]
         lines.append("  ".join([_name(row), *cells]))
     return lines
 

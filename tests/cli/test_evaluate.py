@@ -58,6 +58,26 @@ def test_samples_keep_their_offset(runs, tmp_path):
     assert cli.main(["sample", str(runs / "thousand"), "--out", str(tmp_path / "x.png")]) == 0
 
 
+def test_whole_numbers_are_dequantised_and_drawn(tmp_path, capsys):
+    rng, run, out = np.random.default_rng(0), tmp_path / "run", tmp_path / "x.npz"
+    counts = rng.poisson(2.0, (300, 2))
+    np.savetxt(tmp_path / "t.csv", np.column_stack([counts, rng.normal(size=300)]), delimiter=",")
+    given = ["train", "--data", str(tmp_path / "t.csv"), "--out", str(run), *OPTIONS, "--dequantize", "auto"]
+    assert cli.main(given) == 0
+    capsys.readouterr()
+    table = _evaluated(capsys, run)
+    assert "its deviation, with uniform noise in columns (steps) 0 (1), 1 (1)" in table
+    assert "0 of 30" in table
+    assert cli.main(["sample", str(run), "--n", "30", "--out", str(out)]) == 0
+    with np.load(out) as found:
+        drawn = found["samples"]
+    assert (drawn[:, :2] % 1 == 0).all()
+    assert (drawn[:, 2] % 1 != 0).all()
+    assert 0 < drawn[:, :2].mean() < 4
+    assert cli.main([*given[:-1], "0", "--resume"]) == 2
+    assert "dequantize is 0 but the run was started with auto" in capsys.readouterr().err
+
+
 def test_a_density_far_from_the_origin_is_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fastcsm.cli.evaluate._PICTURE_POINTS", 20)
     monkeypatch.setattr(sys.modules["fastcsm.evaluation.likelihood"], "GRID_POINTS", 8)

@@ -44,10 +44,29 @@ def test_likelihood_of_a_known_density():
     assert found["nats_per_dimension"]["mean"] == pytest.approx(exact.mean().item() / 3, abs=1e-5)
     assert "bits_per_dimension" not in found
     assert (found["samples"], found["diverged"]) == (200, 0)
-    transform = Transform((3,), 256)
-    grey = evaluation.likelihood(_model(), x, "quadrature", transform=transform, bits=True)
-    bits = (exact.mean().item() / 3 + math.log(128)) / math.log(2)
-    assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits, abs=1e-5)
+    for transform in (Transform((3,), 256), Transform((3,), 256, (0.5,) * 3, (2.0,) * 3, 1e-6)):
+        grey = evaluation.likelihood(_model(), x, "quadrature", transform=transform, bits=True)
+        assert grey["nats"] == found["nats"]
+        given = exact + transform.log_volume(x)
+        assert grey["nats_as_given"] == pytest.approx(evaluation.statistics(given), abs=1e-5)
+        bits = given / (3 * math.log(2))
+        assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits.mean().item(), abs=1e-5)
+        error = bits.std().item() / math.sqrt(200)
+        assert grey["bits_per_dimension"]["standard_error"] == pytest.approx(error, abs=1e-5)
+    assert grey["nats_of_logits"]["mean"] == pytest.approx(exact.mean().item() + 3 * math.log(2), abs=1e-5)
+
+
+def test_statistics_of_few_and_of_strange_rows():
+    nats = torch.arange(250.0)
+    nats[3] = 1e9  # of which two are left out
+    found = evaluation.statistics(nats[torch.randperm(250, generator=torch.Generator().manual_seed(0))])
+    kept = [float(n) for n in range(249) if n != 3]
+    assert found["trimmed_mean"] == pytest.approx(sum(kept) / 248)
+    assert (found["worst"], found["median"]) == (1e9, 125.5)
+    few = evaluation.statistics(torch.tensor([1.0, 2.0, 6.0]))
+    assert (few["mean"], few["trimmed_mean"], few["median"], few["worst"]) == (3, 3, 2, 6)
+    assert few["standard_error"] == pytest.approx(math.sqrt(7 / 3))
+    assert evaluation.statistics(torch.empty(0)) is None
 
 
 @pytest.mark.filterwarnings("ignore:the score head runs")
@@ -55,6 +74,12 @@ def test_a_density_that_does_not_exist_is_no_number():
     found = evaluation.likelihood(_model(exists=False), _logistic(5, 3), "quadrature")
     assert found["diverged"] == found["samples"] == 5
     assert found["nats"] is found["nats_per_dimension"] is found["error"] is None
+    half = _logistic(6, 3)
+    half[::2, 1] = math.nan
+    found = evaluation.likelihood(_model(), half, "quadrature", transform=Transform((3,), 256))
+    assert (found["diverged"], found["samples"]) == (3, 6)
+    whole = evaluation.likelihood(_model(), half[1::2], "quadrature", transform=Transform((3,), 256))
+    assert found["nats_as_given"] == pytest.approx(whole["nats_as_given"], rel=1e-12)
 
 
 def test_parts_are_the_whole(monkeypatch):
