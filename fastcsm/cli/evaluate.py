@@ -94,7 +94,7 @@ def run(given: argparse.Namespace) -> int:
     if strange is not None:
         found = _ood(model, x, strange, saved.transform, methods[0] if methods else None)
         result["ood"] = {"data": given.ood, "samples": len(strange)} | found
-    if x.shape[1] == 2 and methods:
+    if x.shape[1] == 2 and methods and not saved.transform.logit_alpha:  # whose picture is bent
         result["picture"] = _density_picture(given, model, saved.transform, x, methods[0])
     text = json.dumps(result, indent=1)
     if path:
@@ -217,7 +217,7 @@ def _density_picture(
         grid = density_grid(model, x, method, progress=bar.to)
         drawn = model.sample(min(len(x), _PICTURE_POINTS), seed=given.seed)
         points = [transform.decode(rows[:_PICTURE_POINTS]) for rows in (x, drawn[drawn.isfinite().all(1)])]
-        corners = transform.decode(torch.stack([grid.low, grid.high]))
+        corners = transform.decode(torch.stack([grid.low, grid.high]), whole=False)
         plots.density(grid.density.cpu().numpy(), corners, points[0], points[1], path)
 
     return str(path) if picture(path, draw) else None

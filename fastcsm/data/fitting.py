@@ -70,14 +70,15 @@ def with_logits(transform: Transform, rows: np.ndarray, alpha: float) -> Transfo
 
 
 def dequantised(transform: Transform, rows: np.ndarray, columns: Sequence[int] | None) -> Transform:
-    """The transform of a table with uniform noise of a grid's step in columns; None for all on a grid.
+    """The transform of a table with uniform noise of a grid's step in columns.
 
     Means and deviations become those of the values with their noise.
 
     Args:
         transform: of numbers.
         rows: (N, D), float32 or float64.
-        columns: numbers from 0.
+        columns: numbers from 0; None for those of whole numbers, and of others on a grid where on average two
+            rows or more have a value: noise of a grid that is finer does nothing.
 
     Raises:
         ValueError: there is no such column, or its values are not on a grid.
@@ -88,7 +89,9 @@ def dequantised(transform: Transform, rows: np.ndarray, columns: Sequence[int] |
         if column >= features:
             raise ValueError(f"dequantize names column {column}, expected columns from 0 to {features - 1}")
         values = np.unique(rows[:, column])
-        step = grid_step(values)
+        step, repeat = grid_step(values), 2 * len(values) <= len(rows)
+        if columns is None and not repeat and (values % 1).any():
+            continue
         if step:
             steps[column], origins[column] = step, float(values[0])
         elif columns is not None:

@@ -44,7 +44,8 @@ def load(
         logit_alpha: alpha of logits of grey values (:class:`fastcsm.data.Transform`), standardised with the
             train split: 1e-6 for MNIST and 0.05 for CIFAR-10 as in Papamakarios et al. 2017; 0 for none.
         dequantize: columns of a table that get uniform noise of the step of the grid that the train split's
-            values lie on: "none", "auto" for all that lie on one, or their numbers from 0, as "0,3".
+            values lie on: "none", "auto" for whole numbers and for others that repeat, or columns' numbers
+            from 0, as "0,3".
         validation: share in [0, 1) of the training rows, the last ones of a fixed permutation, that is taken
             out of ``train`` and becomes ``val``; 0 leaves both as they are.
         training: whether there must be training rows. Otherwise a file may hold test or validation rows

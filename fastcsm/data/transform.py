@@ -117,29 +117,34 @@ class Transform:
                 values += uniform * torch.tensor(self.step, dtype=torch.float64, device=rows.device)
         return (values / scale).float()
 
-    def decode(self, x: Tensor) -> np.ndarray:
-        """Model space (B, D) to raw values (B, *shape): whole grey values (uint8), or float64.
+    def decode(self, x: Tensor, whole: bool = True) -> np.ndarray:
+        """Model space (B, D) to raw values (B, *shape): grey values in uint8, others in float64.
 
-        The inverse of :meth:`encode` to the value below: u is dropped.
+        The inverse of :meth:`encode`, without u: the grey level, or the value on a column's grid, at or below
+        x. Where ``whole`` is False, with u, all in float64.
         """
         x = x.detach().cpu()
         # What was rounded down to float32 from the lower end of a value's interval lies just above x.
-        above = torch.nextafter(x.float(), torch.tensor(torch.inf))
+        above = torch.nextafter(x.float(), torch.tensor(torch.inf)) if whole else x
         if self.grey_levels:
-            if self.logit_alpha:
-                share = (self._unscaled(above).sigmoid() - self.logit_alpha) / (1 - 2 * self.logit_alpha)
-                values = share * self.grey_levels
-            else:
-                values = (above + 1.0) * (self.grey_levels / 2.0)
-            values = values.floor().clamp(0, self.grey_levels - 1)
-            return values.to(torch.uint8).numpy().reshape(-1, *self.shape)
-        values = self._unscaled(x)
-        if self.step:
-            step, origin = self._pair(self.step, self.origin, x.device)
-            shift, scale = self._pair(self.shift, self.scale, x.device)
-            whole = ((above.double() * scale + (shift - origin)) / step).floor()
-            values = torch.where(step > 0, origin + whole * step, values)
+            values = self._grey(above)
+            if whole:
+                values = values.floor().clamp(0, self.grey_levels - 1).to(torch.uint8)
+        else:
+            values = self._unscaled(x)
+            if whole and self.step:
+                step, origin = self._pair(self.step, self.origin, x.device)
+                shift, scale = self._pair(self.shift, self.scale, x.device)
+                steps = ((above.double() * scale + (shift - origin)) / step).floor()
+                values = torch.where(step > 0, origin + steps * step, values)
         return values.numpy().reshape(-1, *self.shape)
+
+    def _grey(self, x: Tensor) -> Tensor:
+        """Grey values with u, in float64."""
+        if not self.logit_alpha:
+            return (x.double() + 1.0) * (self.grey_levels / 2.0)
+        share = (self._unscaled(x).sigmoid() - self.logit_alpha) / (1 - 2 * self.logit_alpha)
+        return share * self.grey_levels
 
     def _unscaled(self, x: Tensor) -> Tensor:
         shift, scale = self._pair(self.shift, self.scale, x.device)

@@ -79,8 +79,8 @@ class RunConfig:
     )
     dequantize: str = _data(
         "none",
-        "columns of a table that get uniform noise of their grid's step: auto for all on a grid (whole "
-        "numbers, decimals), or numbers of columns from 0, as 0,3",
+        "columns of a table that get uniform noise of their grid's step: auto for whole numbers and for "
+        "decimals that repeat, or numbers of columns from 0, as 0,3",
         _COLUMNS,
     )
 

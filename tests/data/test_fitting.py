@@ -72,12 +72,16 @@ def test_logits_are_standardised_over_all_u(alpha):
 
 def test_dequantised_columns_are_standardised_over_all_u():
     rows = np.stack(
-        [RNG.integers(0, 2, 80), np.full(80, 3.0), RNG.integers(0, 90, 80) / 10, RNG.normal(size=80)], 1
+        [RNG.integers(0, 2, 80), np.full(80, 3.0), RNG.integers(0, 30, 80) / 10, RNG.normal(size=80)], 1
     )
     constant = np.array([False, True, False, False])
     shift, scale = rows.mean(0), np.where(constant, 1.0, rows.std(0))
     found = dequantised(Transform((4,), 0, tuple(shift), tuple(scale)), rows, None)
     assert found.step == pytest.approx((1, 1, 0.1, 0))
+    few, alone = rows[:20, 2:3], Transform((1,), 0, (0.0,), (1.0,))
+    assert dequantised(alone, few, None) == alone  # which hardly repeat
+    assert dequantised(alone, few, [0]).step == pytest.approx((0.1,))
+    assert dequantised(alone, 10 * few, None).step == pytest.approx((1,))
     assert (found.shift[3], found.scale[3]) == (shift[3], scale[3])
     mean, deviation = _moments(found, rows)
     torch.testing.assert_close(mean, torch.zeros(4).double(), rtol=0, atol=1e-5)
