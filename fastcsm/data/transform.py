@@ -22,7 +22,7 @@ class Transform:
     ==============  ======================================  ==================================================
     grey values v   grey_levels G                           2 (v + u) / G - 1
     grey values v   grey_levels, logit_alpha, shift, scale  (logit(alpha + (1 - 2 alpha) (v + u) / G) - shift)
-                                                            / scale (Papamakarios et al. 2017, appendix D)
+                                                            / scale (Papamakarios et al. 2017)
     numbers v       shift, scale, step and origin           (v + step u - shift) / scale
     ==============  ======================================  ==================================================
 
@@ -64,15 +64,14 @@ class Transform:
         It is -log |det dx / dy| of the map from values y, of which grey ones count 1 a level, to model space:
         -log q of rows as given is that of the same rows in model space and this. (B,), float64.
         """
-        constant, l = self.log_scale, None
-        if self.grey_levels:
-            constant += self.features * (math.log(self.grey_levels) - math.log1p(-2 * self.logit_alpha))
-            if self.logit_alpha:
-                l = self._unscaled(x)
-            else:
-                constant -= self.features * math.log(2)
-        found = torch.full((len(x),), constant, dtype=torch.float64, device=x.device)
-        return found if l is None else found - (softplus(l) + softplus(-l)).sum(1)
+        found = torch.full((len(x),), self.log_scale, dtype=torch.float64, device=x.device)
+        if self.logit_alpha:
+            logits = self._unscaled(x)
+            found -= (softplus(logits) + softplus(-logits)).sum(1)
+            found += self.features * (math.log(self.grey_levels) - math.log1p(-2 * self.logit_alpha))
+        elif self.grey_levels:
+            found += self.features * math.log(self.grey_levels / 2)
+        return found
 
     @property
     def data_range(self) -> tuple[float, float]:
