@@ -16,6 +16,8 @@ COLUMNS = re.compile(r"none|auto|\d+(,\d+)*")
 COLUMNS_WORDS = "'none', 'auto' or numbers of columns from 0, as in '0,3'"
 #: Features that are read together.
 _TOGETHER = 64
+#: Rows of grey values that are counted together.
+_ROWS = 4096
 #: Midpoints of u over which the moments of a grey value's logits are taken.
 _POINTS = 1024
 #: Units of which the values of a column may be whole multiples, the largest first.
@@ -43,11 +45,11 @@ def standardisation(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def with_logits(transform: Transform, rows: np.ndarray, alpha: float) -> Transform:
-    """The transform of grey values by logits, each feature standardised by rows (N, D) uint8.
+    """The transform of grey values by logits, by rows (N, D) uint8: one mean and deviation for all.
 
-    Means and deviations are those of logits with all u (midpoint rule): they depend on no seed. Without them
-    a pixel that is nearly always black, whose logits spread by 1, and one that is black or white, whose
-    logits lie 12 apart, would see the same noise levels.
+    They are those of logits with all u (midpoint rule), so that they depend on no seed. One pair for all
+    features, which have one unit: a pixel that is nearly always black would otherwise have values many
+    deviations out, and the pixels that tell most the coarsest noise.
 
     Raises:
         ValueError: alpha is no number in (0, 0.5).
@@ -58,15 +60,12 @@ def with_logits(transform: Transform, rows: np.ndarray, alpha: float) -> Transfo
     u = (np.arange(_POINTS) + 0.5) / _POINTS
     share = alpha + (1 - 2 * alpha) * (np.arange(levels)[:, None] + u) / levels
     logits = np.log(share) - np.log1p(-share)
-    first, within = logits.mean(1), logits.var(1)
-    means: list[float] = []
-    deviations: list[float] = []
-    for column in range(rows.shape[1]):
-        weight = np.bincount(rows[:, column], minlength=levels) / len(rows)
-        mean = weight @ first
-        means.append(float(mean))
-        deviations.append(float(np.sqrt(weight @ (within + np.square(first - mean)))))
-    return replace(transform, logit_alpha=alpha, shift=tuple(means), scale=tuple(deviations))
+    parts = (rows[first : first + _ROWS].ravel() for first in range(0, len(rows), _ROWS))
+    weight = sum(np.bincount(part, minlength=levels) for part in parts) / rows.size
+    mean = float(weight @ logits.mean(1))
+    deviation = float(np.sqrt(weight @ np.square(logits - mean).mean(1)))
+    features = transform.features
+    return replace(transform, logit_alpha=alpha, shift=(mean,) * features, scale=(deviation,) * features)
 
 
 def dequantised(transform: Transform, rows: np.ndarray, columns: Sequence[int] | None) -> Transform:

@@ -85,14 +85,13 @@ class Transform:
     @property
     def space(self) -> str:
         """What model space is, in words."""
-        less_mean = "less its mean, over its deviation"
         if self.logit_alpha:
             alpha, levels = self.logit_alpha, self.grey_levels
             inner = f"{alpha:g} + {1 - 2 * alpha:.9g} (v + u) / {levels}"
-            return f"grey values v as logit({inner}), every one {less_mean}"
+            return f"grey values v as logit({inner}), less their mean, over their deviation"
         if self.grey_levels:
             return f"grey values v as 2 (v + u) / {self.grey_levels} - 1"
-        words = f"every column {less_mean}"
+        words = "every column less its mean, over its deviation"
         if not any(self.shift) and set(self.scale) == {1.0}:
             words = "rows as given"
         columns = [f"{d} ({step:.6g})" for d, step in enumerate(self.step) if step]

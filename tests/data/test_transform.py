@@ -106,7 +106,7 @@ def test_older_checkpoints_have_neither(levels):
 
 def test_model_space_in_words():
     assert _logits(17, 1e-6).space == (
-        "grey values v as logit(1e-06 + 0.999998 (v + u) / 17), every one less its mean, over its deviation"
+        "grey values v as logit(1e-06 + 0.999998 (v + u) / 17), less their mean, over their deviation"
     )
     assert _grid()[0].space == (
         "every column less its mean, over its deviation, with uniform noise in columns (steps) 0 (2), 1 (0.1)"
