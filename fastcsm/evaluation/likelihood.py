@@ -62,13 +62,13 @@ def likelihood(
         bits: whether bits per dimension are wanted, of grey values that were dequantised.
 
     Returns:
-        Dictionary: ``nats`` and, with a transform, ``nats_as_given``, each :func:`statistics` over samples
-        whose density exists; ``nats_per_dimension`` and, where asked for, ``bits_per_dimension``, each their
-        mean and standard_error; with a transform by logits, ``nats_of_logits``, statistics before
-        standardising, as published. ``error``, the mean and the largest estimated error of a sample's
-        log-likelihood in nats; ``ends``, the largest probability outside an interval of integration. All are
-        None where a density exists for no sample. ``samples``; ``diverged``, the number of samples of which a
-        conditional has no density, which the means leave out.
+        Dictionary: ``nats`` and, with a transform, ``nats_as_given``, each :func:`statistics` over samples;
+        ``nats_per_dimension`` and, where asked for, ``bits_per_dimension``, each their mean and
+        standard_error; with a transform by logits, ``nats_of_logits``, statistics before standardising, as
+        published. ``error``, the mean and the largest estimated error of a sample's log-likelihood in nats;
+        ``ends``, the largest probability outside an interval of integration. All are None where a density
+        exists for no sample. ``samples``; ``diverged``, the number of samples of which a conditional has no
+        density, which all means but the trimmed one leave out.
     """
     found = log_densities(model, x, method, progress=progress)
     nats, features = -found.log_density.double().sum(1), x.shape[1]
@@ -78,7 +78,7 @@ def likelihood(
         kinds["nats_as_given"] = nats + transform.log_volume(x)
         if transform.logit_alpha:
             kinds["nats_of_logits"] = nats + transform.log_scale
-    result: dict[str, Any] = {name: statistics(values[exists]) for name, values in kinds.items()}
+    result: dict[str, Any] = {name: statistics(values) for name, values in kinds.items()}
     result |= {"nats_per_dimension": None, "error": None, "ends": None}
     if exists.any():
         error = found.error[exists].double().sum(1)
@@ -90,22 +90,26 @@ def likelihood(
     return result | {"samples": len(x), "diverged": int((~exists).sum())}
 
 
-def statistics(nats: Tensor) -> dict[str, float] | None:
-    """What is to be known of samples' negative log-likelihoods (N,); None of no samples.
+def statistics(nats: Tensor) -> dict[str, float | None] | None:
+    """What is to be known of samples' negative log-likelihoods (N,), NaN where there is no density.
 
     Returns:
-        Dictionary: ``mean``, ``standard_error``, ``median``, ``worst`` (the largest), and ``trimmed_mean``,
-        the mean without the N // 100 largest.
+        Dictionary: ``mean``, ``standard_error`` and ``worst``, the largest, over samples with a density;
+        ``trimmed_mean``, the mean without the ceil(N / 100) largest, and ``median``, to which a sample
+        without a density is larger than any other: None where they are not finite. None in place of the
+        dictionary where no sample has a density.
     """
-    mean = summary([nats], 1)
+    exists = nats.isfinite()
+    mean = summary([nats[exists]], 1)
     if mean is None:
         return None
-    ordered = nats.double().sort().values
-    return mean | {
-        "trimmed_mean": ordered[: len(ordered) - len(ordered) // 100].mean().item(),
-        "median": ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1].mean().item(),
-        "worst": ordered[-1].item(),
+    ordered, n = nats.double().where(exists, torch.inf).sort().values, len(nats)
+    robust = {
+        "trimmed_mean": ordered[: n - math.ceil(n / 100)].mean().item(),
+        "median": ordered[(n - 1) // 2 : n // 2 + 1].mean().item(),
     }
+    found = {name: value if math.isfinite(value) else None for name, value in robust.items()}
+    return mean | found | {"worst": nats[exists].max().item()}
 
 
 class Grid(NamedTuple):

@@ -39,16 +39,16 @@ def _cell(value: dict[str, float] | None, digits: int = 4) -> str:
 
 def _likelihood(rows: list[dict[str, Any]], log_volume: float) -> list[str]:
     lines = [
-        "negative log-likelihood in nats, over rows that have a density: mean +- standard error; trimmed:",
-        "the mean without the 1% of rows of the largest nats; worst: the largest; error: as estimated, nats",
+        "negative log-likelihood in nats: mean +- standard error over rows that have a density; trimmed:",
+        "mean without the 1% of rows of the largest nats; to it and to the median a row without a density is",
+        "larger than any; worst: the largest that there is; error: as estimated, mean and largest",
         f"{'method':>10}  {'of':>13}  {'nats':>20}  {'trimmed':>9}  {'median':>9}  {'worst':>9}  "
         f"{'no density':>13}  {'error':>8}  {'largest':>8}",
     ]
     for row in rows:
         nats, error = row["nats"], row["error"]
-        cells = [
-            f"{nats[name]:9.3f}" if nats else f"{'-':>9}" for name in ("trimmed_mean", "median", "worst")
-        ]
+        robust = [nats and nats[name] for name in ("trimmed_mean", "median", "worst")]
+        cells = [f"{'-':>9}" if value is None else f"{value:9.3f}" for value in robust]
         cells.append(f"{row['diverged']:>4} of {row['samples']:<5}")
         cells += [f"{error[name]:8.1e}" if error else f"{'-':>8}" for name in ("mean", "largest")]
         lines.append(f"{_name(row)}  {_cell(nats, 3):>20}  {'  '.join(cells)}")
