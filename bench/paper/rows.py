@@ -74,7 +74,8 @@ def standardised(name: str, splits: tuple[Tensor, ...], columns: Columns) -> Row
     scale = (square - mean.square()).clamp(min=0.0).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     transform = Transform((len(mean),), 0, tuple((mean + first).tolist()), tuple(scale.tolist()))
-    return Rows(name, *splits[:3], transform, columns, splits[3])
+    _, val, test, strange = splits
+    return Rows(name, train, val, test, transform, columns, strange)
 
 
 def steps(rows: np.ndarray) -> np.ndarray:

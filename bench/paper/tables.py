@@ -137,8 +137,10 @@ class Experiment:
         wanted = json.loads(json.dumps(config.to_dict()))
         if kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != wanted:
             shutil.rmtree(run)
+        start = time.process_time()
         try:
-            return common.trained(config, data, run)
+            model, taken = common.trained(config, data, run)
+            return model, taken | {"processor_seconds": round(time.process_time() - start, 2)}
         except training.TrainingError as error:
             if "finite" not in str(error):
                 raise
@@ -217,8 +219,8 @@ def grouped(results: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]
 
 def across(units: list[dict[str, Any]], column: str) -> str:
     """Mean and deviation of a column over seeds; "-" where a seed has no such number."""
-    values = [unit.get(column) for unit in units]
-    if None in values:
+    values: list[float] = [unit[column] for unit in units if unit.get(column) is not None]
+    if len(values) < len(units):
         return "-"
     mean = statistics.fmean(values)
     digits = 4 if column == "auroc" else 3 if abs(mean) < 100 else 1
@@ -231,12 +233,13 @@ def cells(units: list[dict[str, Any]]) -> list[str]:
     done = [unit for unit in units if "training" in unit]
     if len(done) < len(units):
         return [f"training failed in {len(units) - len(done)} of {len(units)}", *["-"] * 9]
+    draws = statistics.fmean(unit["draws_per_second"] for unit in done)
     worst = max((unit["worst"] for unit in done if unit["worst"] is not None), default=None)
     return [
         *(across(done, column) for column in ("trimmed", "mean", "median")),
         "-" if worst is None else f"{worst:,.1f}",
         str(sum(unit["without"] for unit in done)),
-        f"{statistics.fmean(unit['draws_per_second'] for unit in done):,.3g}",
+        f"{float(f'{draws:.3g}'):,.{0 if draws >= 10 else 2}f}",
         _error([unit["error"] for unit in done]),
         f"{done[0]['training']['parameters']:,}",
         f"{statistics.fmean(unit['training']['steps'] for unit in done):,.0f}",
@@ -245,9 +248,10 @@ def cells(units: list[dict[str, Any]]) -> list[str]:
 
 
 def _error(values: list[float | None]) -> str:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "-"
-    return f"{max(values):.0e}" if any(values) else "exact"
+    return f"{max(known):.0e}" if any(known) else "exact"
 
 
 def text(results: dict[str, Any]) -> str:
@@ -262,10 +266,12 @@ def text(results: dict[str, Any]) -> str:
         size = next(iter(models.values()))[0]["rows"]
         for number, (model, units) in enumerate(models.items()):
             table.append(["" if number else f"{name}, {size} rows", TITLES[model], *cells(units)])
+    busy = [unit["training"]["processor_seconds"] for unit in results["units"].values() if "training" in unit]
     keep = [k for k in range(len(strange[0])) if any(row[k] != "-" for row in strange[1:])]
     return (
         "-log q of held-out rows in nats, of standardised columns (digits: of [-1, 1]; mnist: logits), "
-        f"mean ± deviation over seeds, after {results['minutes']:g} minutes on {results['threads']} thread. "
+        f"mean ± deviation over seeds, after {results['minutes']:g} minutes on {results['threads']} thread "
+        f"(processor time {min(busy, default=0):.0f} to {max(busy, default=0):.0f} s). "
         "The trimmed mean is that without the worst 1% of rows; there, and to the median, rows without a "
         "density (counted over all seeds) are the worst, and the mean leaves them out. The worst row is that "
         "of all seeds, error the mean estimate of a row's.\n\n"
