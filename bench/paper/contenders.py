@@ -36,6 +36,9 @@ SHARED: dict[str, Any] = {
 }
 #: Of the AR-CSM, over those.
 ARCSM = PRESETS["toy"] | {"hidden": (256, 256), "frequencies": 16, "frequency_scale": 3.0}
+#: Width of all masked networks on data of more columns: with fewer units than columns these would not read all
+#: columns before theirs, neither the package's nor zuko's.
+_MANY, _WIDE = 256, 1024
 #: The means of a mixture begin within this many deviations of the data.
 _REACH = 3.0
 _WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
@@ -127,10 +130,12 @@ class Contender:
     tiny: dict[str, Any] = field(default_factory=dict)
     rates: Sequence[float] = RATES
 
-    def config(self, tiny: bool = False, **run: Any) -> RunConfig:
-        """Its configuration with the settings of a run, which ends by time."""
-        small = self.tiny if tiny else {}
-        return self.kind(**SHARED | self.settings | small | {"steps": 10**9} | run)
+    def config(self, features: int, tiny: bool = False, **run: Any) -> RunConfig:
+        """Its configuration for data of that many columns; a run ends by time."""
+        own = self.settings | (self.tiny if tiny else {})
+        if features > _MANY:
+            own |= {"hidden": (_WIDE,) * len(own["hidden"])}
+        return self.kind(**SHARED | own | {"steps": 10**9} | run)
 
 
 def _likelihood(title: str, **settings: Any) -> Contender:

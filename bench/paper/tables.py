@@ -129,7 +129,7 @@ class Experiment:
 
     def config(self, model: str, data: rows.Rows, minutes: float, seed: int, lr: float) -> RunConfig:
         run = {"data": data.name, "max_minutes": minutes, "seed": seed, "lr": lr}
-        return CONTENDERS[model].config(self.given.tiny, **run)
+        return CONTENDERS[model].config(data.features, self.given.tiny, **run)
 
     def trained(self, config: RunConfig, data: rows.Rows, run: Path) -> tuple[Model, dict[str, Any]] | None:
         """A model and what its training took, or None where its loss did not stay finite."""
