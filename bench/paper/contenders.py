@@ -36,8 +36,8 @@ SHARED: dict[str, Any] = {
 }
 #: Of the AR-CSM, over those.
 ARCSM = PRESETS["toy"] | {"hidden": (256, 256), "frequencies": 16, "frequency_scale": 3.0}
-#: Width of all masked networks on data of more columns: with fewer units than columns these would not read all
-#: columns before theirs, neither the package's nor zuko's.
+#: Width of all masked networks on data of more columns: with fewer units than columns these would not read
+#: all columns before theirs, neither the package's nor zuko's.
 _MANY, _WIDE = 256, 1024
 #: The means of a mixture begin within this many deviations of the data.
 _REACH = 3.0
