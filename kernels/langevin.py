@@ -17,6 +17,7 @@ from .common.head import Head, read_context
 from .common.incremental import Made, Network, contexts, finish_units, network_of, of_model
 from .common.philox import normal
 from .common.points import add_feature, evaluate, shares_of_rows
+from .common.preconditioning import kappa_and_rho, squashed
 from .launch import HeadLaunch, aligned, constant
 
 
@@ -39,11 +40,20 @@ class Drawn(NamedTuple):
 
 
 @triton.jit
-def at_stage(base, line, like, head, S: tl.constexpr):
-    """``base`` with the stage's own context feature, if there is one: the third number of its line."""
+def level_at(line, offset, S: tl.constexpr):
+    """The stage's own context feature, the third number of its line; (M, 1) of preconditioned rows."""
+    level = tl.load(line + 2)
+    if S.PRECONDITIONED:
+        level = level + offset[:, None]
+    return level
+
+
+@triton.jit
+def at_stage(base, level, like, head, S: tl.constexpr):
+    """``base`` with the stage's own context feature, if there is one."""
     stage = base
     if S.GIVEN < S.C:
-        stage = add_feature(base, tl.load(line + 2), head, like, S)
+        stage = add_feature(base, level.to(like.dtype), head, like, S)
     return stage
 
 
@@ -56,17 +66,33 @@ def score(stage, state, head, S: tl.constexpr):
 
 
 @triton.jit
-def dynamics(state, base, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
-    """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on."""
+def dynamics(state, base, offset, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
+    """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on.
+
+    Of a preconditioned head the state is y and ``offset`` (M,) is -ln(tau), in float64.
+    """
     stages, steps = stages_and_steps(schedule)
+    squash = tl.load(schedule + 2).to(state.dtype)
     for i in range(model * stages + 1, (model + 1) * stages + 1):
         line = schedule + 3 * i
         drift, scale = tl.load(line), tl.load(line + 1)
-        stage = at_stage(base, line, state, head, S)
+        level = level_at(line, offset, S)
+        stage = at_stage(base, level, state, head, S)
+        if S.PRECONDITIONED:
+            kappa, rho = kappa_and_rho(tl.reshape(level, (S.M,)))
+            per_tau = tl.exp(offset)
+            drift, scale = drift * kappa * per_tau * per_tau, scale * per_tau
+            kappa, rho = kappa.to(state.dtype), rho.to(state.dtype)
+            drift, scale = drift.to(state.dtype), scale.to(state.dtype)
         for _ in range(steps):
             if not S.HELD:
                 tl.debug_barrier()  # keeps loads of weights in the loop
-            s = score(stage, state, head, S)
+            if S.PRECONDITIONED:
+                v = kappa * state
+                u, _ = squashed(v, squash)
+                s = rho * score(stage, u, head, S) - v  # kappa is in the drift
+            else:
+                s = score(stage, state, head, S)
             state += drift * s + scale * normal(seed, sample, dimension, step, state.dtype)
             step += 1
     return state
@@ -86,10 +112,15 @@ def langevin_kernel(
     inside = r < rows
     sample = tl.load(data.samples + r, mask=inside, other=0)
     dimension = tl.load(data.dimensions + r, mask=inside, other=0)
-    state = tl.load(data.x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
-    base = shares_of_rows(read_context(data.context + r * S.GIVEN, inside, S), state, head, S)
+    STORE: tl.constexpr = data.x.dtype.element_ty
+    COMPUTE: tl.constexpr = tl.float64 if STORE == tl.float64 else tl.float32
+    state = tl.load(data.x + r, mask=inside, other=0.0).to(COMPUTE)
+    base = shares_of_rows(read_context(data.context + r * S.ROW, inside, S), state, head, S)
+    offset = state
+    if S.PRECONDITIONED:
+        offset = tl.load(data.context + r * S.ROW + S.GIVEN, mask=inside, other=0.0).to(tl.float64)
     seed, step = seed.to(tl.int64), first_step.to(tl.int64)
-    state = dynamics(state, base, schedule, 0, seed, sample, dimension, step, head, S)
+    state = dynamics(state, base, offset, schedule, 0, seed, sample, dimension, step, head, S)
     tl.store(data.states + r, state.to(data.states.dtype.element_ty), mask=inside)
 
 
@@ -129,10 +160,11 @@ def langevin_draw_kernel(
                 # A chain is rounded to the samples' dtype where one model hands it to the next.
                 state = state.to(STORE).to(COMPUTE)
                 step = 1 + m * stages * steps
-                state = dynamics(state, base, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
+                state = dynamics(state, base, zero, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
                 if N.DENOISE and m == N.MODELS - 1:
                     line = schedule + 3 * (N.MODELS * stages + 1)
-                    s = score(at_stage(base, line, zero, own, S), state, own, S)
+                    stage = at_stage(base, level_at(line, zero, S), zero, own, S)
+                    s = score(stage, state, own, S)
                     value = state.to(STORE).to(COMPUTE) + tl.load(line) * s
                     tl.store(drawn.clean + place, value.to(STORE), mask=inside)
             tl.store(drawn.x + place, state.to(STORE), mask=inside)
@@ -146,18 +178,22 @@ def _schedule(
     scales: Sequence[float],
     features: Sequence[float],
     denoise: float,
+    squash: float,
     like: Tensor,
 ) -> Tensor:
-    """(L + 2, 3): the stages of a model and the steps of each; of every stage the factor of the score, the
-    standard deviation of the noise, and its feature; the step to the denoised value.
+    """(L + 2, 3): the stages of a model, the steps of each, and u0 of a preconditioned head; of every stage
+    the factor of the score, the standard deviation of the noise, and its feature; the step to the denoised
+    value.
     """
+    if squash:
+        scales = (1.0,) * len(sizes)
     features = features or (0.0,) * len(sizes)
     lines = [
         (0.5 * size * scale, size**0.5, f) for size, scale, f in zip(sizes, scales, features, strict=True)
     ]
     last = (denoise * scales[-1], 0.0, features[-1]) if scales else (0.0, 0.0, 0.0)
-    counts = float(len(sizes) // models), float(steps), 0.0
-    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    counts = float(len(sizes) // models), float(steps), squash
+    dtype = torch.float64 if like.dtype is torch.float64 or squash else torch.float32
     return constant((counts, *lines, last), dtype, like.device)
 
 
@@ -176,15 +212,16 @@ def langevin(
     samples: Tensor,
     dimensions: Tensor,
     first_step: int,
-    squash: float,
+    squash: float = 0.0,
 ) -> Tensor:
     """Arguments and results of :func:`fastcsm.reference.langevin.langevin`."""
-    head = HeadLaunch("langevin", context, x, weights, biases, frequencies, activation)
+    parameters = weights, biases, frequencies, activation
+    head = HeadLaunch("langevin", context, x, *parameters, preconditioned=squash > 0)
     states = torch.empty_like(x)
-    schedule = _schedule(1, steps, step_sizes, score_scales, stage_features, 0.0, x)
-    context, x, parameters = head.tensors
+    schedule = _schedule(1, steps, step_sizes, score_scales, stage_features, 0.0, squash, x)
+    context, x, tensors = head.tensors
     data = Rows(context, x, states, samples, dimensions)
-    head.run(langevin_kernel, (data, parameters, schedule, len(x), seed, first_step), head.chains)
+    head.run(langevin_kernel, (data, tensors, schedule, len(x), seed, first_step), head.chains)
     return states
 
 
@@ -222,7 +259,7 @@ def langevin_draw(
     one = weights[: len(parts[0])], biases[: len(parts[1])]
     head = HeadLaunch("langevin_draw", x, x, *one, frequencies, activation, given=given)
     layers = (variables, *(len(layer) for layer in degrees))
-    schedule = _schedule(models, steps, step_sizes, score_scales, stage_features, denoise, x)
+    schedule = _schedule(models, steps, step_sizes, score_scales, stage_features, denoise, 0.0, x)
     network = Network(
         *(layers, sum(layers[1:]), made_activation, residual, 256 // x.dtype.itemsize, models),
         tuple(tuple(tensor.numel() // models for tensor in part) for part in parts),

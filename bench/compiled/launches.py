@@ -75,7 +75,7 @@ def of_heads(
     # A conditional head's last context feature is not in memory.
     given = empty(rows, max(context - 1, 0), dtype=dtype), *rest
     one, number = empty(1), empty(rows, dtype=torch.int64)
-    options = 25.0, [-3.2] * min(context, 1), -1.2, 1.2, 1e-4, 4
+    options = 25.0, [-3.2] * min(context, 1), -1.2, 1.2, 1e-4, 4, 0.0
     with launch.recorded(judge) as launches:
         score_head.score_head(*whole)
         if backward:
@@ -88,6 +88,22 @@ def of_heads(
             conditional_density.conditional_density_nodes(*given, *options)
         if context > 0:
             probability_flow.probability_flow(*given, 0.04, 1.0, 1e-4, True)
+    return launches
+
+
+def of_preconditioned(
+    dtype: torch.dtype, head: Head, rows: int = 1 << 20, judge: launch.Judge = lambda _: launch.Fit()
+) -> list[launch.Launch]:
+    """The launches of the ops that know a preconditioned head, by contexts that end with -ln(tau)."""
+    context, frequencies, widths = head
+    x, number = empty(rows, dtype=dtype), empty(rows, dtype=torch.int64)
+    parameters = layers([context + 1 + 2 * frequencies, *widths, 1], dtype)
+    last = empty(frequencies, dtype=dtype), head.activation()
+    given = empty(rows, context, dtype=dtype), x, *parameters, *last
+    with launch.recorded(judge) as launches:
+        langevin.langevin(*given, [0.1], [1.0], [-1.0], 20, 0, number, number, 1, 3.0)
+        conditional_density.conditional_density(*given, 1.0, [-1.0], -6.0, 6.0, 1e-4, 4, 3.0, False)
+        probability_flow.probability_flow(*given, 0.04, 20.0, 1e-4, True, 3.0)
     return launches
 
 
