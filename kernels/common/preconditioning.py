@@ -18,7 +18,7 @@ def _hypot1(t):
 
 @triton.jit
 def _asinh(t, root):
-    """asinh(t) for root = sqrt(1 + t^2): a logarithm, or where that would cancel t times a function of t^2."""
+    """asinh(t) for root = sqrt(1 + t^2): a logarithm, and where that cancels a series."""
     log = tl.log(tl.abs(t) + root)
     if t.dtype == tl.float64:
         near = twice_atanh(t / (1.0 + root))  # tanh(y / 2) = sinh y / (1 + cosh y)

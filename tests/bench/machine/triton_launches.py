@@ -258,9 +258,7 @@ def _far_head(op, rows):
             return [langevin.langevin(context, x, *rest, [0.1], [1.0], [], *noise)]
         if op == "probability_flow":
             return probability_flow.probability_flow(given, x, *rest, 0.5, 0.51, 1e-2, True)
-        return conditional_density.conditional_density(
-            context, x, *rest, 1.0, [], -1.0, 1.0, 0.1, 2, 0.0, False
-        )
+        return conditional_density.conditional_density(context, x, *rest, 1.0, [], -1.0, 1.0, 0.1, 2, False)
 
     expected = run(lambda tensor: tensor)
     with triton_jit.launches_to(only_last_block):
