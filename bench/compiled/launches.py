@@ -81,13 +81,13 @@ def of_heads(
         if backward:
             score_head.score_head_backward(x, x, *whole, True, True, True)
         csm_loss.csm_loss(*whole, one, one, one, True, backward, True)
-        langevin.langevin(*whole, [0.1], [1.0], [], 20, 0, number, number, 1)
+        langevin.langevin(*whole, [0.1], [1.0], [], 20, 0, number, number, 1, 0.0)
         conditional_density.conditional_density(*given, *options, False)
         if backward:
             conditional_density.conditional_density(*given, *options, True)
             conditional_density.conditional_density_nodes(*given, *options)
         if context > 0:
-            probability_flow.probability_flow(*given, 0.04, 1.0, 1e-4, True)
+            probability_flow.probability_flow(*given, 0.04, 1.0, 1e-4, True, 0.0)
     return launches
 
 

@@ -40,14 +40,14 @@ def conditional_density(
     d log q / dv = rho s(c, u) - v.
 
     Args:
-        context: (..., C), without the last feature where ``stage_feature`` gives it; with ``squash`` (..., C),
-            the last of which is -ln(tau).
+        context: (..., C), without the last feature where ``stage_feature`` gives it; with ``squash``
+            (..., C), the last of which is -ln(tau).
         x: (...); where ``inverse``, probabilities in [0, 1].
         weights, biases, activation, frequencies: as for :func:`score_head`.
         low, high: an interval that holds most of the mass; the panels begin there.
         score_scale: factor of the head's output.
-        stage_feature: last context feature, the same for all rows (log sigma in the conditional form, and with
-            ``squash``).
+        stage_feature: last context feature, the same for all rows (log sigma in the conditional form, and
+            with ``squash``).
         tolerance: largest estimated error of log q in nats, or of the probability where ``inverse``; by
             default 1e-7 in float64 and 1e-4 otherwise.
         panels: number to begin with, of 16 evaluations each, 1 to 16.

@@ -33,8 +33,8 @@ def conditional_density(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """log q(x) = L(x) - log Z of the density with d log q / dx = score_scale s(c, x), for every row.
 
-    All but the scores is computed in float64. With ``squash`` the head is preconditioned, x is v, of which the
-    score is rho r - v, the one stage feature is ln(sigma), and ``score_scale`` is not read.
+    All but the scores is computed in float64. With ``squash`` the head is preconditioned, x is v, of which
+    the score is rho r - v, the one stage feature is ln(sigma), and ``score_scale`` is not read.
 
     Args: as for :func:`fastcsm.functional.conditional_density`, none left out: context (N, C), or (N, C - 1)
         with ``stage_features``, which has its one number or is empty, unless there is ``squash``; point (N,),

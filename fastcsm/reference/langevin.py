@@ -46,11 +46,13 @@ def langevin(
     wide = dtype if dtype.itemsize >= 4 else torch.float32
     state, step = x.to(wide), first_step
     for i, (size, scale) in enumerate(zip(step_sizes, score_scales, strict=True)):
-        drift, spread = 0.5 * size * scale, size**0.5
+        drift: float | Tensor = 0.5 * size * scale
+        spread: float | Tensor = size**0.5
         if squash:
             c = preconditioning.at_level(context, stage_features[i])
-            rho, tau = (preconditioning.rho(context, level).to(wide) for level in (stage_features[i], 0.0))
-            kappa, drift, spread = rho / (1 + rho * rho).sqrt(), 0.5 * size / tau.square(), spread / tau
+            rho, tau = (preconditioning.rho(context, level) for level in (stage_features[i], 0.0))
+            rho, kappa = rho.to(wide), preconditioning.kappa(rho).to(wide)
+            drift, spread = (0.5 * size / tau.square()).to(wide), (size**0.5 / tau).to(wide)
         else:
             c = with_features(context, stage_features[i : i + 1])
         for _ in range(steps):

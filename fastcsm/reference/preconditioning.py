@@ -1,7 +1,7 @@
-"""Preconditioned heads: the score of a variable from a network whose inputs and outputs are of the order of 1.
+"""Preconditioned heads: scores from a network whose inputs and outputs are of the order of 1.
 
-A row of centre m and scale tau at noise level sigma is the row y = (x - m) / tau at the level sigma / tau, its
-own. With rho = tau / sigma, kappa = 1 / sqrt(1 + rho^-2) and v = kappa y, whose deviation is about 1,
+A row of centre m and scale tau at noise level sigma is the row y = (x - m) / tau at the level sigma / tau,
+its own. With rho = tau / sigma, kappa = 1 / sqrt(1 + rho^-2) and v = kappa y, whose deviation is about 1,
 
     s = kappa (rho r - v),    r = F(c, ln(sigma / tau), u),    u = u0 asinh(v / u0),
 
@@ -40,6 +40,11 @@ def squashed(v: Tensor, squash: float) -> Input:
 def rho(context: Tensor, log_sigma: float) -> Tensor:
     """tau / sigma, float64, of rows whose contexts (N, C) end with -ln(tau)."""
     return (-(context[:, -1].to(torch.float64) + log_sigma)).exp()
+
+
+def kappa(rho: Tensor) -> Tensor:
+    """1 / sqrt(1 + rho^-2)."""
+    return torch.hypot(torch.ones_like(rho), rho.reciprocal()).reciprocal()
 
 
 def at_level(context: Tensor, log_sigma: float | Tensor) -> Tensor:

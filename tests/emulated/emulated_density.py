@@ -63,7 +63,7 @@ def nodes(case, backend, tolerance=1e-4, panels=3):
     request = backends.Request("cpu", case.x.dtype, tuple(len(w) for w in case.weights), 1)
     with fastcsm.backend(backend):
         return backends.select("conditional_density_nodes", request)(
-            *args, 1.3, [], -1.0, 1.0, tolerance, panels
+            *args, 1.3, [], -1.0, 1.0, tolerance, panels, 0.0
         )
 
 

@@ -159,15 +159,15 @@ def settings(shape, activation):
     }
 
 
-def chain(case, stages=True, sizes=(0.3, 0.1), steps=1, seed=77):
+def chain(case, stages=True, sizes=(0.3, 0.1), steps=1, seed=77, squash=0.0):
     """langevin's states; with ``stages`` the last column of the context is each stage's own."""
-    given = case.context[:, :-1].contiguous() if stages else case.context
+    given = case.context[:, :-1].contiguous() if stages and not squash else case.context
     head = case.weights, case.biases, case.frequencies, case.activation
     rows = torch.arange(len(case.x), device=case.x.device)
     noise = steps, seed, 2**40 + rows, rows % 7, 9
     scales = [1.0 + i for i in range(len(sizes))]
     features = [0.1 - 0.6 * i for i in range(len(sizes))] if stages else []
-    return {"x": langevin(given, case.x, *head, list(sizes), scales, features, *noise)}
+    return {"x": langevin(given, case.x, *head, list(sizes), scales, features, *noise, squash)}
 
 
 def plain_chain(case, **options):
@@ -178,7 +178,8 @@ def plain_chain(case, **options):
 def density(case, backend, point=None, **changes):
     """conditional_density's results."""
     options = DENSITY | {"activation": case.activation, "frequencies": case.frequencies} | changes
-    context = case.context[:, :-1] if options["stage_feature"] is not None else case.context
+    own = options["stage_feature"] is not None and "squash" not in options
+    context = case.context[:, :-1] if own else case.context
     point = case.x if point is None else point
     with fastcsm.backend(backend), torch.no_grad():
         return functional.conditional_density(context, point, case.weights, case.biases, **options)._asdict()
@@ -192,14 +193,15 @@ def in_precision(backend, precision, case, run, narrow=round_tf32):
         return got, run(case, "reference"), truth
 
 
-def log_density_gradients(case, backend, feature=None):
-    """Gradients of the sum of log densities; ``feature`` takes the place of the context's last column."""
+def log_density_gradients(case, backend, feature=None, squash=None):
+    """Gradients of the sum of log densities; ``feature`` takes the place of the context's last column, or,
+    with ``squash``, is added to it."""
     leaves = case.leaves()
     context, x, weights, biases = split(leaves)
-    if feature is not None:
+    if feature is not None and squash is None:
         context = context[:, :-1]
     head = {"frequencies": case.frequencies, "activation": case.activation}
-    interval = {"low": -1.0, "high": 1.0, "tolerance": 1e-6, "stage_feature": feature}
+    interval = {"low": -1.0, "high": 1.0, "tolerance": 1e-6, "stage_feature": feature, "squash": squash}
     with fastcsm.backend(backend):
         q = functional.conditional_density(context, x, weights, biases, **head, **interval).log_density
         return named(with_gradients(q.sum(), leaves))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from scipy import special
-from support import Case
+from support import Case, split
 
 import fastcsm
 from fastcsm import functional
@@ -153,7 +153,8 @@ class Waves(Case):
 
 
 def density(case, backend="auto", point=None, **settings):
-    context = case.context[:, :-1] if "stage_feature" in settings else case.context
+    own = "stage_feature" in settings and "squash" not in settings
+    context = case.context[:, :-1] if own else case.context
     with fastcsm.backend(backend):
         return functional.conditional_density(
             context,
@@ -164,6 +165,19 @@ def density(case, backend="auto", point=None, **settings):
             frequencies=case.frequencies,
             **({"low": -1.0, "high": 1.0} | settings),
         )
+
+
+def gradients(case, backend="auto", upstream=1.0, **settings):
+    """Of the sum of log densities, each times ``upstream``, by name of a leaf; no ``stage_feature`` but with
+    ``squash``."""
+    leaves = case.leaves()
+    context, x, weights, biases = split(leaves)
+    head = {"activation": case.activation, "frequencies": case.frequencies}
+    with fastcsm.backend(backend):
+        q = functional.conditional_density(
+            context, x, weights, biases, **head, **({"low": -1.0, "high": 1.0} | settings)
+        ).log_density
+        return dict(zip(leaves, torch.autograd.grad((upstream * q).sum(), list(leaves.values()))))
 
 
 def known(name, backend, dtype, inverse=False, every=1, **settings):

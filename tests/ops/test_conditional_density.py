@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from densities import KNOWN, Restoring, Waves, density, gaussian
+from densities import KNOWN, Restoring, Waves, density, gaussian, gradients
 from hypothesis import given
 from hypothesis import strategies as st
+from preconditioned import DISTANCES, SQUASH, Preconditioned, landed
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, SEEDS, backend_params, split
 
 import fastcsm
@@ -14,6 +15,9 @@ from fastcsm.reference import quadrature
 BACKENDS = backend_params("conditional_density")
 COMPILED = BACKENDS[1:]
 TRITON = backend_params("conditional_density", "triton")[1:]
+LANDED = landed([*BACKENDS, *TRITON])
+#: sigma = 0.3, of a row's v.
+PRECONDITIONED = {"low": -4.0, "high": 4.0, "stage_feature": math.log(0.3), "squash": SQUASH}
 BARS = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -22,6 +26,11 @@ def close_to_reference(got, expected, close=1e-9, error=1e-4):
         # The error is itself a difference of rounded numbers.
         relative = error if name == "error" else close
         torch.testing.assert_close(a, b, rtol=relative, atol=close, equal_nan=True)
+
+
+def same_gradients(got, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-9)
 
 
 TRITON_HEADS = [
@@ -82,21 +91,49 @@ def test_triton_takes_more_rows_than_programs(backend, monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("backend", landed(COMPILED + TRITON))
+def test_preconditioned_gradient_is_that_of_the_reference(backend):
+    case = Preconditioned(rows=2, context=2, hidden=(5,))
+    options = PRECONDITIONED | {"tolerance": 1e-3}
+    same_gradients(*(gradients(case, name, **options) for name in (backend, "reference")))
+
+
 @pytest.mark.parametrize("backend", TRITON)
 def test_triton_has_the_gradient_of_the_reference(backend):
     case = Restoring(rows=2, context=2, hidden=(5,), steepness=2.0)
+    same_gradients(*(gradients(case, name, tolerance=1e-3) for name in (backend, "reference")))
 
-    def gradients(name):
-        leaves = case.leaves()
-        context, x, weights, biases = split(leaves)
-        with fastcsm.backend(name):
-            q = functional.conditional_density(
-                context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0, tolerance=1e-3
-            ).log_density
-            return torch.autograd.grad(q.sum(), list(leaves.values()))
 
-    for a, b in zip(gradients(backend), gradients("reference")):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("backend", LANDED)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_preconditioned_head_that_says_nothing_is_normal(backend, inverse):
+    case = Preconditioned(rows=3, hidden=(5,))
+    case.weights[-1].zero_()
+    case.biases[-1].zero_()
+    v = torch.tensor([-0.3, 3.0, -1e6], dtype=torch.float64)[: 2 if inverse else 3]
+    case.context, cdf = case.context[: len(v)], torch.special.ndtr(v)
+    found = density(case, backend, point=cdf if inverse else v, inverse=inverse, **PRECONDITIONED)
+    torch.testing.assert_close(found.point, v, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.cdf, cdf, rtol=1e-7, atol=1e-7)
+    expected = -v.square() / 2 - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(found.log_density, expected, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", LANDED[1:])
+def test_preconditioned_rows_have_a_density_wherever_they_are(backend, dtype):
+    for distance in DISTANCES:
+        case = Preconditioned(distance, rows=2 if backend == "triton" else 21, hidden=(17, 9)).to(dtype)
+        truth = density(case.to(torch.float64), "reference", **PRECONDITIONED, tolerance=1e-9)
+        got = density(case, backend, **PRECONDITIONED)
+        error = (got.log_density.double() - truth.log_density).abs()
+        assert (error - got.error.double() - truth.error).max() <= 0
+        if dtype is torch.float64:
+            close_to_reference(got, density(case, "reference", **PRECONDITIONED))
+    point = torch.linspace(0.01, 0.99, len(case.x), dtype=torch.float64)
+    if dtype is torch.float64:
+        options = PRECONDITIONED | {"point": point, "inverse": True}
+        close_to_reference(density(case, backend, **options), density(case, "reference", **options))
 
 
 @pytest.mark.parametrize("backend", TRITON)
@@ -106,7 +143,7 @@ def test_triton_has_the_nodes_of_the_reference(backend, feature):
     case.x[1] = math.nan
     context = case.context[:, : 3 - len(feature)].contiguous()
     head = context, case.x, case.weights, case.biases, case.frequencies, "silu"
-    args = *head, 1.3, feature, -1.0, 1.0, 1e-3, 4
+    args = *head, 1.3, feature, -1.0, 1.0, 1e-3, 4, 0.0
     found = {}
     for name in ("reference", backend):
         with fastcsm.backend(name):
@@ -130,7 +167,7 @@ def test_nodes_that_do_not_count_are_zero(backend):
         select = backends.select(
             "conditional_density_nodes", backends.Request("cpu", torch.float64, (17, 9, 1))
         )
-        t, weight, count, _ = select(*head, 1.0, [], -1.0, 1.0, 1e-3, 2)
+        t, weight, count, _ = select(*head, 1.0, [], -1.0, 1.0, 1e-3, 2, 0.0)
     unused = torch.arange(t.shape[1]) >= count[:, None]
     assert not t[unused].any()
     assert not weight[unused].any()
@@ -181,38 +218,38 @@ def test_gradcheck(backend, activation, feature):
     leaves = case.leaves()
     if feature:
         leaves["context"] = leaves["context"].detach()[:, :-1].clone().requires_grad_()
+    gradcheck(case, backend, leaves, low=-1.0, high=1.0, **feature)
 
+
+def gradcheck(case, backend, leaves, **options):
     def log_density(*values):
         context, x, weights, biases = split(dict(zip(leaves, values)))
+        head = {"activation": case.activation, "frequencies": case.frequencies}
         with fastcsm.backend(backend):
             return functional.conditional_density(
-                context, x, weights, biases, activation=activation, frequencies=case.frequencies,
-                low=-1.0, high=1.0, tolerance=1e-10, **feature,
-            ).log_density  # fmt: skip
+                context, x, weights, biases, **head, tolerance=1e-10, **options
+            ).log_density
 
     assert torch.autograd.gradcheck(log_density, tuple(leaves.values()), eps=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", landed(BACKENDS))
+def test_preconditioned_gradcheck(backend):
+    case = Preconditioned(rows=2, context=1, hidden=(3,), frequencies=0)
+    gradcheck(case, backend, case.leaves(), **PRECONDITIONED)
 
 
 @pytest.mark.parametrize("backend", COMPILED)
 def test_gradients_are_as_accurate_as_plain_pytorch(backend):
     """Pooled over seeds; part of the error is the quadrature's, so the tolerance is tight."""
 
-    def gradients(case, backend):
-        leaves = case.leaves()
-        context, x, weights, biases = split(leaves)
-        with fastcsm.backend(backend):
-            q = functional.conditional_density(
-                context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0, tolerance=1e-7
-            ).log_density
-        upstream = torch.linspace(-1, 1, len(q)).to(q.dtype)
-        return dict(zip(leaves, torch.autograd.grad((q * upstream).sum(), list(leaves.values()))))
-
+    upstream, options = torch.linspace(-1, 1, 40), {"tolerance": 1e-7}
     sums = {}
     for seed in SEEDS:
         case = Restoring(rows=40, seed=seed, steepness=2.0)
         single = case.to(torch.float32)
-        got, plain = gradients(single, backend), gradients(single, "reference")
-        truth = gradients(single.to(torch.float64), "reference")
+        got, plain = (gradients(single, name, upstream, **options) for name in (backend, "reference"))
+        truth = gradients(single.to(torch.float64), "reference", upstream, **options)
         for name, value in truth.items():
             errors = [((g[name].double() - value).norm() / value.norm()).item() ** 2 for g in (got, plain)]
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), errors)]
@@ -236,19 +273,10 @@ def test_only_the_density_carries_a_gradient(backend):
 def test_parts_of_the_backward_pass_add_up(monkeypatch):
     from fastcsm.ops import conditional_density as op
 
-    def gradients():
-        case = Restoring(rows=50)
-        leaves = case.leaves()
-        context, x, weights, biases = split(leaves)
-        q = functional.conditional_density(
-            context, x, weights, biases, frequencies=case.frequencies, low=-1.0, high=1.0
-        ).log_density
-        return torch.autograd.grad(q.sum(), list(leaves.values()))
-
-    whole = gradients()
+    case = Restoring(rows=50)
+    whole = gradients(case)
     monkeypatch.setattr(op, "_PART", 7)
-    for a, b in zip(gradients(), whole):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    same_gradients(gradients(case), whole)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -289,7 +317,7 @@ def test_leading_axes_and_layouts(backend):
 def test_opcheck(backend):
     case = Restoring(rows=5)
     head = case.context, case.x, case.weights, case.biases, case.frequencies, case.activation
-    options = 1.0, [], -1.0, 1.0, 1e-4, 4
+    options = 1.0, [], -1.0, 1.0, 1e-4, 4, 0.0
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     with fastcsm.backend(backend):
         torch.library.opcheck(

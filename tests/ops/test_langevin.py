@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from preconditioned import ASINH, DISTANCES, SQUASH, Preconditioned, asinh_rows, landed
 from support import DTYPES, ISAS, NAMES, SEEDS, Case, assert_as_accurate, backend_params, triton_cases
 
 import fastcsm
@@ -12,14 +15,16 @@ BACKENDS = backend_params("langevin")
 COMPILED = BACKENDS[1:]
 WITH_TRITON = backend_params("langevin", "cpu", "triton")
 TRITON = WITH_TRITON[2:]
+LANDED = landed(WITH_TRITON)
 SETTINGS = {"step_sizes": [0.3, 0.02], "score_scales": [1.0, 1.7], "steps": 5, "seed": 7}
+PRECONDITIONED = {"stage_features": [0.4, -1.6], "squash": SQUASH}
 
 
 def run(case, backend="auto", **settings):
     context = settings.pop("context", case.context)
     with fastcsm.backend(backend):
         return functional.langevin(
-            context[:, :-1] if settings.get("stage_features") else context,
+            context[:, :-1] if settings.get("stage_features") and "squash" not in settings else context,
             settings.pop("x", case.x),
             case.weights,
             case.biases,
@@ -102,6 +107,55 @@ def test_medium_precision_is_as_accurate_as_bfloat16(precision):
             got, baseline = run(case.to(torch.float32), "cpu"), run(case.to(torch.bfloat16), "reference")
             cases.append(({"x": got}, {"x": baseline.float()}, {"x": run(case, "reference")}))
         assert_as_accurate(*cases)
+
+
+@pytest.mark.parametrize("backend", LANDED)
+def test_preconditioned_is_the_formula(backend):
+    """In x - m = tau y: s = a F(c, ln(sigma / tau), u) - kappa^2 (x - m), kappa^-2 = sigma^2 + tau^2."""
+    case, k = Preconditioned(rows=9), 1
+    tau = (-case.context[:, -1]).exp()
+    samples, dimensions = torch.arange(9), torch.zeros(9, dtype=torch.int64)
+    head, x = (case.weights, case.biases, case.frequencies, "silu", False), tau * case.x
+    for e, level in zip(SETTINGS["step_sizes"], PRECONDITIONED["stage_features"]):
+        sigma, c = math.exp(level), case.context.clone()
+        c[:, -1] += level
+        kappa = (sigma**2 + tau**2).rsqrt()
+        for _ in range(SETTINGS["steps"]):
+            u = SQUASH * torch.asinh(kappa * x / SQUASH)
+            s = tau * kappa / sigma * reference_score_head(c, u, *head)[0] - kappa**2 * x
+            x = x + e / 2 * s + e**0.5 * random.normal(7, samples, dimensions, k, torch.float64)
+            k += 1
+    torch.testing.assert_close(run(case, backend, **PRECONDITIONED), x / tau, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("backend", LANDED[1:])
+def test_preconditioned_is_accurate(backend, distance, dtype):
+    for context, rows, frequencies in ((1, 37, 0), (6, 70, 3)):
+        case = Preconditioned(distance, context=context, rows=rows, frequencies=frequencies)
+        check(case, backend, dtype, **PRECONDITIONED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", LANDED)
+def test_squash_is_exact_over_all_magnitudes(backend, dtype):
+    case = asinh_rows(dtype)
+    exact = case.x.double() + SQUASH * torch.asinh(case.x.double() / SQUASH)
+    noise = run(case, "reference", x=torch.zeros_like(case.x), **ASINH).double()
+    got = run(case, backend, **ASINH).double()
+    assert ((got - exact - noise) / exact.abs().clamp_min(1e-8)).abs().max() < 4 * torch.finfo(dtype).eps
+    assert run(case, backend, x=case.x * float("nan"), **ASINH).isnan().all()
+
+
+@pytest.mark.parametrize("backend", LANDED)
+def test_preconditioned_rows_are_the_same_in_any_split(backend):
+    case, samples = Preconditioned(rows=40), torch.arange(40)
+    whole, parts = run(case, backend, samples=samples, **PRECONDITIONED), []
+    for part in (slice(0, 13), slice(13, 40)):
+        own = {"context": case.context[part], "x": case.x[part], "samples": samples[part]}
+        parts.append(run(case, backend, **own, **PRECONDITIONED))
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("stage_features", [[], [0.4, -1.0]])
@@ -233,7 +287,7 @@ def test_samples_have_the_target_moments():
 def test_opcheck(backend):
     c = Case(rows=5).to(torch.float32)
     ids = torch.arange(5), torch.zeros(5, dtype=torch.int64)
-    args = c.context, c.x, c.weights, c.biases, c.frequencies, "silu", [0.1], [1.0], [], 3, -5, *ids, 1
+    args = c.context, c.x, c.weights, c.biases, c.frequencies, "silu", [0.1], [1.0], [], 3, -5, *ids, 1, 0.0
     with fastcsm.backend(backend):
         torch.library.opcheck(
             torch.ops.fastcsm.langevin.default,
@@ -256,6 +310,8 @@ def test_opcheck(backend):
         ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"first_step": -1}, ValueError, "first_step must be in"),
+        ({"squash": 0.0}, ValueError, "squash must be a positive number, got 0.0"),
+        ({"squash": 3.0}, ValueError, "stage_features must be given with squash"),
         ({"samples": torch.arange(3)}, ValueError, r"samples must have shape \(37,\), got \(3,\)"),
         (
             {"samples": torch.zeros(37)},

@@ -1,9 +1,11 @@
 import math
 
+import preconditioned
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from preconditioned import DISTANCES, SQUASH, Preconditioned, landed
 from support import DTYPES, HIDDEN, ISAS, NAMES, ROWS, Case, backend_params
 
 import fastcsm
@@ -12,13 +14,14 @@ from fastcsm import functional
 BACKENDS = backend_params("probability_flow")
 COMPILED = BACKENDS[1:]
 TRITON = backend_params("probability_flow", "triton")[1:]
+LANDED = landed([*BACKENDS, *TRITON])
 LEVELS = {"sigma_from": 0.1, "sigma_to": 1.3}
 
 
 def flow(case, backend="auto", x=None, **settings):
     with fastcsm.backend(backend):
         return functional.probability_flow(
-            case.context[:, :-1],
+            case.context if "squash" in settings else case.context[:, :-1],
             case.x if x is None else x,
             case.weights,
             case.biases,
@@ -106,7 +109,7 @@ def test_float32_is_full_float32_in_triton(backend, precision):
     head = case.weights, case.biases, case.frequencies, case.activation
     precision("high")
     with launch.recorded() as launches:
-        kernel.probability_flow(case.context[:, :-1], case.x, *head, 0.1, 1.3, 1e-4, True)
+        kernel.probability_flow(case.context[:, :-1], case.x, *head, 0.1, 1.3, 1e-4, True, 0.0)
     assert [entry.constants["S"].P for entry in launches] == ["tf32x3"]
 
 
@@ -150,6 +153,70 @@ def test_triton_gives_up_after_so_many_steps(backend, monkeypatch):
     assert found.point.isnan().all()
     assert found.change.isnan().all()
     assert found.error.isposinf().all()
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("backend", LANDED)
+def test_preconditioned_flow_of_a_line(backend, dtype, bar):
+    line, plain = preconditioned.Line(3.0, dtype), {"squash": 1e6}  # u is v
+    for settings in (LEVELS, back()):
+        growth = 3 * line.turned(**settings)
+        found = flow(line, backend, **settings, **plain)
+        c = line.context[:, 0].double()
+        expected = c + (line.x.double() - c) * growth.exp()
+        assert (found.point.double() - expected).abs().max() <= 20 * bar
+        assert (found.change.double() + growth).abs().max() <= bar
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("backend", LANDED[1:])
+def test_preconditioned_flow_is_the_reference(backend, distance, dtype):
+    case = Preconditioned(distance, rows=5 if backend == "triton" else 50).to(dtype)
+    wide = 0.05, 20.0
+    for levels in (wide, wide[::-1]):
+        options = dict(zip(LEVELS, levels)) | {"squash": SQUASH, "change": levels is wide}
+        got, plain = flow(case, backend, **options), flow(case, "reference", **options)
+        assert got.error.isfinite().all()
+        if dtype is torch.float64:
+            for a, b in zip(got, plain):
+                torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+            continue
+        truth = flow(case.to(torch.float64), "reference", **options)
+        for a, b, exact in zip(got[:2], plain[:2], truth[:2]):
+            assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("backend", landed(BACKENDS))
+def test_preconditioned_flow_there_and_back(backend):
+    for distance in DISTANCES:
+        case = Preconditioned(distance, rows=10)
+        there = flow(case, backend, squash=SQUASH)
+        again = flow(case, backend, x=there.point, squash=SQUASH, **back())
+        torch.testing.assert_close(again.point, case.x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(again.change, -there.change, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("backend", landed(BACKENDS))
+def test_preconditioned_flow_has_mass_one(backend, seed):
+    """From a normal law at 20 tau, whatever the weights."""
+    case = Preconditioned(rows=1, seed=seed)
+    case.x = torch.linspace(-15, 15, 3001, dtype=torch.float64)
+    case.context, tau = case.context.expand(3001, -1), math.exp(-case.context[0, -1])
+    found = flow(case, backend, sigma_from=0.02 * tau, sigma_to=20 * tau, tolerance=1e-5, squash=SQUASH)
+    density = (-found.point.square() / 2 - found.change).exp() / math.sqrt(2 * math.pi)
+    assert torch.trapezoid(density, case.x).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", LANDED)
+def test_preconditioned_rows_of_any_size_arrive(backend):
+    case = Preconditioned(rows=3).to(torch.float32)
+    case.x = torch.tensor([-1e12, 1e18, 1e19])
+    found = flow(case, backend, squash=SQUASH)
+    torch.testing.assert_close(found.point, case.x, rtol=1e-5, atol=0)
+    assert found.error.isfinite().all()
+    assert found.change.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
@@ -259,7 +326,7 @@ def test_opcheck_and_compile(backend):
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     with fastcsm.backend(backend):
         torch.library.opcheck(
-            torch.ops.fastcsm.probability_flow.default, (*args, 0.1, 1.3, 1e-4, True), test_utils=utils
+            torch.ops.fastcsm.probability_flow.default, (*args, 0.1, 1.3, 1e-4, True, 0.0), test_utils=utils
         )
         compiled = torch.compile(functional.probability_flow, fullgraph=True, backend="aot_eager")
         options = {"frequencies": case.frequencies} | LEVELS
@@ -275,6 +342,7 @@ def test_opcheck_and_compile(backend):
         ({"sigma_to": -1.0}, "sigma_to must be a positive number, got -1.0"),
         ({"sigma_to": math.inf}, "sigma_to must be a positive number, got inf"),
         ({"tolerance": -1e-3}, "tolerance must be a positive number, got -0.001"),
+        ({"squash": -3.0}, "squash must be a positive number, got -3.0"),
     ],
 )
 def test_bad_arguments(change, message):

@@ -170,7 +170,7 @@ def test_a_layer_compiles_once():
 
 def flow(case):
     head = case.context[:, 1:].contiguous(), case.x, case.weights, case.biases, case.frequencies
-    return dict(enumerate(probability_flow.probability_flow(*head, "silu", 0.5, 0.6, 1e-2, True)))
+    return dict(enumerate(probability_flow.probability_flow(*head, "silu", 0.5, 0.6, 1e-2, True, 0.0)))
 
 
 def replayed(call, *tensors):
@@ -255,10 +255,12 @@ def _far_head(op, rows):
             return score_head.score_head(context, x, *rest)
         if op == "langevin":
             noise = 1, 3, change(samples), change(samples), 1
-            return [langevin.langevin(context, x, *rest, [0.1], [1.0], [], *noise)]
+            return [langevin.langevin(context, x, *rest, [0.1], [1.0], [], *noise, 0.0)]
         if op == "probability_flow":
-            return probability_flow.probability_flow(given, x, *rest, 0.5, 0.51, 1e-2, True)
-        return conditional_density.conditional_density(context, x, *rest, 1.0, [], -1.0, 1.0, 0.1, 2, False)
+            return probability_flow.probability_flow(given, x, *rest, 0.5, 0.51, 1e-2, True, 0.0)
+        return conditional_density.conditional_density(
+            context, x, *rest, 1.0, [], -1.0, 1.0, 0.1, 2, 0.0, False
+        )
 
     expected = run(lambda tensor: tensor)
     with triton_jit.launches_to(only_last_block):
