@@ -217,9 +217,9 @@ def conditional_density_nodes_kernel(
         own = holder(panels, row, x, False)
         half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
         values, integrals = legendre((x - begin) / half - 1, NODES)
-        raw = tl.sum(tl.where(own[:, None], s, 0.0), 0)[None, :]
-        scores = scores_of(begin, half, raw, scale, tables, S.PRECONDITIONED)
-        c = product(scores, tables[COEFFICIENTS], NODES)
+        held = tl.sum(tl.where(own[:, None], s, 0.0), 0)[None, :]
+        own_scores = scores_of(begin, half, held, scale, tables, S.PRECONDITIONED)
+        c = product(own_scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
         sound = exists(panels, row, x, False)
         answer = tl.where(sound, total(times(c, values)), float("nan"))

@@ -212,7 +212,7 @@ def langevin(
     samples: Tensor,
     dimensions: Tensor,
     first_step: int,
-    squash: float = 0.0,
+    squash: float,
 ) -> Tensor:
     """Arguments and results of :func:`fastcsm.reference.langevin.langevin`."""
     parameters = weights, biases, frequencies, activation

@@ -160,7 +160,7 @@ def probability_flow(
     sigma_to: float,
     tolerance: float,
     change: bool,
-    squash: float = 0.0,
+    squash: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.probability_flow.probability_flow`."""
     parameters = weights, biases, frequencies, activation
