@@ -5,6 +5,7 @@ M samples and goes through the variables in order (``incremental.py``): it finis
 network that have come due, forms the contexts of the next variable, and runs the dynamics.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,20 +41,17 @@ class Drawn(NamedTuple):
 
 
 @triton.jit
-def level_at(line, offset, S: tl.constexpr):
-    """The stage's own context feature, the third number of its line; (M, 1) of preconditioned rows."""
-    level = tl.load(line + 2)
-    if S.PRECONDITIONED:
-        level = level + offset[:, None]
-    return level
+def at_stage(base, line, offset, like, head, S: tl.constexpr):
+    """``base`` with the stage's own context feature, if there is one: the third number of its line.
 
-
-@triton.jit
-def at_stage(base, level, like, head, S: tl.constexpr):
-    """``base`` with the stage's own context feature, if there is one."""
+    Of preconditioned rows ``offset`` (M,), -ln(tau), is added to it.
+    """
     stage = base
     if S.GIVEN < S.C:
-        stage = add_feature(base, level.to(like.dtype), head, like, S)
+        feature = tl.load(line + 2)
+        if S.PRECONDITIONED:
+            feature = (feature + offset)[:, None]
+        stage = add_feature(base, feature, head, like, S)
     return stage
 
 
@@ -67,23 +65,19 @@ def score(stage, state, head, S: tl.constexpr):
 
 @triton.jit
 def dynamics(state, base, offset, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
-    """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on.
-
-    Of a preconditioned head the state is y and ``offset`` (M,) is -ln(tau), in float64.
-    """
+    """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on."""
     stages, steps = stages_and_steps(schedule)
-    squash = tl.load(schedule + 2).to(state.dtype)
+    squash = tl.load(schedule + 2)
+    if S.PRECONDITIONED:
+        per_tau = tl.exp(offset.to(tl.float64)).to(state.dtype)
     for i in range(model * stages + 1, (model + 1) * stages + 1):
         line = schedule + 3 * i
         drift, scale = tl.load(line), tl.load(line + 1)
-        level = level_at(line, offset, S)
-        stage = at_stage(base, level, state, head, S)
+        stage = at_stage(base, line, offset, state, head, S)
         if S.PRECONDITIONED:
-            kappa, rho = kappa_and_rho(tl.reshape(level, (S.M,)))
-            per_tau = tl.exp(offset)
-            drift, scale = drift * kappa * per_tau * per_tau, scale * per_tau
-            kappa, rho = kappa.to(state.dtype), rho.to(state.dtype)
-            drift, scale = drift.to(state.dtype), scale.to(state.dtype)
+            kappa, rho = kappa_and_rho(drift * per_tau)
+            scale = scale * per_tau
+            drift = 0.5 * kappa * scale * scale
         for _ in range(steps):
             if not S.HELD:
                 tl.debug_barrier()  # keeps loads of weights in the loop
@@ -112,13 +106,12 @@ def langevin_kernel(
     inside = r < rows
     sample = tl.load(data.samples + r, mask=inside, other=0)
     dimension = tl.load(data.dimensions + r, mask=inside, other=0)
-    STORE: tl.constexpr = data.x.dtype.element_ty
-    COMPUTE: tl.constexpr = tl.float64 if STORE == tl.float64 else tl.float32
+    COMPUTE: tl.constexpr = schedule.dtype.element_ty
     state = tl.load(data.x + r, mask=inside, other=0.0).to(COMPUTE)
     base = shares_of_rows(read_context(data.context + r * S.ROW, inside, S), state, head, S)
     offset = state
     if S.PRECONDITIONED:
-        offset = tl.load(data.context + r * S.ROW + S.GIVEN, mask=inside, other=0.0).to(tl.float64)
+        offset = tl.load(data.context + r * S.ROW + S.GIVEN, mask=inside, other=0.0).to(COMPUTE)
     seed, step = seed.to(tl.int64), first_step.to(tl.int64)
     state = dynamics(state, base, offset, schedule, 0, seed, sample, dimension, step, head, S)
     tl.store(data.states + r, state.to(data.states.dtype.element_ty), mask=inside)
@@ -163,8 +156,7 @@ def langevin_draw_kernel(
                 state = dynamics(state, base, zero, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
                 if N.DENOISE and m == N.MODELS - 1:
                     line = schedule + 3 * (N.MODELS * stages + 1)
-                    stage = at_stage(base, level_at(line, zero, S), zero, own, S)
-                    s = score(stage, state, own, S)
+                    s = score(at_stage(base, line, zero, zero, own, S), state, own, S)
                     value = state.to(STORE).to(COMPUTE) + tl.load(line) * s
                     tl.store(drawn.clean + place, value.to(STORE), mask=inside)
             tl.store(drawn.x + place, state.to(STORE), mask=inside)
@@ -182,18 +174,17 @@ def _schedule(
     like: Tensor,
 ) -> Tensor:
     """(L + 2, 3): the stages of a model, the steps of each, and u0 of a preconditioned head; of every stage
-    the factor of the score, the standard deviation of the noise, and its feature; the step to the denoised
-    value.
+    the factor of the score, or the noise level of such a head, the standard deviation of the step's noise,
+    and its feature; the step to the denoised value.
     """
-    if squash:
-        scales = (1.0,) * len(sizes)
     features = features or (0.0,) * len(sizes)
     lines = [
-        (0.5 * size * scale, size**0.5, f) for size, scale, f in zip(sizes, scales, features, strict=True)
+        (math.exp(f) if squash else 0.5 * size * scale, size**0.5, f)
+        for size, scale, f in zip(sizes, scales, features, strict=True)
     ]
     last = (denoise * scales[-1], 0.0, features[-1]) if scales else (0.0, 0.0, 0.0)
     counts = float(len(sizes) // models), float(steps), squash
-    dtype = torch.float64 if like.dtype is torch.float64 or squash else torch.float32
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
     return constant((counts, *lines, last), dtype, like.device)
 
 

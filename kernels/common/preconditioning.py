@@ -42,7 +42,6 @@ def squashed(v, squash):
 
 
 @triton.jit
-def kappa_and_rho(level):
-    """1 / sqrt(1 + (sigma / tau)^2) and tau / sigma, of ln(sigma / tau)."""
-    ratio = tl.exp(level)
-    return 1.0 / tl.sqrt(1.0 + ratio * ratio), 1.0 / ratio
+def kappa_and_rho(own):
+    """1 / sqrt(1 + own^2) and 1 / own, of rows' own levels sigma / tau."""
+    return 1.0 / _hypot1(own), 1.0 / own
