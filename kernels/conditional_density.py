@@ -51,7 +51,9 @@ MOST_PROGRAMS = 1 << 16
 
 
 class Rule(NamedTuple):
-    """The tables of the quadrature, and a launch's settings: scale of the score, stage feature, range, ..."""
+    """The tables of the quadrature, and a launch's settings: scale of the score, stage feature, range, and so
+    on to u0 of a preconditioned head.
+    """
 
     tables: Any
     settings: Any

@@ -2,7 +2,7 @@
 
 A program owns M rows. Their states and the slopes of all stages stay in registers until the last row has
 arrived, those that have are masked; the context's share of the first layer is computed once. Formulas and
-constants are those of ``fastcsm.reference.probability_flow``; all but the head is float64.
+constants are those of ``fastcsm.reference.probability_flow``; all but what the head reads is float64.
 """
 
 from functools import cache
@@ -111,8 +111,8 @@ def probability_flow_kernel(
             speed_log = speed
             if S.PRECONDITIONED:
                 a = time * time
-                level = tl.log(a / (1 - a))
-                at, slope = squashed(at, squash)
+                level = tl.log((a / (1 - a)).to(STORE))
+                at, slope = squashed(at.to(STORE), squash.to(STORE))
                 speed *= weight(a)
                 speed_log = speed * slope
             else:

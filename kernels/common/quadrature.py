@@ -145,7 +145,7 @@ def nodes_at(a, half, rule):
 
 @triton.jit
 def scores_of(a, half, raw, scale, rule, PRECONDITIONED: tl.constexpr):
-    """Scores at the nodes of panels as of :func:`nodes_at` from the head's outputs there, raw (Q, 16)."""
+    """Scores at the nodes of panels as of :func:`nodes_at`, from the head's outputs there, raw (Q, 16)."""
     scores = scale * raw.to(tl.float64)
     if PRECONDITIONED:
         scores -= nodes_at(a, half, rule)
