@@ -91,7 +91,7 @@ def _levels(parts: Sequence[Part], sigmas: Sequence[float] | None) -> list[tuple
 
 def summary(values: list[Tensor], features: int) -> dict[str, float] | None:
     """Mean and standard error over samples of values that sum over features; None of no values."""
-    if not values:
+    if not sum(map(len, values)):
         return None
     samples = torch.cat(values).double() / features
     error = samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan

@@ -62,8 +62,10 @@ def linear_csm_loss(
     coefficients = arguments.coefficients(alpha, beta, gamma, x)
     rows = Rows(extra.contiguous(), x.contiguous()).flat()
     if needs_grad(*coefficients, extra):
-        y = masked_linear(layer, "identity").unsqueeze(1)
-        y = y.expand(-1, x.numel() * features // max(y.numel(), 1), -1).reshape(x.numel(), features)
+        y = masked_linear(layer, "identity")
+        if x.numel() * features > y.numel():
+            y = y.unsqueeze(1).expand(-1, x.numel() * features // y.numel(), -1)
+        y = y.reshape(x.numel(), features)
         return of_rows(Rows(torch.cat([y, rows.context], 1), rows.x), head, coefficients)
     return op.linear_csm_loss(layer, *rows, head, coefficients)
 

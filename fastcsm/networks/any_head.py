@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 class Own(NamedTuple):
-    """Contexts (..., C), and the units in which their rows are to be given: y = (x - centre) / exp(log_scale).
+    """Contexts (..., C) and the units of the rows given to them: y = (x - centre) / exp(log_scale).
 
     Attributes:
         context: as the calls of a head take them.

@@ -8,8 +8,8 @@ F being the head and u = u0 asinh(kappa y / u0); see :mod:`fastcsm.reference.pre
 exact score of N(m, tau^2) with noise. m and tau are 0 and 1, of a standardised variable, or the context
 network says them: its last two features, which the head does not read, are m and ln(tau).
 
-The probability flow starts from the Gaussian N(0, sigma_1^2 + 1) of y itself. It is a diffeomorphism, so every
-context's density is normalised whatever the weights, every finite row has one, and no mass can leak.
+The probability flow starts from the Gaussian N(0, sigma_1^2 + 1) of y itself. It is a diffeomorphism, so the
+density of every context is normalised whatever the weights, every finite row has one, and no mass can leak.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def linear_csm_loss(
             :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
         need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
             weight and bias.
-        linear_grads: where the gradients of weight and bias go, contiguous; fresh tensors by default.
+        linear_grads: where those of weight and bias go, contiguous; fresh tensors by default.
         kernels: the functions that are chained.
 
     Returns:
@@ -61,32 +61,23 @@ def linear_csm_loss(
     c = context_features(extra, weights, frequencies)
     head = weights, biases, frequencies, activation
     y, none = kernels.masked_linear(hidden, weight, bias, in_degrees, out_degrees, "identity")
-    batch, draws = len(hidden), draws_of(hidden, weight, x, c)
-    if draws > 1:
-        y = y.reshape(batch, 1, len(weight)).expand(-1, draws, -1)
-    context = y.reshape(len(x), c)
+    batch, draws = len(hidden), max(len(x) * c // max(y.numel(), 1), 1)
+    context = (y.unsqueeze(1).expand(-1, draws, -1) if draws > 1 else y).reshape(len(x), c)
     if extra.shape[1] > 0:
         context = torch.cat([context, extra], 1)
-    need_context = need_hidden or need_linear
-    loss, grad_context, grad_x, *grad_params = kernels.csm_loss(
-        context, x, *head, alpha, beta, gamma, need_context, need_x, need_params
-    )
+    need = need_hidden or need_linear, need_x, need_params
+    loss, grad_context, grad_x, *grad_params = kernels.csm_loss(context, x, *head, alpha, beta, gamma, *need)
     if linear_grads is None:
         like = (weight, bias) if need_linear else (weight.new_empty(0), bias.new_empty(0))
         linear_grads = torch.empty_like(like[0]), torch.empty_like(like[1])
     grad_hidden = hidden.new_empty(0)
-    if need_context:
+    if need[0]:
         grad_y = grad_context[:, :c].reshape(batch, draws, len(weight))
         grad_y = grad_y.sum(1) if draws > 1 else grad_y[:, 0].contiguous()
         grad_hidden = kernels.masked_linear_backward_into(
             grad_y, none, hidden, weight, in_degrees, out_degrees, "identity", need_hidden, *linear_grads
         )
     return loss, grad_hidden, *linear_grads, grad_x, *grad_params
-
-
-def draws_of(hidden: Tensor, weight: Tensor, x: Tensor, features: int) -> int:
-    """S, values of every variable."""
-    return len(x) * features // max(len(hidden) * len(weight), 1)
 
 
 def context_features(extra: Tensor, weights: Sequence[Tensor], frequencies: Tensor) -> int:
