@@ -28,6 +28,7 @@ from .subjects import (
     Head,
     Layer,
     LinearHead,
+    Preconditioned,
     Result,
     Subject,
     on,
@@ -276,6 +277,19 @@ def flow(precision: str, rows: int = 512 * 784) -> Timing:
     )
 
 
+def preconditioned(precision: str, op: str, rows: int = 0, steps: int = 200) -> Timing:
+    """An op with a preconditioned head, on as many rows as with a plain one, whose timing is beside."""
+    rows = rows or (4096 if op == "langevin" else 512 * 784)
+    head = Preconditioned(rows).to(PRECISIONS[precision][0])
+    chain = {"step_sizes": [0.02], "stage_features": [0.0], "steps": steps, "seed": 3}
+    runs: dict[str, Call] = {
+        "langevin": lambda: fused(functional.langevin, head.rows, squash=head.squash, **chain),
+        "conditional_density": lambda: head.density().log_density,
+        "probability_flow": lambda: list(head.flow(SIGMA, 1.0)[:2]),
+    }
+    return Timing(op, {"rows": rows, "squash": head.squash}, runs[op])
+
+
 #: Ops that are timed without autograd.
 NO_GRADIENTS = ("langevin", "langevin_draw", "conditional_density", "probability_flow")
 #: By op: the timing, and its sizes in a dry run.
@@ -289,6 +303,7 @@ MAKERS: dict[str, tuple[Callable[..., Timing], Result]] = {
     "langevin_draw": (langevin_draw, {"case": Draw(hidden=(8, 8)).quick().warm()}),
     "conditional_density": (log_prob, {"rows": 2}),
     "probability_flow": (flow, {"rows": 2}),
+    "preconditioned": (preconditioned, {"rows": 2, "steps": 2}),
 }
 
 
@@ -297,8 +312,10 @@ def make(name: str) -> tuple[Timing, str]:
     case, _, detail = name.partition(", ")
     op, precision = case.split()
     set_precision(precision)
-    maker, dry = MAKERS["MADE" if detail == "MADE" else op]
+    maker, dry = MAKERS[detail if detail in MAKERS else op]
     options = dict(dry) if subjects.DRY else {}
+    if maker is preconditioned:
+        options["op"] = op
     if detail.endswith("frequencies"):
         options["frequencies"] = int(detail.split()[0])
     elif maker is layer:

@@ -46,6 +46,10 @@ TIMINGS = (
             for op in ("masked_linear", "masked_linear_backward")
         ),
         *("conditional_density bfloat16", "probability_flow bfloat16"),
+        *(
+            f"{op}, preconditioned"
+            for op in ("langevin tf32", "conditional_density float32", "probability_flow float32")
+        ),
     ),
 )
 SANITIZED = (

@@ -15,6 +15,8 @@ ONE_OF_EACH = [
     "langevin tf32",
     "conditional_density float32",
     "probability_flow float32",
+    "probability_flow float32, preconditioned",
+    "langevin tf32, preconditioned",
     "linear_csm_loss tf32",
     "masked_linear tf32, 64 rows",
     "masked_linear_backward tf32, 64 rows",
