@@ -148,6 +148,14 @@ def test_squash_is_exact_over_all_magnitudes(backend, dtype):
     assert run(case, backend, x=case.x * float("nan"), **ASINH).isnan().all()
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_squash_on_every_instruction_set():
+    for dtype in (torch.float32, torch.float64):
+        test_squash_is_exact_over_all_magnitudes("cpu", dtype)
+        check(Preconditioned(rows=29), "cpu", dtype, **PRECONDITIONED)
+
+
 @pytest.mark.parametrize("backend", LANDED)
 def test_preconditioned_rows_are_the_same_in_any_split(backend):
     case, samples = Preconditioned(rows=40), torch.arange(40)
