@@ -26,12 +26,14 @@ class Model(nn.Module):
         density_methods: words for ``method`` of :meth:`log_density`, the best first; empty without a density.
         sample_methods: words for ``method`` of :meth:`sample`, the best first.
         sigma_min: noise level of the rows whose density the model is, 0 for rows as they are.
+        data_range: the interval that holds the data's values.
         stage: which of the parameter sets that are trained one after the other is trained.
     """
 
     density_methods: tuple[str, ...] = ()
     sample_methods: tuple[str, ...] = ()
     sigma_min: float = 0.0
+    data_range: tuple[float, float] = (-1.0, 1.0)
     stage: int = 0
 
     def draw_noise(
