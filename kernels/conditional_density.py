@@ -16,6 +16,7 @@ from fastcsm.reference import quadrature as reference
 
 from .common.head import INTERPRETED, times
 from .common.points import add_feature, evaluate, share_of_row
+from .common.preconditioning import squashed
 from .common.quadrature import (
     BASIS,
     COEFFICIENTS,
@@ -39,6 +40,7 @@ from .common.quadrature import (
     range_of,
     refine,
     rule,
+    scores_of,
     sides,
 )
 from .launch import HeadLaunch, numbers
@@ -49,7 +51,9 @@ MOST_PROGRAMS = 1 << 16
 
 
 class Rule(NamedTuple):
-    """The tables of the quadrature, and a launch's settings: scale of the score, stage feature, range, ..."""
+    """The tables of the quadrature, and a launch's settings: scale of the score, stage feature, range, and so
+    on to u0 of a preconditioned head.
+    """
 
     tables: Any
     settings: Any
@@ -77,16 +81,23 @@ class Nodes(NamedTuple):
 
 @triton.jit
 def solve(context, row, point, head, rule, first, INVERSE: tl.constexpr, S: tl.constexpr):
-    """The panels of one row, of which it begins with ``first``, and what they are together."""
+    """The panels of one row, of which it begins with ``first``, what they are together, and the factor of
+    the head's output.
+    """
     Q: tl.constexpr = S.M // NODES
     STORE: tl.constexpr = head.weights[0].dtype.element_ty
     COMPUTE: tl.constexpr = tl.float64 if STORE == tl.float64 else tl.float32
     like = tl.zeros((S.M,), COMPUTE)
-    scale, low, high = tl.load(rule.settings), tl.load(rule.settings + 2), tl.load(rule.settings + 3)
+    scale, level = tl.load(rule.settings), tl.load(rule.settings + 1)
+    low, high = tl.load(rule.settings + 2), tl.load(rule.settings + 3)
     tolerance, unit = tl.load(rule.settings + 4), tl.load(rule.settings + 5)
-    share = share_of_row(context + row * S.GIVEN, like, head, S)
+    squash = tl.load(rule.settings + 6)
+    if S.PRECONDITIONED:
+        level += tl.load(context + row * S.ROW + S.GIVEN).to(tl.float64)
+        scale = tl.exp(-level)
+    share = share_of_row(context + row * S.ROW, like, head, S)
     if S.GIVEN < S.C:
-        share = add_feature(share, tl.load(rule.settings + 1).to(COMPUTE), head, like, S)
+        share = add_feature(share, level.to(COMPUTE), head, like, S)
     panels = first_panels(low, high, first, COMPUTE)
     zeros, both = tl.zeros((MAX_PANELS,), tl.float64), tl.zeros((2,), tl.float64)
     found = (zeros, zeros, zeros, low * 0.0, both, both, both, both)
@@ -96,14 +107,17 @@ def solve(context, row, point, head, rule, first, INVERSE: tl.constexpr, S: tl.c
     while waiting > 0:
         for b in range(0, waiting, Q):
             tl.debug_barrier()  # keeps loads of weights and tables in the loop: registers hold what changes
-            t = tl.reshape(nodes_of(panels, rank, b, rule.tables, Q).to(COMPUTE), (S.M,))
-            s, _ = evaluate(share, t, head, False, S)
-            panels = put_panels(panels, rank, b, tl.reshape(s, (Q, NODES)), scale, unit, rule.tables)
-        found = combine(panels, scale, low, rule.tables)
+            t = nodes_of(panels, rank, b, rule.tables, Q)
+            if S.PRECONDITIONED:
+                t, _ = squashed(t, squash)
+            s, _ = evaluate(share, tl.reshape(t.to(COMPUTE), (S.M,)), head, False, S)
+            raw = tl.reshape(s, (Q, NODES))
+            panels = put_panels(panels, rank, b, raw, scale, unit, rule.tables, S.PRECONDITIONED)
+        found = combine(panels, scale, low, rule.tables, S.PRECONDITIONED)
         panels, rank, waiting, moves = refine(
             panels, found, moves, valid, point, tolerance, (high - low) / 4, INVERSE
         )
-    return panels, found
+    return panels, found, scale
 
 
 @triton.jit
@@ -134,10 +148,9 @@ def exists(panels, row, point, INVERSE: tl.constexpr):
 def conditional_density_kernel(
     context, point, head, rule, out, rows: tl.int64, first: tl.int32, INVERSE: tl.constexpr, S: tl.constexpr
 ):
-    scale = tl.load(rule.settings)
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         u = tl.load(point + r).to(tl.float64)
-        panels, row = solve(context, r, u, head, rule, first, INVERSE, S)
+        panels, row, scale = solve(context, r, u, head, rule, first, INVERSE, S)
         a, h, s, integral, _, panel_error, rounding, mass_error = panels
         start, before, mass, log_z, tails, tail_errors, end_scores, end_heights = row
         panel_error *= tl.where(tl.sum((h > 0).to(tl.int32), 0) < MAX_PANELS, 1.0, UNRESOLVED)
@@ -149,7 +162,8 @@ def conditional_density_kernel(
         half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
         at = tl.sum(tl.where(own, start, 0.0), 0) - log_z
         below = tl.sum(tl.where(own, before, 0.0), 0)
-        scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
+        raw = tl.sum(tl.where(own[:, None], s, 0.0), 0)[None, :]
+        scores = scores_of(begin, half, raw, scale, rule.tables, S.PRECONDITIONED)
         density, most = fine_density(tl.zeros((1,), tl.float64) + half, scores, rule.tables)
         c = product(scores, rule.tables[COEFFICIENTS], NODES)
         d = product(density, rule.tables[FINE_COEFFICIENTS], FINE)
@@ -196,18 +210,18 @@ def conditional_density_nodes_kernel(
 ):
     Q: tl.constexpr = S.M // NODES
     tables = rule.tables
-    scale = tl.load(rule.settings)
     node = tl.arange(0, NODES)
     rule_weights = tl.load(tables[WEIGHTS] + node)[None, :]
     for r in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
         x = tl.load(point + r).to(tl.float64)
-        panels, row = solve(context, r, x, head, rule, first, False, S)
+        panels, row, scale = solve(context, r, x, head, rule, first, False, S)
         a, h, s = panels[0], panels[1], panels[2]
         own = holder(panels, row, x, False)
         half, begin = tl.sum(tl.where(own, h, 0.0), 0) / 2, tl.sum(tl.where(own, a, 0.0), 0)
         values, integrals = legendre((x - begin) / half - 1, NODES)
-        scores = scale * tl.sum(tl.where(own[:, None], s, 0.0), 0).to(tl.float64)[None, :]
-        c = product(scores, tables[COEFFICIENTS], NODES)
+        held = tl.sum(tl.where(own[:, None], s, 0.0), 0)[None, :]
+        own_scores = scores_of(begin, half, held, scale, tables, S.PRECONDITIONED)
+        c = product(own_scores, tables[COEFFICIENTS], NODES)
         basis = product(integrals, tables[BASIS], NODES)
         sound = exists(panels, row, x, False)
         answer = tl.where(sound, total(times(c, values)), float("nan"))
@@ -223,7 +237,8 @@ def conditional_density_nodes_kernel(
             left, halves, mass = picked(a, hit), picked(h, hit) / 2, picked(row[2], hit)
             after = 1 - picked(row[1], hit) - mass
             raw = tl.sum(tl.where(hit[:, :, None], s[:, None, :], 0.0), 0)
-            density = fine_density(halves, scale * raw.to(tl.float64), tables)[0]
+            scores = scores_of(left[:, None], halves[:, None], raw, scale, tables, S.PRECONDITIONED)
+            density = fine_density(halves, scores, tables)[0]
             density = times(density, tl.load(tables[FINE_WEIGHTS] + tl.arange(0, FINE))[None, :])
             mean = product(density, tables[FROM_FINE], NODES) / tl.sum(density, 1)[:, None]
             moved = -mass[:, None] * mean - after[:, None] * rule_weights
@@ -254,16 +269,18 @@ class _Quadrature:
         high: float,
         tolerance: float,
         panels: int,
+        squash: float,
     ):
         self.head = HeadLaunch(
             *("conditional_density", context, point, weights, biases, frequencies, activation),
             exact="tf32x3" if INTERPRETED else "bf16x6",  # the interpreter knows one of them
+            preconditioned=squash > 0,
         )
         # A unit of rounding of what enters a product.
         tf32 = self.head.precision == "tf32"
         unit = 2.0**-10 if tf32 else torch.finfo(point.dtype).eps
         feature = stage_features[0] if len(stage_features) > 0 else 0.0
-        settings = numbers(point.device, score_scale, feature, low, high, tolerance, unit)
+        settings = numbers(point.device, score_scale, feature, low, high, tolerance, unit, squash)
         self._before = *self.head.tensors, Rule(rule(point.device), settings)
         self._after = len(point), panels
 

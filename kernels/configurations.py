@@ -205,13 +205,16 @@ def head_spec(
     widths: tuple[int, ...],
     activation: str,
     precision: str,
+    preconditioned: bool = False,
 ) -> Spec:
     """The constants of a kernel that is compiled as ``tiles`` has it."""
     chunks = min(chunk(widths), tiles.chunk), min(chunk(widths), tiles.first)
     features = min(padded(given), CONTEXT_CHUNK), padded(frequencies)
     depth, stride = len(widths), context + 1 + 2 * frequencies
     sizes = tiles.rows, *chunks, *features, depth, stride
-    return Spec(context, given, frequencies, widths, activation, precision, *sizes, tiles.held)
+    row = given + preconditioned
+    head = context, given, row, frequencies, widths, activation, precision
+    return Spec(*head, *sizes, tiles.held, preconditioned)
 
 
 def reads_along_the_sum() -> bool:

@@ -5,6 +5,7 @@ M samples and goes through the variables in order (``incremental.py``): it finis
 network that have come due, forms the contexts of the next variable, and runs the dynamics.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .common.head import Head, read_context
 from .common.incremental import Made, Network, contexts, finish_units, network_of, of_model
 from .common.philox import normal
 from .common.points import add_feature, evaluate, shares_of_rows
+from .common.preconditioning import kappa_and_rho, squashed
 from .launch import HeadLaunch, aligned, constant
 
 
@@ -39,11 +41,17 @@ class Drawn(NamedTuple):
 
 
 @triton.jit
-def at_stage(base, line, like, head, S: tl.constexpr):
-    """``base`` with the stage's own context feature, if there is one: the third number of its line."""
+def at_stage(base, line, offset, like, head, S: tl.constexpr):
+    """``base`` with the stage's own context feature, if there is one: the third number of its line.
+
+    Of preconditioned rows ``offset`` (M,), -ln(tau), is added to it.
+    """
     stage = base
     if S.GIVEN < S.C:
-        stage = add_feature(base, tl.load(line + 2), head, like, S)
+        feature = tl.load(line + 2)
+        if S.PRECONDITIONED:
+            feature = (feature + offset)[:, None]
+        stage = add_feature(base, feature, head, like, S)
     return stage
 
 
@@ -56,17 +64,29 @@ def score(stage, state, head, S: tl.constexpr):
 
 
 @triton.jit
-def dynamics(state, base, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
+def dynamics(state, base, offset, schedule, model, seed, sample, dimension, step, head, S: tl.constexpr):
     """The state (M,) after all steps at each of a model's stages; noise is drawn from number ``step`` on."""
     stages, steps = stages_and_steps(schedule)
+    squash = tl.load(schedule + 2)
+    if S.PRECONDITIONED:
+        per_tau = tl.exp(offset.to(tl.float64)).to(state.dtype)
     for i in range(model * stages + 1, (model + 1) * stages + 1):
         line = schedule + 3 * i
         drift, scale = tl.load(line), tl.load(line + 1)
-        stage = at_stage(base, line, state, head, S)
+        stage = at_stage(base, line, offset, state, head, S)
+        if S.PRECONDITIONED:
+            kappa, rho = kappa_and_rho(drift * per_tau)
+            scale = scale * per_tau
+            drift = 0.5 * kappa * scale * scale
         for _ in range(steps):
             if not S.HELD:
                 tl.debug_barrier()  # keeps loads of weights in the loop
-            s = score(stage, state, head, S)
+            if S.PRECONDITIONED:
+                v = kappa * state
+                u, _ = squashed(v, squash)
+                s = rho * score(stage, u, head, S) - v  # kappa is in the drift
+            else:
+                s = score(stage, state, head, S)
             state += drift * s + scale * normal(seed, sample, dimension, step, state.dtype)
             step += 1
     return state
@@ -86,10 +106,14 @@ def langevin_kernel(
     inside = r < rows
     sample = tl.load(data.samples + r, mask=inside, other=0)
     dimension = tl.load(data.dimensions + r, mask=inside, other=0)
-    state = tl.load(data.x + r, mask=inside, other=0.0).to(schedule.dtype.element_ty)
-    base = shares_of_rows(read_context(data.context + r * S.GIVEN, inside, S), state, head, S)
+    COMPUTE: tl.constexpr = schedule.dtype.element_ty
+    state = tl.load(data.x + r, mask=inside, other=0.0).to(COMPUTE)
+    base = shares_of_rows(read_context(data.context + r * S.ROW, inside, S), state, head, S)
+    offset = state
+    if S.PRECONDITIONED:
+        offset = tl.load(data.context + r * S.ROW + S.GIVEN, mask=inside, other=0.0).to(COMPUTE)
     seed, step = seed.to(tl.int64), first_step.to(tl.int64)
-    state = dynamics(state, base, schedule, 0, seed, sample, dimension, step, head, S)
+    state = dynamics(state, base, offset, schedule, 0, seed, sample, dimension, step, head, S)
     tl.store(data.states + r, state.to(data.states.dtype.element_ty), mask=inside)
 
 
@@ -129,10 +153,10 @@ def langevin_draw_kernel(
                 # A chain is rounded to the samples' dtype where one model hands it to the next.
                 state = state.to(STORE).to(COMPUTE)
                 step = 1 + m * stages * steps
-                state = dynamics(state, base, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
+                state = dynamics(state, base, zero, schedule, m, seed.to(tl.int64), sample, d, step, own, S)
                 if N.DENOISE and m == N.MODELS - 1:
                     line = schedule + 3 * (N.MODELS * stages + 1)
-                    s = score(at_stage(base, line, zero, own, S), state, own, S)
+                    s = score(at_stage(base, line, zero, zero, own, S), state, own, S)
                     value = state.to(STORE).to(COMPUTE) + tl.load(line) * s
                     tl.store(drawn.clean + place, value.to(STORE), mask=inside)
             tl.store(drawn.x + place, state.to(STORE), mask=inside)
@@ -146,17 +170,20 @@ def _schedule(
     scales: Sequence[float],
     features: Sequence[float],
     denoise: float,
+    squash: float,
     like: Tensor,
 ) -> Tensor:
-    """(L + 2, 3): the stages of a model and the steps of each; of every stage the factor of the score, the
-    standard deviation of the noise, and its feature; the step to the denoised value.
+    """(L + 2, 3): the stages of a model, the steps of each, and u0 of a preconditioned head; of every stage
+    the factor of the score, or the noise level of such a head, the standard deviation of the step's noise,
+    and its feature; the step to the denoised value.
     """
     features = features or (0.0,) * len(sizes)
     lines = [
-        (0.5 * size * scale, size**0.5, f) for size, scale, f in zip(sizes, scales, features, strict=True)
+        (math.exp(f) if squash else 0.5 * size * scale, size**0.5, f)
+        for size, scale, f in zip(sizes, scales, features, strict=True)
     ]
     last = (denoise * scales[-1], 0.0, features[-1]) if scales else (0.0, 0.0, 0.0)
-    counts = float(len(sizes) // models), float(steps), 0.0
+    counts = float(len(sizes) // models), float(steps), squash
     dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
     return constant((counts, *lines, last), dtype, like.device)
 
@@ -179,12 +206,13 @@ def langevin(
     squash: float,
 ) -> Tensor:
     """Arguments and results of :func:`fastcsm.reference.langevin.langevin`."""
-    head = HeadLaunch("langevin", context, x, weights, biases, frequencies, activation)
+    parameters = weights, biases, frequencies, activation
+    head = HeadLaunch("langevin", context, x, *parameters, preconditioned=squash > 0)
     states = torch.empty_like(x)
-    schedule = _schedule(1, steps, step_sizes, score_scales, stage_features, 0.0, x)
-    context, x, parameters = head.tensors
+    schedule = _schedule(1, steps, step_sizes, score_scales, stage_features, 0.0, squash, x)
+    context, x, tensors = head.tensors
     data = Rows(context, x, states, samples, dimensions)
-    head.run(langevin_kernel, (data, parameters, schedule, len(x), seed, first_step), head.chains)
+    head.run(langevin_kernel, (data, tensors, schedule, len(x), seed, first_step), head.chains)
     return states
 
 
@@ -222,7 +250,7 @@ def langevin_draw(
     one = weights[: len(parts[0])], biases[: len(parts[1])]
     head = HeadLaunch("langevin_draw", x, x, *one, frequencies, activation, given=given)
     layers = (variables, *(len(layer) for layer in degrees))
-    schedule = _schedule(models, steps, step_sizes, score_scales, stage_features, denoise, x)
+    schedule = _schedule(models, steps, step_sizes, score_scales, stage_features, denoise, 0.0, x)
     network = Network(
         *(layers, sum(layers[1:]), made_activation, residual, 256 // x.dtype.itemsize, models),
         tuple(tuple(tensor.numel() // models for tensor in part) for part in parts),

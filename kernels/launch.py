@@ -209,6 +209,7 @@ class HeadLaunch:
         given: context features in memory, if ``context`` is something else.
         exact: products as accurate as float32, whose own would not fit in registers: three of tf32, or six of
             bfloat16, which are slower and lose less where tensor cores truncate sums.
+        preconditioned: the head is, and the last context feature is -ln(tau).
     """
 
     def __init__(
@@ -223,6 +224,7 @@ class HeadLaunch:
         full: bool = False,
         given: int | None = None,
         exact: str = "tf32x3",
+        preconditioned: bool = False,
     ):
         parameters = Head(tuple(map(aligned, weights)), tuple(map(aligned, biases)), aligned(frequencies))
         self.tensors = aligned(context), aligned(x), parameters
@@ -231,9 +233,10 @@ class HeadLaunch:
         self.precision = precision_of(x.dtype, exact, full)
         widths = tuple(weight.shape[0] for weight in weights[:-1])
         features = weights[0].shape[1] - 1 - 2 * len(frequencies)
-        sizes = features, context.shape[1] if given is None else given, len(frequencies), widths
-        self._key = op, x.dtype, self.precision, *sizes
-        self._spec = sizes, activation, self.precision
+        read = context.shape[1] - preconditioned if given is None else given
+        sizes = features, read, len(frequencies), widths
+        self._key = op, x.dtype, self.precision, preconditioned, *sizes
+        self._spec = sizes, activation, self.precision, preconditioned
         self.rows, self.at_once = 0, 1
         told = op in GREEDY and not INTERPRETED and not reads_along_the_sum()
         self._registers = {"maxnreg": 255} if told else {}

@@ -2,7 +2,7 @@
 
 A program owns M rows. Their states and the slopes of all stages stay in registers until the last row has
 arrived, those that have are masked; the context's share of the first layer is computed once. Formulas and
-constants are those of ``fastcsm.reference.probability_flow``; all but the head is float64.
+constants are those of ``fastcsm.reference.probability_flow``; all but what the head reads is float64.
 """
 
 from functools import cache
@@ -17,6 +17,7 @@ from fastcsm.reference import probability_flow as reference
 
 from .common.head import read_context
 from .common.points import add_feature, evaluate, shares_of_rows
+from .common.preconditioning import squashed
 from .launch import HeadLaunch, numbers
 
 #: Evaluations of a step, and the power of two that holds them.
@@ -55,6 +56,18 @@ def restarted(slopes, taken):
     return tl.where((column == 0) & taken[:, None], last[:, None], slopes)
 
 
+@triton.jit
+def time_of(own):
+    """The time of preconditioned rows at levels of their own."""
+    return tl.sqrt(own / (1.0 + own))
+
+
+@triton.jit
+def weight(a):
+    """d theta / da."""
+    return 1.0 / ((1.0 - a) * (1.0 - a) + a * a)
+
+
 class Carried(NamedTuple):
     """Where rows arrive, the change of their log-density, and its error, (N,) each."""
 
@@ -71,8 +84,12 @@ def probability_flow_kernel(
     r = tl.program_id(0).to(tl.int64) * S.M + tl.arange(0, S.M)
     inside = r < rows
     like = tl.zeros((S.M,), STORE)
-    share = shares_of_rows(read_context(context + r * S.GIVEN, inside, S), like, head, S)
+    share = shares_of_rows(read_context(context + r * S.ROW, inside, S), like, head, S)
     begin, end, tolerance = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
+    squash = tl.load(settings + 3)
+    if S.PRECONDITIONED:
+        offset = tl.load(context + r * S.ROW + S.GIVEN, mask=inside, other=0.0).to(tl.float64)
+        begin, end = time_of(begin * tl.exp(offset)), time_of(end * tl.exp(offset))
     zero = tl.zeros((S.M,), tl.float64)
     state = tl.load(x + r, mask=inside, other=0.0).to(tl.float64)
     v, h = zero + begin, zero + (end - begin) * FIRST_STEP
@@ -89,17 +106,29 @@ def probability_flow_kernel(
         for i in range(first, STAGES):
             tl.debug_barrier()  # keeps loads of weights in the loop: registers hold what changes
             time = v + step * tl.load(tables + i * (COLUMNS + 1) + COLUMNS)
-            feature = (2 * tl.log(time)).to(STORE)[:, None]
-            at = (state + step * combined(dx, tables, i, i)).to(STORE)
-            stage = add_feature(share, feature, head, like, S)
-            s, ds = evaluate(stage, at, head, CHANGE, S)
-            dx = tl.where(column == i, (-2 * time * s.to(tl.float64))[:, None], dx)
+            at = state + step * combined(dx, tables, i, i)
+            speed = 2 * time
+            speed_log = speed
+            if S.PRECONDITIONED:
+                a = time * time
+                level = tl.log((a / (1 - a)).to(STORE))
+                at, slope = squashed(at.to(STORE), squash.to(STORE))
+                speed *= weight(a)
+                speed_log = speed * slope
+            else:
+                level = 2 * tl.log(time)
+            stage = add_feature(share, level.to(STORE)[:, None], head, like, S)
+            s, ds = evaluate(stage, at.to(STORE), head, CHANGE, S)
+            dx = tl.where(column == i, (-speed * s.to(tl.float64))[:, None], dx)
             if CHANGE:
-                dlog = tl.where(column == i, (2 * time * ds.to(tl.float64))[:, None], dlog)
+                dlog = tl.where(column == i, (speed_log * ds.to(tl.float64))[:, None], dlog)
         # The last stage is the first of the next step.
         first = 1
         low = tl.minimum(v, v + step)
-        off_x = tl.abs(step * combined(dx, tables, STAGES, STAGES)) / (low * low)
+        unit = low * low
+        if S.PRECONDITIONED:
+            unit *= tl.sqrt(weight(unit))
+        off_x = tl.abs(step * combined(dx, tables, STAGES, STAGES)) / unit
         off_log = tl.abs(step * combined(dlog, tables, STAGES, STAGES))
         off = tl.where((off_x > off_log) | (off_x != off_x), off_x, off_log)
         taken = running & (off <= tolerance)
@@ -134,9 +163,12 @@ def probability_flow(
     squash: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`fastcsm.reference.probability_flow.probability_flow`."""
-    head = HeadLaunch("probability_flow", context, x, weights, biases, frequencies, activation, full=True)
+    parameters = weights, biases, frequencies, activation
+    preconditioned = squash > 0
+    head = HeadLaunch("probability_flow", context, x, *parameters, full=True, preconditioned=preconditioned)
     point, log_change, error = (torch.empty_like(x, dtype=head.dtype) for _ in range(3))
-    settings = numbers(x.device, sigma_from**0.5, sigma_to**0.5, tolerance)
+    levels = (sigma_from, sigma_to) if preconditioned else (sigma_from**0.5, sigma_to**0.5)
+    settings = numbers(x.device, *levels, tolerance, squash)
     args = *head.tensors, tableau(x.device), settings, Carried(point, log_change, error), len(x)
     head.run(probability_flow_kernel, args, head.chains, CHANGE=change)
     return point, log_change, error

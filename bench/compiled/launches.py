@@ -91,6 +91,22 @@ def of_heads(
     return launches
 
 
+def of_preconditioned(
+    dtype: torch.dtype, head: Head, rows: int = 1 << 20, judge: launch.Judge = lambda _: launch.Fit()
+) -> list[launch.Launch]:
+    """The launches of the ops that know a preconditioned head, by contexts that end with -ln(tau)."""
+    context, frequencies, widths = head
+    x, number = empty(rows, dtype=dtype), empty(rows, dtype=torch.int64)
+    parameters = layers([context + 1 + 2 * frequencies, *widths, 1], dtype)
+    last = empty(frequencies, dtype=dtype), head.activation()
+    given = empty(rows, context, dtype=dtype), x, *parameters, *last
+    with launch.recorded(judge) as launches:
+        langevin.langevin(*given, [0.1], [1.0], [-1.0], 20, 0, number, number, 1, 3.0)
+        conditional_density.conditional_density(*given, 1.0, [-1.0], -6.0, 6.0, 1e-4, 4, 3.0, False)
+        probability_flow.probability_flow(*given, 0.04, 20.0, 1e-4, True, 3.0)
+    return launches
+
+
 def of_draw(
     dtype: torch.dtype,
     head: Head,

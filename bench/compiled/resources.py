@@ -52,20 +52,23 @@ def named(
     def name(entry: launch.Launch, head: str = "") -> str:
         return f"{entry.kernel.__name__}{head} {rest}"
 
+    def judge_named(head: str) -> launch.Judge:
+        return lambda entry: fits(entry) if only in name(entry, head) else launch.Fit()
+
     for entry in launches.of_layers(dtype):
         yield name(entry), entry
     for label, head in ((" E=0", Head(32, 0)), (" E=16", Head(32, 16)), (" C=33 E=16", Head(33, 16))):
-
-        def judge(entry: launch.Launch, label: str = label) -> launch.Fit:
-            return fits(entry) if only in name(entry, label) else launch.Fit()
-
-        default = head.context == 32
+        default, judge = head.context == 32, judge_named(label)
         found = launches.of_heads(dtype, head, backward=not default, judge=judge)
         if default:
             found += launches.of_draw(dtype, head, judge=judge)
         for entry in found:
             if default or entry.kernel.__name__.startswith(("score", "csm")):
                 yield name(entry, label), entry
+    if dtype is torch.bfloat16:
+        label = " preconditioned E=16"
+        for entry in launches.of_preconditioned(dtype, Head(32, 16), judge=judge_named(label)):
+            yield name(entry, label), entry
 
 
 def cases(only: str) -> Iterator[tuple[str, launch.Launch, int]]:

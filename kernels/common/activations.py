@@ -21,15 +21,20 @@ def _expm1(x):
 
 
 @triton.jit
+def twice_atanh(y):
+    """2 atanh(y) for |y| <= 1/3, in float64."""
+    yy = y * y
+    series = tl.full(y.shape, 2.0 / 35, y.dtype)
+    for n in tl.static_range(16, -1, -1):
+        series = series * yy + 2.0 / (2 * n + 1)
+    return y * series
+
+
+@triton.jit
 def _log1p(q):
     """log(1 + q) for 0 <= q <= 1: q times a polynomial in float32, 2 atanh(q / (q + 2)) in float64."""
     if q.dtype == tl.float64:
-        y = q / (q + 2.0)
-        yy = y * y
-        series = tl.full(q.shape, 2.0 / 35, q.dtype)
-        for n in tl.static_range(16, -1, -1):
-            series = series * yy + 2.0 / (2 * n + 1)
-        result = y * series
+        result = twice_atanh(q / (q + 2.0))
     else:
         series = 0.0199071609 - 0.00325637847 * q
         series = series * q - 0.0570642008

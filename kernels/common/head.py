@@ -50,6 +50,7 @@ class Constants:
 class _Spec(NamedTuple):
     C: int
     GIVEN: int
+    ROW: int
     E: int
     WIDTHS: tuple[int, ...]
     ACTIVATION: str
@@ -62,15 +63,17 @@ class _Spec(NamedTuple):
     K: int
     STRIDE: int
     HELD: bool
+    PRECONDITIONED: bool
 
 
 class Spec(Constants, _Spec):
     """What is known of a head when its kernel is compiled.
 
-    C and E are its context features, of which the first GIVEN are in memory, and its frequencies; WIDTHS its
-    K hidden layers, STRIDE the columns of its first weight; P is the precision of products. A tile has M
-    rows, chunks of B hidden units, of BI first units where they are not kept, and of BC context features; BE
-    are the frequencies padded. HELD: weights stay in shared memory for all steps of a chain.
+    C and E are its context features, of which products read the first GIVEN from rows of ROW in memory, and
+    its frequencies; WIDTHS its K hidden layers, STRIDE the columns of its first weight; P is the precision of
+    products. A tile has M rows, chunks of B hidden units, of BI first units where they are not kept, and of
+    BC context features; BE are the frequencies padded. HELD: weights stay in shared memory for all steps of a
+    chain. Of a head that is PRECONDITIONED, a row ends with -ln(tau).
     """
 
     __slots__ = ()

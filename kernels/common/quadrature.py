@@ -137,12 +137,30 @@ def put(values, new, hit, fresh):
 
 
 @triton.jit
-def put_panels(panels, rank, first, raw, scale, unit, rule):
+def nodes_at(a, half, rule):
+    """The nodes of panels (Q, 1), or of one, by left end and half-width; (Q, 16)."""
+    at = tl.load(rule[AT] + tl.arange(0, NODES))
+    return a + half * (at[None, :] + 1)
+
+
+@triton.jit
+def scores_of(a, half, raw, scale, rule, PRECONDITIONED: tl.constexpr):
+    """Scores at the nodes of panels as of :func:`nodes_at`, from the head's outputs there, raw (Q, 16)."""
+    scores = scale * raw.to(tl.float64)
+    if PRECONDITIONED:
+        scores -= nodes_at(a, half, rule)
+    return scores
+
+
+@triton.jit
+def put_panels(panels, rank, first, raw, scale, unit, rule, PRECONDITIONED: tl.constexpr):
     """Panels with ranks first, first + 1, ... completed by the head's outputs at their nodes, raw (Q, 16)."""
     a, h, s, integral, log_mass, error, rounding, mass_error = panels
     hit = rank[:, None] == first + tl.arange(0, raw.shape[0])[None, :]
     fresh = tl.sum(hit.to(tl.int32), 1) > 0
-    new = summary(picked(a, hit), picked(h, hit), scale * raw.to(tl.float64), unit, rule)
+    left, width = picked(a, hit), picked(h, hit)
+    scores = scores_of(left[:, None], width[:, None] / 2, raw, scale, rule, PRECONDITIONED)
+    new = summary(left, width, scores, unit, rule)
     return (
         a,
         h,
@@ -160,8 +178,7 @@ def nodes_of(panels, rank, first, rule, Q: tl.constexpr):
     """The nodes (Q, 16) of the panels with ranks first, first + 1, ..., 0 for ranks that no panel has."""
     hit = rank[:, None] == first + tl.arange(0, Q)[None, :]
     a, h = picked(panels[0], hit), picked(panels[1], hit)
-    at = tl.load(rule[AT] + tl.arange(0, NODES))
-    return a[:, None] + h[:, None] / 2 * (at[None, :] + 1)
+    return nodes_at(a[:, None], h[:, None] / 2, rule)
 
 
 @triton.jit
@@ -203,7 +220,7 @@ def log_tail(inward, slope):
 
 
 @triton.jit
-def combine(panels, scale, low, rule):
+def combine(panels, scale, low, rule, PRECONDITIONED: tl.constexpr):
     """A row's panels put together.
 
     Returns L at the left ends, the probabilities left of each panel and of it, (P,); log Z; and of both ends
@@ -219,7 +236,8 @@ def combine(panels, scale, low, rule):
     start = tl.sum(tl.where(a[None, :] < a[:, None], above[None, :], -below[None, :]), 1)
     heights = tl.where(left_end, -tl.sum(below, 0), tl.sum(above, 0))
     half = picked(h, outer) / 2
-    scores = scale * tl.sum(tl.where(outer[:, :, None], s[:, None, :], 0.0), 0).to(tl.float64)
+    raw = tl.sum(tl.where(outer[:, :, None], s[:, None, :], 0.0), 0)
+    scores = scores_of(picked(a, outer)[:, None], half[:, None], raw, scale, rule, PRECONDITIONED)
     left, left_slope = weighted(scores, rule[LEFT]), weighted(scores, rule[LEFT_SLOPE]) / half
     right, right_slope = weighted(scores, rule[RIGHT]), weighted(scores, rule[RIGHT_SLOPE]) / half
     outward, inward = tl.where(left_end, left, -right), tl.where(left_end, right, -left)

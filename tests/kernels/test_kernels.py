@@ -15,6 +15,7 @@ from fastcsm.backends import Triton
 from fastcsm.kernels import configurations, csm_loss, launch, masked_linear, score_head, tuning
 from fastcsm.kernels.common import philox
 from fastcsm.kernels.common.activations import activate
+from fastcsm.kernels.common.preconditioning import squashed
 
 pytestmark = pytest.mark.skipif(not Triton().interpreted(), reason="needs TRITON_INTERPRET=1")
 
@@ -51,6 +52,31 @@ def test_activations(name, dtype):
         assert (error <= 4 * torch.finfo(dtype).eps * exact.abs().clamp(min=1)).all()
         tail = (x < -8) & (exact.abs() > 1e-30)
         assert (error[tail] <= 100 * torch.finfo(dtype).eps * exact[tail].abs()).all()
+
+
+@triton.jit
+def _squashed(v, u, slope, N: tl.constexpr):
+    i = tl.arange(0, N)
+    values = squashed(tl.load(v + i), 3.0)
+    tl.store(u + i, values[0])
+    tl.store(slope + i, values[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squash_over_all_magnitudes(dtype):
+    """u0 asinh(v / u0) and its derivative, to a few units of rounding of their own."""
+    last = 38 if dtype is torch.float32 else 307
+    far = torch.logspace(-30, last, 1024, dtype=torch.float64)
+    near = torch.linspace(0, 20, 1024, dtype=torch.float64)
+    v = torch.cat([far, near, -far, -near]).to(dtype)
+    u, slope = torch.empty_like(v), torch.empty_like(v)
+    _squashed[(1,)](v, u, slope, len(v))
+    t = v.double() / 3
+    expected = 3 * torch.asinh(t), torch.hypot(torch.ones_like(t), t).reciprocal()
+    for got, exact in zip((u, slope), expected):
+        torch.testing.assert_close(got.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    _squashed[(1,)](v * float("nan"), u, slope, len(v))
+    assert u.isnan().all()
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

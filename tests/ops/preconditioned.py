@@ -2,26 +2,12 @@
 
 import math
 
-import pytest
 import torch
 from support import Case
 
 SQUASH = 3.0
 #: Rows at the data, and far from all of them.
 DISTANCES = 1.0, 1e3, 1e6
-#: Backends whose kernels do not take ``squash``.
-PENDING = ("triton",)
-
-
-def landed(params):
-    """Of backends' parameters those whose kernels take ``squash``; the others skip."""
-    skip = pytest.mark.skip(reason="its kernels do not take squash")
-    return [
-        param
-        if isinstance(param, str) or param.values[0] not in PENDING
-        else pytest.param(*param.values, marks=[*param.marks, skip])
-        for param in params
-    ]
 
 
 class Preconditioned(Case):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from preconditioned import ASINH, DISTANCES, SQUASH, Preconditioned, asinh_rows, landed
+from preconditioned import ASINH, DISTANCES, SQUASH, Preconditioned, asinh_rows
 from support import DTYPES, ISAS, NAMES, SEEDS, Case, assert_as_accurate, backend_params, triton_cases
 
 import fastcsm
@@ -15,7 +15,6 @@ BACKENDS = backend_params("langevin")
 COMPILED = BACKENDS[1:]
 WITH_TRITON = backend_params("langevin", "cpu", "triton")
 TRITON = WITH_TRITON[2:]
-LANDED = landed(WITH_TRITON)
 SETTINGS = {"step_sizes": [0.3, 0.02], "score_scales": [1.0, 1.7], "steps": 5, "seed": 7}
 PRECONDITIONED = {"stage_features": [0.4, -1.6], "squash": SQUASH}
 
@@ -109,7 +108,7 @@ def test_medium_precision_is_as_accurate_as_bfloat16(precision):
         assert_as_accurate(*cases)
 
 
-@pytest.mark.parametrize("backend", LANDED)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_preconditioned_is_the_formula(backend):
     """In x - m = tau y: s = a F(c, ln(sigma / tau), u) - kappa^2 (x - m), kappa^-2 = sigma^2 + tau^2."""
     case, k = Preconditioned(rows=9), 1
@@ -130,7 +129,7 @@ def test_preconditioned_is_the_formula(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("backend", LANDED[1:])
+@pytest.mark.parametrize("backend", COMPILED)
 def test_preconditioned_is_accurate(backend, distance, dtype):
     for context, rows, frequencies in ((1, 37, 0), (6, 70, 3)):
         case = Preconditioned(distance, context=context, rows=rows, frequencies=frequencies)
@@ -138,7 +137,16 @@ def test_preconditioned_is_accurate(backend, distance, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("backend", LANDED)
+@pytest.mark.parametrize("backend", TRITON)
+def test_preconditioned_is_accurate_in_triton(backend, dtype):
+    """As the other backends, with fewer rows; one context is the level alone."""
+    for context, hidden, distance in ((1, (17, 9), 1.0), (18, (5,), 1e6)):
+        case = Preconditioned(distance, rows=17, context=context, hidden=hidden)
+        check(case, backend, dtype, **PRECONDITIONED, steps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_squash_is_exact_over_all_magnitudes(backend, dtype):
     case = asinh_rows(dtype)
     exact = case.x.double() + SQUASH * torch.asinh(case.x.double() / SQUASH)
@@ -156,7 +164,7 @@ def test_squash_on_every_instruction_set():
         check(Preconditioned(rows=29), "cpu", dtype, **PRECONDITIONED)
 
 
-@pytest.mark.parametrize("backend", LANDED)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_preconditioned_rows_are_the_same_in_any_split(backend):
     case, samples = Preconditioned(rows=40), torch.arange(40)
     whole, parts = run(case, backend, samples=samples, **PRECONDITIONED), []

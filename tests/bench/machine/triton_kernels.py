@@ -18,6 +18,7 @@ import torch
 import triton
 from comparisons import DTYPES, chain, density, log_density_gradients, truncate_tf32
 from densities import Restoring
+from preconditioned import SQUASH
 from support import SEEDS, assert_as_accurate, triton_cases
 from test_langevin_draw import FORMS, Draw
 from test_linear_csm_loss import LinearCase
@@ -152,6 +153,12 @@ def test_langevin(precision, value):
     check(chain, comparisons.plain_chain, precision, **sizes(value))
 
 
+@chosen({80: [("bfloat16", CHAINS[0])], 90: [("tf32", CHAINS[1])]}, CHAINS)
+def test_langevin_of_a_preconditioned_head(precision, value):
+    run, plain = (partial(f, squash=SQUASH) for f in (chain, comparisons.plain_chain))
+    check(run, plain, precision, **sizes(value))
+
+
 @chosen({80: [("float32", "conditional")], 90: [("bfloat16", "staged")]}, list(FORMS))
 def test_langevin_draw(precision, value):
     draw, dtype = Draw(**({"features": 3} if value != "order" else {}) | FORMS[value]), DTYPES[precision]
@@ -192,9 +199,12 @@ def test_conditional_density(precision, value):
     assert_as_accurate(*(in_precision(precision, case, run) for case in cases))
 
 
-@chosen({80: [("bfloat16", None)], 90: [("tf32", None)]}, [None, 0.4])
+@chosen(
+    {80: [("bfloat16", (None, None))], 90: [("tf32", (0.4, SQUASH))]},
+    [(None, None), (0.4, None), (0.4, SQUASH)],
+)
 def test_gradients_of_a_density(precision, value):
-    run = partial(log_density_gradients, feature=value)
+    run = partial(log_density_gradients, feature=value[0], squash=value[1])
     seeds = 0, 1, 3  # whose rows all have a density
     cases = [Restoring(rows=5, steepness=2.0, seed=seed, hidden=(9, 5)) for seed in seeds]
     assert_as_accurate(*(in_precision(precision, case, run) for case in cases))
@@ -212,6 +222,13 @@ def test_probability_flow(precision, value):
         precision,
         LEVELS if value["rows"] % 2 else back(),
     )
+
+
+@chosen({80: [("float32", FLOWS[3])], 90: [("bfloat16", FLOWS[2])]}, FLOWS)
+def test_probability_flow_of_a_preconditioned_head(precision, value):
+    run, plain = (partial(flow, backend=name) for name in (BACKEND, "reference"))
+    levels = LEVELS if value["rows"] % 2 else back()
+    comparisons.check_flow(run, plain, comparisons.Case(**value), precision, levels | {"squash": SQUASH})
 
 
 def test_rescale_of_gradients():
