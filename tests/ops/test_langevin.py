@@ -326,7 +326,11 @@ def test_opcheck(backend):
         ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"first_step": -1}, ValueError, "first_step must be in"),
-        ({"squash": 0.0}, ValueError, "squash must be a positive number, got 0.0"),
+        (
+            {"squash": 0.0, "stage_features": [1.0] * 2},
+            ValueError,
+            "squash must be a positive number, got 0.0",
+        ),
         ({"squash": 3.0}, ValueError, "stage_features must be given with squash"),
         ({"samples": torch.arange(3)}, ValueError, r"samples must have shape \(37,\), got \(3,\)"),
         (
