@@ -100,7 +100,7 @@ class Preconditioned(AnyHead):
         return self._head.langevin(with_feature(context, 0.0), x, stages, squash=self._squash, **numbers)
 
     def output(self, context: Any, v: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """r and dr / dv, each (...), of the flow dv / d theta = -r, theta = atan(sigma), at v = kappa y (...)."""
+        """r and dr / dv, (...), of the flow dv / d theta = -r, theta = atan(sigma), at v = kappa y (...)."""
         u, slope = squashed(v, self._squash)
         r, dr = self._head.score_and_derivative(with_level(context, sigma), u)
         return r, dr * slope

@@ -20,8 +20,8 @@ _HEAD_WIDTHS = ("1 to 4 positive whole numbers", lambda v: 1 <= len(v) <= 4 and 
 _ACTIVATIONS = tuple(ACTIVATIONS)
 _AT_LEAST_1 = ("at least 1", lambda v: v >= 1)
 _model, _noise, _sampling = options_of("model"), options_of("objective and noise"), options_of("sampling")
-#: What preconditioned presets share: the likelihood's weight wants the denoising objective, whose variance does
-#: not grow with the level as that of composite score matching does.
+#: What preconditioned presets share: the likelihood's weight wants the denoising objective, whose variance
+#: does not grow with the level as that of composite score matching does.
 _PRECONDITIONED: dict[str, Any] = {
     "precondition": "standard",
     "objective": "denoising",
