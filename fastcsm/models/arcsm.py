@@ -169,6 +169,11 @@ class ARCSM(Autoregressive, Constants):
         return self.noise.sigma_min if self.noise else 0.0
 
     @property
+    def row_noise(self) -> float:
+        """The smallest level; 0 of a preconditioned model, whose flow is a density of rows as they are."""
+        return 0.0 if self.precondition else self.sigma_min
+
+    @property
     def stage(self) -> int:  # type: ignore[override]
         """Index of the current noise level, staged form; 0 otherwise."""
         return len(self.stages)
