@@ -32,9 +32,9 @@ def add(commands: Any) -> None:
         "sigma^2 (they then differ by 1/2 in expectation), and negative log-likelihoods, as mean, standard "
         "error, trimmed mean, median and worst row, of rows in model space (columns over their deviations) "
         "and as given. "
-        "The model is the density of rows with noise of the smallest level, a preconditioned one that of rows "
-        "as they are; grey values are evaluated without noise too, in bits per dimension. For two-dimensional data the density, the data and "
-        "samples are drawn into RUN/density.png.",
+        "The model is the density of rows with noise of the smallest level, a preconditioned one that of "
+        "rows as they are; grey values are evaluated without noise too, in bits per dimension. For "
+        "two-dimensional data the density, the data and samples are drawn into RUN/density.png.",
     )
     option = command.add_argument
     option("run", metavar="RUN", help="run folder")
