@@ -35,7 +35,7 @@ SHARED: dict[str, Any] = {
     "checkpoint_seconds": 600.0,
 }
 #: Of the AR-CSM, over those.
-ARCSM = PRESETS["toy"] | {"hidden": (256, 256), "frequencies": 16, "frequency_scale": 3.0}
+ARCSM = PRESETS["table"]
 #: Width of all masked networks on data of more columns: with fewer units than columns these would not read
 #: all columns before theirs, neither the package's nor zuko's.
 _MANY, _WIDE = 256, 1024

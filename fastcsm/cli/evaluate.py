@@ -32,9 +32,9 @@ def add(commands: Any) -> None:
         "sigma^2 (they then differ by 1/2 in expectation), and negative log-likelihoods, as mean, standard "
         "error, trimmed mean, median and worst row, of rows in model space (columns over their deviations) "
         "and as given. "
-        "The model is the density of rows with noise of the smallest level; grey values are evaluated "
-        "without noise too, in bits per dimension. For two-dimensional data the density, the data and "
-        "samples are drawn into RUN/density.png.",
+        "The model is the density of rows with noise of the smallest level, a preconditioned one that of "
+        "rows as they are; grey values are evaluated without noise too, in bits per dimension. For "
+        "two-dimensional data the density, the data and samples are drawn into RUN/density.png.",
     )
     option = command.add_argument
     option("run", metavar="RUN", help="run folder")
@@ -158,8 +158,8 @@ def _losses(model: Model, x: torch.Tensor, given: argparse.Namespace) -> list[di
 def _likelihoods(
     model: Model, x: torch.Tensor, methods: list[str], transform: data.Transform, seed: int
 ) -> list[dict[str, Any]]:
-    """Likelihoods of the rows with noise sigma_L, as the model is trained, and of grey values without it."""
-    sigma, grey_levels = model.sigma_min, transform.grey_levels
+    """Likelihoods of the rows with the noise that the model is taken for, and of grey values without it."""
+    sigma, grey_levels = model.row_noise, transform.grey_levels
     noises = [sigma, 0.0] if grey_levels and sigma else [sigma]
     z = noise_on(x, seed)
     found = []

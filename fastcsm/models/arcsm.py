@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
+from ..densities import steps
 from ..functional.arguments import at_least, one_of, positive
 from ..networks import heads
 from ..networks.constants import Constants
-from ..networks.context import contexts, several
+from ..networks.context import LinearContext, contexts, several
 from ..networks.heads import Part
 from ..networks.preconditioned import Preconditioned
 from ..networks.score_head import ScoreHead
@@ -85,7 +86,8 @@ class ARCSM(Autoregressive, Constants):
         head: :class:`fastcsm.nn.ScoreHead`, or another head that :func:`fastcsm.csm_loss` takes, with C
             context features (C + 1 in the conditional form).
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
-        objective: "csm", or "denoising", which needs noise.
+        objective: "csm"; "denoising", which needs noise; or "likelihood", of the flow of a preconditioned
+            head by a few fixed steps (:mod:`fastcsm.densities.steps`).
         precondition: conditional form only: None, the plain head; "standard", for variables of mean 0 and
             deviation 1; or "moments", for which the context network has C + 2 features: the last two are each
             variable's centre and log scale given those before it, in units of which noise levels are. They
@@ -115,9 +117,11 @@ class ARCSM(Autoregressive, Constants):
         data_range: tuple[float, float] = (-1.0, 1.0),
     ):
         super().__init__(data_range)
-        one_of("objective", objective, objectives.BY_NAME)
+        one_of("objective", objective, (*objectives.BY_NAME, "likelihood"))
         if objective != "csm" and noise is None:
             raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
+        if objective == "likelihood" and precondition is None:
+            raise ValueError("precondition must be given when objective is 'likelihood'")
         self.context_net = context_net
         self.head = head
         self.noise = noise
@@ -163,6 +167,11 @@ class ARCSM(Autoregressive, Constants):
     def sigma_min(self) -> float:  # type: ignore[override]
         """The smallest noise level, 0 without noise."""
         return self.noise.sigma_min if self.noise else 0.0
+
+    @property
+    def row_noise(self) -> float:
+        """The smallest level; 0 of a preconditioned model, whose flow is a density of rows as they are."""
+        return 0.0 if self.precondition else self.sigma_min
 
     @property
     def stage(self) -> int:  # type: ignore[override]
@@ -282,6 +291,9 @@ class ARCSM(Autoregressive, Constants):
         self, objective: str, x: Tensor, generator: torch.Generator | None, noise: Noise | None
     ) -> Tensor:
         check_data(x)
+        if objective == "likelihood":
+            noise = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
+            return self.likelihood_loss(x, noise)
         if self.noise is None:
             return objectives.csm_loss(self.head, contexts(self.context_net, x), x)
         z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
@@ -297,10 +309,24 @@ class ARCSM(Autoregressive, Constants):
         return loss if own.log_scale is None else loss + objectives.moments_loss(own.of(x), own.log_scale)
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
-        """log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat; (B,)."""
+        """log q (B,) of x (B, D), differentiable: of a preconditioned model by the steps of its flow.
+
+        Otherwise it is that by quadrature, of x with the noise of the context network, sigma_L z_hat.
+        """
+        if self.precondition:
+            return self._log_prob_by_steps(x, noise)
         if self.noise is not None and noise:
             x = x + self.noise.sigma_min * noise[0]
         return self.log_prob(x, method="quadrature")
+
+    def _log_prob_by_steps(self, x: Tensor, noise: Noise) -> Tensor:
+        check_data(x)
+        context, head = contexts(self.context_net, x), self._own_head()
+        own = head.own(context, x.shape[-1])
+        context = own.context.whole(x.shape[-1]) if isinstance(own.context, LinearContext) else own.context
+        jitter = torch.special.ndtr(noise[1].flatten()[: steps.STEPS - 1]) if noise else None
+        levels = self.noise.sigma_max, self.noise.sigma_min
+        return own.density(steps.log_density(head, context, own.of(x), levels, jitter)).sum(-1)
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
         """Scores of all dimensions at x, in one pass.

@@ -25,6 +25,7 @@ from ..functional import Density, Flow, Interval, Stages
 from ..reference.preconditioning import SQUASH, squashed
 from .any_head import AnyHead, Own, Rows, wide, with_feature, with_level
 from .context import LinearContext
+from .score_head import ScoreHead
 
 #: ln(tau) that a context network says stays within so much of 0.
 MAX_LOG_SCALE = 6.0
@@ -98,6 +99,12 @@ class Preconditioned(AnyHead):
         """As of any head; ``numbers`` are seed, samples, dimensions and first_step."""
         return self._head.langevin(with_feature(context, 0.0), x, stages, squash=self._squash, **numbers)
 
+    def output(self, context: Any, v: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """r and dr / dv, (...), of the flow dv / d theta = -r, theta = atan(sigma), at v = kappa y (...)."""
+        u, slope = squashed(v, self._squash)
+        r, dr = self._head.score_and_derivative(with_level(context, sigma), u)
+        return r, dr * slope
+
     def at_level(self, context: Any, x: Tensor, sigma: float | Tensor) -> Rows:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         kappa = torch.rsqrt(1 + level.square())
@@ -105,3 +112,29 @@ class Preconditioned(AnyHead):
         u, slope = squashed(v, self._squash)
         shifts = -kappa * v, -kappa.square()
         return Rows(self._head, with_level(context, sigma), u, slope * kappa, kappa / level, *shifts)
+
+
+@torch.no_grad()
+def initialise(head: ScoreHead, levels: tuple[float, float]) -> None:
+    """Draw the first layer anew, so that its units bend all over the inputs of a preconditioned head.
+
+    Features are of the order of 1, but for ln(sigma), which spans several units, where the usual bounds leave
+    all units alike. The last layer begins a tenth as large: F = 0 is a Gaussian.
+
+    Args:
+        head: reads contexts, ln(sigma), u.
+        levels: the largest and the smallest.
+
+    Random numbers are those of torch's global generator.
+    """
+    weight, bias = head.weights[0], head.biases[0]
+    c, units = head.context_features - 1, len(bias)
+    largest, smallest = map(math.log, levels)
+    weight[:, :c].normal_(0.0, max(c, 1) ** -0.5)
+    weight[:, c].normal_(0.0, 0.5)
+    weight[:, c + 1].normal_(0.0, 1.0)
+    u = 1.5 * torch.randn(units, dtype=weight.dtype)
+    level = smallest + (largest - smallest) * torch.rand(units, dtype=weight.dtype)
+    bias.copy_(-(weight[:, c + 1] * u + weight[:, c] * level))
+    head.weights[-1].mul_(0.1)
+    head.biases[-1].zero_()

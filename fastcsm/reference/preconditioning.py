@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 #: u0 of a model that does not say another.
-SQUASH = 3.0
+SQUASH = 2.0
 
 
 class Input(NamedTuple):
