@@ -13,7 +13,7 @@ def pytest_pycollect_makemodule(module_path, parent):
         return None
     contenders = right_contenders(op)
 
-    @pytest.mark.parametrize("name", contenders)
+    @pytest.mark.parametrize("name", contenders, ids=list(contenders))
     def test(benchmark, name):
         benchmark(contenders[name].call)
 

@@ -61,6 +61,26 @@ def langevin_loop(rows: Rows, stages: Stages, noise: Noise | None = None) -> Ten
     return x
 
 
+def preconditioned_langevin_loop(
+    rows: Rows, stages: Stages, noise: Noise | None = None, *, squash: float
+) -> Tensor:
+    """:func:`langevin_loop` of a preconditioned head: contexts with -ln(tau) last, and x is y; (N,)."""
+    context, y, offset, step = rows.context, rows.x, rows.context[:, -1], 1
+    with torch.no_grad():
+        for size, _, feature in zip(*stages[:3], strict=True):
+            level = offset + cast(float, feature)
+            rho, kappa = torch.exp(-level), (1 + torch.exp(2 * level)).rsqrt()
+            c = torch.cat([context[:, :-1], level[:, None]], 1)
+            drift, spread = size / 2 * torch.exp(2 * offset), size**0.5 * torch.exp(offset)
+            for _ in range(stages.steps):
+                z = torch.randn_like(y) if noise is None else noise(step)
+                v = kappa * y
+                r = score(rows._replace(context=c, x=squash * torch.asinh(v / squash)))
+                y = y + drift * (kappa * (rho * r - v)) + spread * z
+                step += 1
+    return y
+
+
 def langevin_step(rows: Rows, scalar_weight: Tensor, z: Tensor, drift: Tensor, spread: Tensor) -> Tensor:
     """One step with the context's share of the first layer (N, H_1) already there, as the rows' context."""
     base, x, weights, biases, frequencies, activation = rows

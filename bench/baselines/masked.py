@@ -22,12 +22,15 @@ def mask_of(layer: Any) -> Tensor:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of weights that training can change: entries outside a mask do not count."""
+    """Number of weights that training can change: entries outside a mask do not count.
+
+    Layers of other packages keep theirs under the name ``mask``.
+    """
     count = 0
     for module in model.modules():
+        mask = mask_of(module) if is_masked(module) else getattr(module, "mask", None)
         for name, value in module.named_parameters(recurse=False):
-            masked = name == "weight" and is_masked(module)
-            count += int(mask_of(module).sum()) if masked else value.numel()
+            count += value.numel() if mask is None or name != "weight" else int(mask.sum())
     return count
 
 

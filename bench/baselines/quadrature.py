@@ -12,13 +12,18 @@ from torch.nn import functional as F
 from .head import ACTIVATIONS, Rows
 
 LOW, HIGH = -1.2, 1.2
+#: The same of a preconditioned head's v.
+OWN = -8.0, 8.0
 
 
-def eager_quadrature(rows: Rows, *, sigma: float, panels: int, part: int = 512) -> Tensor:
+def eager_quadrature(
+    rows: Rows, *, sigma: float, panels: int, squash: float | None = None, part: int = 512
+) -> Tensor:
     """log q(x) (N,) on [-1.2, 1.2] by panels of 16 Gauss-Legendre nodes, the same for all rows.
 
     The head is conditional, without frequencies: its score is the output over ``sigma``, whose logarithm is
-    the last context feature. There is no error estimate.
+    the last context feature. With ``squash`` it is preconditioned, contexts have -ln(tau) last, x is v, and
+    the interval is :data:`OWN`. There is no error estimate.
 
     Fair because the context's product is taken once a row, the integrals of s and exp(L) are two small
     products, and ``part`` rows come at a time: by default as many as fit the cache of a processor many times
@@ -28,7 +33,7 @@ def eager_quadrature(rows: Rows, *, sigma: float, panels: int, part: int = 512) 
     upto = np.linalg.inv(np.polynomial.legendre.legvander(nodes, 15))  # (degree, node)
     tables = [torch.as_tensor(table).to(rows.x) for table in (nodes, rule, upto)]
     parts = zip(rows.context.split(part), rows.x.split(part), strict=True)
-    return torch.cat([_part(rows._replace(context=c, x=v), sigma, panels, *tables) for c, v in parts])
+    return torch.cat([_part(rows._replace(context=c, x=v), sigma, panels, squash, *tables) for c, v in parts])
 
 
 def _integrals(t: Tensor, upto: Tensor) -> Tensor:
@@ -40,22 +45,27 @@ def _integrals(t: Tensor, upto: Tensor) -> Tensor:
     return torch.stack(parts, -1) @ upto
 
 
-def _part(rows: Rows, sigma: float, panels: int, nodes: Tensor, rule: Tensor, upto: Tensor) -> Tensor:
+def _part(
+    rows: Rows, sigma: float, panels: int, squash: float | None, nodes: Tensor, rule: Tensor, upto: Tensor
+) -> Tensor:
     context, x, weights, biases, _, activation = rows
-    width = (HIGH - LOW) / panels
-    t = LOW + width * (torch.arange(panels, device=x.device)[:, None] + (nodes + 1) / 2)
-    c = context.shape[1]
-    base = F.linear(context, weights[0][:, :c], biases[0]) + math.log(sigma) * weights[0][:, c]
-    h = base[:, None] + t.flatten()[:, None] * weights[0][:, c + 1]
+    low, high = (LOW, HIGH) if squash is None else OWN
+    width = (high - low) / panels
+    t = low + width * (torch.arange(panels, device=x.device)[:, None] + (nodes + 1) / 2)
+    u = t if squash is None else squash * torch.asinh(t / squash)
+    base = F.linear(context, weights[0][:, : context.shape[1]], biases[0])
+    h = (base + math.log(sigma) * weights[0][:, -2])[:, None] + u.flatten()[:, None] * weights[0][:, -1]
     f = ACTIVATIONS[activation]
     for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
         h = F.linear(f(h), weight, bias)
     s = F.linear(f(h), weights[-1], biases[-1])[..., 0].view(len(x), panels, 16) / sigma
+    if squash is not None:
+        s = torch.exp(-context[:, -1])[:, None, None] * s - t
     total = (s @ rule) * width / 2
     start = total.cumsum(1) - total
     log_q = start[..., None] + width / 2 * s @ _integrals(nodes, upto).T
     log_z = (log_q + (rule * width / 2).log()).flatten(1).logsumexp(1)
-    place = ((x - LOW) / width).floor().clamp(0, panels - 1).long()
-    inside = _integrals(2 * ((x - LOW) / width - place) - 1, upto)
+    place = ((x - low) / width).floor().clamp(0, panels - 1).long()
+    inside = _integrals(2 * ((x - low) / width - place) - 1, upto)
     own = s[torch.arange(len(x), device=x.device), place]
     return start.gather(1, place[:, None])[:, 0] + width / 2 * (own * inside).sum(1) - log_z

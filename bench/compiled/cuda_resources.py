@@ -27,6 +27,8 @@ NAMES = ("csm_loss", "langevin", "langevin_draw", "conditional_density", "probab
 LAYER = (f"masked_linear_{kernel}" for kernel in ("fwd", "bwd_x", "bwd_weight", "bwd_activation", "sum"))
 #: What the library calls the kernels whose shared memory it is asked for.
 OPS = {"score_head_fwd_kernel": "score_head", **{f"{name}_kernel": name for name in (*NAMES, *LAYER)}}
+#: Kernels of which there is one for preconditioned heads too.
+PRECONDITIONED = ("langevin_kernel", "conditional_density_kernel", "probability_flow_kernel")
 INPUTS, LAYERS = 32 + 1 + 2 * 16, 2
 
 
@@ -42,8 +44,11 @@ def parts(text: str) -> Iterator[tuple[str, str, str]]:
                 label += f"rows={rows[1]} "
             if tile := re.search(r"ShapeILi(\d+)ELi(\d+)E", symbol):
                 label = f"tile={tile[1]}x{tile[2]} "
+            flags = re.findall(r"ELb(\d)(?=E)", symbol)
             if kernel[1] == "probability_flow_kernel":
-                label = "change " if "ELb1E" in symbol else "point "
+                label = "change " if flags[0] == "1" else "point "
+            if kernel[1] in PRECONDITIONED and flags[-1] == "1":
+                label += "preconditioned "
             yield kernel[1], label + PRECISIONS[int(precision[1])], body
 
 

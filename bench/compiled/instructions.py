@@ -65,6 +65,7 @@ def calls(only: str) -> Iterator[tuple[str, Callable[[], object]]]:
         (micro.Draw(**draw, sets=2), "fastcsm"),
         (micro.LogDensity(rows=32), "fastcsm"),
         (micro.FlowOfRows(rows=32), "fastcsm"),
+        (micro.FlowOfRows(rows=32, squash=3.0), "fastcsm"),
         (micro.ExactDraw(**draw), "inverse_cdf"),
         (micro.ExactDraw(**draw), "flow"),
     ]

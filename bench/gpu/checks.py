@@ -18,9 +18,22 @@ import torch
 from support import SEEDS, Case, shares
 from torch import Tensor
 
+from fastcsm.reference.preconditioning import SQUASH
+
 from ..micro.conditional_density import SIGMA
 from . import subjects
-from .subjects import Conditional, Drawn, Keep, Layer, LinearHead, Plan, Result, on, with_gradients
+from .subjects import (
+    Conditional,
+    Drawn,
+    Keep,
+    Layer,
+    LinearHead,
+    Plan,
+    Preconditioned,
+    Result,
+    on,
+    with_gradients,
+)
 
 RESOURCES = Path(__file__).resolve().parents[1] / "results" / "resources.json"
 Named = dict[str, Tensor]
@@ -118,20 +131,33 @@ def heads(**runs: tuple[Callable, Callable]) -> tuple[Sizes, Sizes, Sizes]:
 
 layers = partial(each, Layer, lambda s: dict(zip(("y", "x", "weight", "bias"), s.run(), strict=True)))
 linears = partial(each, LinearHead, gradients(LinearHead.loss))
-flows = partial(each, Conditional, flow, shares=worst_flow)
 
 
 def draws(samples: int, *shape: Any) -> Sizes:
     return each(Drawn, lambda subject: {"x": subject.sample(samples)}, shape)
 
 
-def densities(*shapes: tuple) -> Sizes:
-    found = each(Conditional, density, *shapes)
-    slopes = each(Conditional, gradients(log_density), *(shape for shape in shapes if shape[0] <= 1000))
-    return {**found, **{f"gradient, {label}": check for label, check in slopes.items()}}
+KINDS: tuple[type[Conditional], ...] = Conditional, Preconditioned
+
+
+def flows(*shapes: tuple, kinds: tuple[type[Conditional], ...] = KINDS) -> Sizes:
+    found: Sizes = {}
+    for kind in kinds:
+        found |= each(kind, flow, *shapes, shares=worst_flow)
+    return found
+
+
+def densities(*shapes: tuple, kinds: tuple[type[Conditional], ...] = KINDS) -> Sizes:
+    found: Sizes = {}
+    for kind in kinds:
+        slopes = each(kind, gradients(log_density), *(shape for shape in shapes if shape[0] <= 1000))
+        found |= each(kind, density, *shapes)
+        found |= {f"gradient, {label}": check for label, check in slopes.items()}
+    return found
 
 
 _MAIN = 4097, 32, (128, 128)
+_FAR = 1025, 32, (70, 130), 1e3
 _ROWS = (17, 32, (70, 130)), (65, 32, (5,)), (33, 32, (8, 24, 15, 31)), (1000, 32, (128, 128))
 #: Of each op: what is checked first, about the edges of tiles, and in a dry run.
 SIZES: dict[str, tuple[Sizes, Sizes, Sizes]] = {
@@ -140,7 +166,13 @@ SIZES: dict[str, tuple[Sizes, Sizes, Sizes]] = {
         forward=(comparisons.scores, comparisons.plain_scores),
         backward=(comparisons.backward, comparisons.plain_backward),
     ),
-    "langevin": heads(chain=(comparisons.chain, comparisons.plain_chain)),
+    "langevin": heads(
+        chain=(comparisons.chain, comparisons.plain_chain),
+        preconditioned=(
+            partial(comparisons.chain, squash=SQUASH),
+            partial(comparisons.plain_chain, squash=SQUASH),
+        ),
+    ),
     "masked_linear": (
         layers((4097, 784, 512)),
         layers((1024, 784, 512), (65, 300, 129), (1, 1, 1)),
@@ -152,8 +184,16 @@ SIZES: dict[str, tuple[Sizes, Sizes, Sizes]] = {
         draws(17, 13, (70, 70), (128, 128), 10, True, True),
         draws(3, 2, (5,), (9, 5), 2),
     ),
-    "conditional_density": (densities(_MAIN), densities(*_ROWS), densities((2, 3, (5,)))),
-    "probability_flow": (flows(_MAIN), flows(*_ROWS), flows((3, 3, (9, 5)))),
+    "conditional_density": (
+        densities(_MAIN),
+        densities(*_ROWS) | densities(_FAR, kinds=(Preconditioned,)),
+        densities((2, 3, (5,))),
+    ),
+    "probability_flow": (
+        flows(_MAIN),
+        flows(*_ROWS) | flows(_FAR, kinds=(Preconditioned,)),
+        flows((3, 3, (9, 5))),
+    ),
 }
 
 

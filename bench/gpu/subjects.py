@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fastcsm import functional, nn
 from fastcsm.bench.baselines.head import Rows
 from fastcsm.bench.micro.conditional_density import LEVEL
 from fastcsm.bench.micro.rows import fused, restoring
+from fastcsm.reference.preconditioning import SQUASH
 
 #: Tiny sizes on the processor, Triton's kernels interpreted and the CPU library in the place of CUDA C++.
 DRY = False
@@ -143,6 +144,9 @@ class LinearHead(Head):
 class Conditional(Head):
     """A conditional head whose densities exist, with points and probabilities."""
 
+    level: ClassVar[dict[str, Any]] = LEVEL
+    squash: ClassVar[float | None] = None
+
     def __init__(self, rows, context=32, hidden=(128, 128), seed=0):
         super().__init__(rows, context, hidden, seed=seed)
         restoring(self.rows.weights, self.rows.biases)
@@ -153,10 +157,23 @@ class Conditional(Head):
     def density(self, leaves=None, inverse=False):
         rows = self.split(leaves) if leaves else self.rows
         rows = rows._replace(x=self.u) if inverse else rows
-        return fused(functional.conditional_density, rows, inverse=inverse, **LEVEL)
+        return fused(functional.conditional_density, rows, inverse=inverse, squash=self.squash, **self.level)
 
     def flow(self, sigma_from, sigma_to):
-        return fused(functional.probability_flow, self.rows, sigma_from=sigma_from, sigma_to=sigma_to)
+        levels = {"sigma_from": sigma_from, "sigma_to": sigma_to}
+        return fused(functional.probability_flow, self.rows, squash=self.squash, **levels)
+
+
+class Preconditioned(Conditional):
+    """A random preconditioned head, whose contexts end with -ln(tau), and rows so far out."""
+
+    level: ClassVar[dict[str, Any]] = {"stage_feature": 0.0, "low": -4.0, "high": 4.0}
+    squash = SQUASH
+
+    def __init__(self, rows, context=32, hidden=(128, 128), distance=1.0, seed=0):
+        Head.__init__(self, rows, context, hidden, seed=seed)
+        self.rows = self.rows._replace(x=distance * self.rows.x)
+        self.u = torch.linspace(0.01, 0.99, rows, device=device())
 
 
 class Layer(Subject):

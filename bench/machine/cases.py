@@ -15,6 +15,7 @@ import torch
 
 import fastcsm
 from fastcsm import functional
+from fastcsm.reference.preconditioning import SQUASH
 
 from ..baselines.head import Rows
 from ..micro.rows import fused
@@ -36,6 +37,7 @@ class Case(NamedTuple):
         units: of each block between them.
         frequencies: of the head, () where there is none.
         warps: whether the units of a block are its warps' own, side by side.
+        head: what kind it is, "" for a plain one.
     """
 
     kernel: str
@@ -45,6 +47,7 @@ class Case(NamedTuple):
     units: float
     frequencies: tuple[int, ...] = (0, 16)
     warps: bool = False
+    head: str = ""
 
 
 def set_precision(precision: str) -> None:
@@ -70,8 +73,8 @@ def csm_loss(n: int, dtype: torch.dtype, frequencies: int) -> None:
     fused(functional.csm_loss, rows(n, dtype, frequencies).to(dtype, gradients=True))
 
 
-def langevin(steps: int, dtype: torch.dtype, frequencies: int) -> None:
-    fused(functional.langevin, rows(16, dtype, frequencies), step_sizes=[0.1], steps=steps, seed=1)
+def langevin(steps: int, dtype: torch.dtype, frequencies: int, **head: Any) -> None:
+    fused(functional.langevin, rows(16, dtype, frequencies), step_sizes=[0.1], steps=steps, seed=1, **head)
 
 
 def langevin_draw(steps: int, dtype: torch.dtype, frequencies: int) -> None:
@@ -86,13 +89,19 @@ def langevin_draw(steps: int, dtype: torch.dtype, frequencies: int) -> None:
     )
 
 
-def conditional_density(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    fused(functional.conditional_density, rows(n, dtype, frequencies), low=-3.0, high=3.0)
+def conditional_density(n: int, dtype: torch.dtype, frequencies: int, **head: Any) -> None:
+    fused(functional.conditional_density, rows(n, dtype, frequencies), low=-3.0, high=3.0, **head)
 
 
-def probability_flow(n: int, dtype: torch.dtype, frequencies: int) -> None:
-    given = rows(n, dtype, frequencies, CONTEXT - 1)
-    fused(functional.probability_flow, given, sigma_from=0.1, sigma_to=1.0)
+def probability_flow(n: int, dtype: torch.dtype, frequencies: int, **head: Any) -> None:
+    given = rows(n, dtype, frequencies, CONTEXT - (not head))
+    fused(functional.probability_flow, given, sigma_from=0.1, sigma_to=1.0, **head)
+
+
+def preconditioned(case: Case, **head: Any) -> Case:
+    """The same with a preconditioned head, so many of whose frequencies will do."""
+    run = partial(case.run, squash=SQUASH, **head)
+    return case._replace(run=run, frequencies=(16,), head="preconditioned")
 
 
 def layer(batch: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
@@ -119,6 +128,11 @@ LAYERS = (
     Case("masked_linear_bwd_x_kernel", "128 x 128 inputs, 64 outputs", backward_x, (128, 256), 2, ()),
     Case("masked_linear_bwd_weight_kernel", "128 x 128 edges, 64 rows", backward_weight, (64, 128), 1, ()),
 )
+ROWS = (
+    Case("langevin_kernel", "a step of 8 rows", langevin, (2, 4), 2),
+    Case("conditional_density_kernel", "a row", conditional_density, (36, 72), 12, warps=True),
+    Case("probability_flow_kernel", "16 rows", probability_flow, (384, 768), 8, warps=True),
+)
 CASES = {
     "triton": (
         Case("score_head_fwd_kernel", "64 rows", score_head, (64 * 6, 64 * 9), 1),
@@ -132,10 +146,11 @@ CASES = {
     "cuda": (
         Case("score_head_fwd_kernel", "32 rows", score_head, (32 * 6, 32 * 9), 1),
         Case("csm_loss_kernel", "32 rows", csm_loss, (32 * 6, 32 * 9), 1),
-        Case("langevin_kernel", "a step of 8 rows", langevin, (2, 4), 2),
         Case("langevin_draw_kernel", "a step of 8 samples", langevin_draw, (2, 4), 4),
-        Case("conditional_density_kernel", "a row", conditional_density, (36, 72), 12, warps=True),
-        Case("probability_flow_kernel", "16 rows", probability_flow, (384, 768), 8, warps=True),
+        *ROWS,
+        preconditioned(ROWS[0], stage_features=[0.0]),
+        preconditioned(ROWS[1], stage_feature=0.0),
+        preconditioned(ROWS[2]),
         *LAYERS,
     ),
 }
@@ -228,8 +243,8 @@ def every(
             for frequencies in case.frequencies or (None,):
                 if precision == "float32" and (case.kernel != "csm_loss_kernel" or frequencies):
                     continue
-                with_head = "" if frequencies is None else f" E={frequencies}"
-                label = f"{case.kernel}{with_head} {precision} sm_{architecture}"
+                kind = "" if frequencies is None else f"{case.head} E={frequencies}"
+                label = " ".join([case.kernel, *kind.split(), precision, f"sm_{architecture}"])
                 if re.search(only, label):
                     yield label, partial(count, case, name, dtype, frequencies or 0, place)
     torch.set_float32_matmul_precision("highest")

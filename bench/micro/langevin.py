@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcsm import functional, random
+from fastcsm.reference.preconditioning import SQUASH
 
 from ..baselines import langevin
 from ..baselines.head import Rows
@@ -29,24 +30,27 @@ def geometric(levels: int) -> list[float]:
 class Langevin(RowsCase):
     """langevin with the conditional head, float32: log sigma_i is the last context feature, s over sigma_i.
 
-    ``levels`` geometric noise levels from 1 to 0.04, ``steps`` Langevin steps each, e_i = 0.2 sigma_i^2.
+    ``levels`` geometric noise levels from 1 to 0.04, ``steps`` Langevin steps each, e_i = 0.2 sigma_i^2. With
+    ``squash``, u0, the head is preconditioned and passes the line -x on.
     """
 
     rows: int = 4096
     levels: int = 10
     steps: int = 20
+    squash: float | None = None
 
     op = "langevin"
     quick_sizes: ClassVar = {"rows": 64}
 
     def variants(self) -> Sequence[Langevin]:
-        return [self, replace(self, activation="silu", frequencies=16)]
+        return [self, replace(self, activation="silu", frequencies=16), replace(self, squash=SQUASH)]
 
     def suite(self) -> Sequence[Langevin]:
         return [replace(self, rows=rows) for rows in (64, 1024)]
 
     def title(self) -> str:
-        return f"{super().title()}, {self.levels} x {self.steps} steps"
+        kind = "" if self.squash is None else ", preconditioned"
+        return f"{super().title()}, {self.levels} x {self.steps} steps{kind}"
 
     def operations(self) -> float:
         """Those of a score a step."""
@@ -57,7 +61,10 @@ class Langevin(RowsCase):
         return 4.0 * (self.rows * (self.context + 1) + self.parameters())
 
     def inputs(self) -> tuple[Rows, Stages]:
-        return self.head(self.context - 1)[0], Stages.annealed(geometric(self.levels), self.steps)
+        stages = Stages.annealed(geometric(self.levels), self.steps)
+        if self.squash is None:
+            return self.head(self.context - 1)[0], stages
+        return self.preconditioned_head(), stages
 
     def _noise(self, dtype: torch.dtype) -> Noise:
         samples, dimensions = torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64)
@@ -67,7 +74,7 @@ class Langevin(RowsCase):
         rows, stages = self.inputs()
 
         def own() -> Outputs:
-            return {"x": fused(functional.langevin, rows, seed=0, **stages._asdict())}
+            return {"x": fused(functional.langevin, rows, seed=0, squash=self.squash, **stages._asdict())}
 
         def plain(label: str, function: Callable[..., Tensor], **options: Any) -> Contender:
             def run(noise: Noise | None = None) -> Outputs:
@@ -75,10 +82,10 @@ class Langevin(RowsCase):
 
             return Contender(label, run, check=lambda: run(self._noise(torch.float32)), **options)
 
-        found = {
-            "loop": plain("eager loop", langevin.langevin_loop),
-            "hoisted": plain("eager loop, context hoisted", langevin.langevin_hoisted),
-        }
+        found = {"loop": plain("eager loop", self._loop())}
+        if self.squash is not None:
+            return found | own_contenders(own, precisions)
+        found["hoisted"] = plain("eager loop, context hoisted", langevin.langevin_hoisted)
         if compiled:
             label = "torch.compile of the hoisted step"
             step = torch.compile(langevin.langevin_step, dynamic=False)
@@ -89,4 +96,9 @@ class Langevin(RowsCase):
     def reference(self) -> tuple[Outputs, dict[str, float]]:
         rows, stages = self.inputs()
         noise = self._noise(torch.float64)
-        return {"x": langevin.langevin_loop(rows.to(torch.float64), stages, noise)}, {}
+        return {"x": self._loop()(rows.to(torch.float64), stages, noise)}, {}
+
+    def _loop(self) -> Callable[..., Tensor]:
+        if self.squash is None:
+            return langevin.langevin_loop
+        return partial(langevin.preconditioned_langevin_loop, squash=self.squash)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastcsm import training
+from fastcsm.atomic import atomic_file
 from fastcsm.bench.baselines.masked import parameters
 from fastcsm.bench.harness.runner import circumstances
 from fastcsm.data import Dataset
@@ -118,9 +119,8 @@ def cell(value: dict[str, float] | None, digits: int = 3) -> str:
 def write(out: Path, results: dict[str, Any]) -> None:
     """OUT.json with the machine and the versions; ``python bench/publish.py`` makes docs/results.md of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(
-        json.dumps(circumstances() | results, indent=1) + "\n", encoding="utf-8"
-    )
+    with atomic_file(out.with_suffix(".json")) as file:
+        file.write((json.dumps(circumstances() | results, indent=1) + "\n").encode())
 
 
 def shrink(picture: Path, width: int = 1000) -> None:

@@ -59,11 +59,12 @@ def main() -> int:
     torch.set_num_threads(given.threads)
     images = data.load(given.data)
     config = Config(data=given.data, sigma_min=given.sigma_min, max_minutes=given.minutes, **SETTINGS)
-    x, levels = common.noisy(images, 0.0, limit=given.rows), images.transform.grey_levels
+    x, transform = common.noisy(images, 0.0, limit=given.rows), images.transform
     rows: list[dict[str, Any]] = []
 
     def evaluated(name: str, model: Any, done: dict[str, Any], method: str) -> None:
-        found = likelihood(model, x, method, grey_levels=levels, progress=common.report(method))
+        report = common.report(method)
+        found = likelihood(model, x, method, transform=transform, bits=True, progress=report)
         rows.append({"model": name, "training": done} | found)
         print(rows[-1], flush=True)
 
@@ -77,10 +78,10 @@ def main() -> int:
     results = {"samples": len(x), "config": config.to_dict() | {"data": "mnist"}, "rows": rows}
     print(text(results))
     common.write(given.out, results)
-    drawn = [images.transform.decode(m.sample(64, seed=0)) for m in (model, made)]
+    drawn = [transform.decode(m.sample(64, seed=0)) for m in (model, made)]
     titles = ("samples of the MADE", "samples of the AR-CSM")
     path = given.out.with_suffix(".png")
-    plots.samples(drawn[0], images.transform, path, data=drawn[1], titles=titles)
+    plots.samples(drawn[0], transform, path, data=drawn[1], titles=titles)
     common.shrink(path)
     return 0
 

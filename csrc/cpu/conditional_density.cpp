@@ -25,6 +25,7 @@ namespace {
 #include "cpu/head.h"
 #include "cpu/row_tasks.h"
 #include "cpu/points.h"
+#include "cpu/preconditioning.h"
 #include "cpu/quadrature.h"
 #include "cpu/density.h"
 #include "cpu/flow.h"
@@ -44,12 +45,15 @@ struct DensityRows {
   }
 
   void run(const DensityArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
-    load_contexts<S>(points, a.context, begin, rows, head.C - a.has_feature);
+    load_contexts<S>(points, a.context, begin, rows, head.C - (a.has_feature && a.squash == 0));
+    for (int64_t r = 0; a.squash > 0 && r < rows; ++r)
+      block.rho[r] = __builtin_exp(-(offset_of<S>(a.context, begin + r, head.C) + a.feature));
     double point[kRows];
     for (int64_t r = 0; r < rows; ++r)
       point[r] = static_cast<double>(from_storage(static_cast<const S*>(a.point)[begin + r]));
     const DensityOptions options{
-        a.score_scale, a.low, a.high, a.tolerance, a.unit, a.has_feature ? &a.feature : nullptr, a.panels, a.inverse};
+        a.score_scale, a.low,    a.high, a.tolerance, a.unit, a.squash, a.has_feature ? &a.feature : nullptr,
+        a.panels,      a.inverse};
     block.solve(rows, options, point);
     for (int64_t r = 0; r < rows; ++r) {
       if (a.nodes == nullptr) {
@@ -121,7 +125,7 @@ struct QuantileDrawer {
     const DrawArgs& a = *args;
     const bool conditional = a.sigma_to > 0;
     const double feature = conditional ? __builtin_log(a.sigma_from) : 0;
-    const DensityOptions options{conditional ? 1 / a.sigma_from : 1, a.low,    a.high, a.tolerance, a.unit,
+    const DensityOptions options{conditional ? 1 / a.sigma_from : 1, a.low,    a.high, a.tolerance, a.unit, 0,
                                  conditional ? &feature : nullptr,   a.panels, true};
     double u[kPanel<T>];
     for (int64_t r = 0; r < rows; r += kPhiloxLanes) {
@@ -133,7 +137,7 @@ struct QuantileDrawer {
     density.solve(rows, options, u);
     for (int64_t r = 0; r < rows; ++r) flow.row[r].x = density.answer(r, options, u[r]).point;
     if (conditional && a.sigma_from != a.sigma_to)
-      flow.template solve<kValue>(rows, a.sigma_from, a.sigma_to, a.flow_tolerance);
+      flow.template solve<kValue>(rows, {a.sigma_from, a.sigma_to, a.flow_tolerance, 0});
     for (int64_t r = 0; r < rows; ++r) drawn[r] = static_cast<T>(flow.row[r].x);
     if (a.clean == nullptr) return;
     const T last = static_cast<T>(conditional ? __builtin_log(a.sigma_to) : 0);

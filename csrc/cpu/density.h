@@ -4,8 +4,8 @@
 // instruction set.
 
 struct DensityOptions {
-  double scale, low, high, tolerance, unit;
-  const double* feature;  // null for none
+  double scale, low, high, tolerance, unit, squash;  // squash: u0 of a preconditioned head, or 0
+  const double* feature;                             // null for none
   int64_t panels;
   bool inverse;
 };
@@ -245,7 +245,7 @@ struct Row {
           series(q.coefficients[i], kNodes, x, value, integral);
           moved += integral;
         }
-        t[j * kNodes + i] = p.a + half * (q.nodes[i] + 1);
+        t[j * kNodes + i] = p.node(q, i);
         weight[j * kNodes + i] = own < 0 ? kNaN : half * moved;
       }
       if (j == own) {
@@ -266,6 +266,7 @@ struct DensityBlock {
   Row* row;
   int32_t *pending_row, *pending, *point_row;
   T* feature;
+  double* rho;  // (rows) of a preconditioned head tau / sigma
   const Quadrature* q;
 
   void layout(Points<T>& shared, Arena& arena, int64_t rows) {
@@ -275,6 +276,7 @@ struct DensityBlock {
     pending = arena.take<int32_t>(rows * (kMaxPanels + 2));
     point_row = arena.take<int32_t>(shared.capacity);
     feature = arena.take<T>(shared.capacity);
+    rho = arena.take<double>(rows);
     q = &quadrature();
   }
 
@@ -321,8 +323,11 @@ struct DensityBlock {
       const int64_t count = waiting - first < batch ? waiting - first : batch;
       for (int64_t i = 0; i < count; ++i) {
         const Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
+        double t[kNodes], derivative[kNodes];
+        for (int k = 0; k < kNodes; ++k) t[k] = p.node(*q, k);
+        if (o.squash > 0) squash(kNodes, o.squash, t, derivative);
         for (int k = 0; k < kNodes; ++k) {
-          points->tile.x[i * kNodes + k] = static_cast<T>(p.a + p.h / 2 * (q->nodes[k] + 1));
+          points->tile.x[i * kNodes + k] = static_cast<T>(t[k]);
           point_row[i * kNodes + k] = pending_row[first + i];
           if (o.feature != nullptr) feature[i * kNodes + k] = static_cast<T>(*o.feature);
         }
@@ -330,7 +335,10 @@ struct DensityBlock {
       points->template evaluate<kValue>(count * kNodes, point_row, o.feature == nullptr ? nullptr : feature);
       for (int64_t i = 0; i < count; ++i) {
         Panel& p = row[pending_row[first + i]].panel[pending[first + i]];
-        for (int k = 0; k < kNodes; ++k) p.s[k] = o.scale * static_cast<double>(points->tile.s[i * kNodes + k]);
+        for (int k = 0; k < kNodes; ++k) {
+          const double s = static_cast<double>(points->tile.s[i * kNodes + k]);
+          p.s[k] = o.squash > 0 ? rho[pending_row[first + i]] * s - p.node(*q, k) : o.scale * s;
+        }
         summarize(*q, p, o.unit);
       }
     }

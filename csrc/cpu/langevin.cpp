@@ -1,7 +1,7 @@
 // x <- x + (e_i / 2) k_i s(c, x) + sqrt(e_i) z, every stage and step of a block of rows before the next block is
-// touched. The context's share of the first layer is computed once; a stage's own feature (log sigma_i) only shifts it.
-// Noise comes from Philox, keyed by the seed and counted by (sample, dimension, step), so a block's place and thread do
-// not matter.
+// touched; of a preconditioned head the state is y, in units of tau. The context's share of the first layer is computed
+// once; a stage's own feature (log sigma_i) only shifts it. Noise comes from Philox, keyed by the seed and counted by
+// (sample, dimension, step), so a block's place and thread do not matter.
 #ifndef FASTCSM_FILE
 #define FASTCSM_FILE "cpu/langevin.cpp"
 #include <algorithm>
@@ -24,6 +24,7 @@ namespace {
 #include "cpu/gemm.h"
 #include "cpu/head.h"
 #include "cpu/row_tasks.h"
+#include "cpu/preconditioning.h"
 #include "cpu/draw.h"
 
 constexpr int64_t kUnasked = 16;  // steps between two questions whether to stop
@@ -35,6 +36,10 @@ struct Chain {
   Tile<T> tile;
   T *base, *shifted;  // (R, H_1) the context's share of a_1; with the stage's feature added
   T *u1, *u2;         // (R) uniforms
+  double u0;          // of a preconditioned head, which alone has this and what follows
+  double* offset;     // (R) -ln(tau)
+  T *y, *rate;        // (R) the state, and 1 / tau
+  T *rho, *kappa;     // (R) at the stage's level
 
   void layout(const Packed<T>& h, Arena& arena, int64_t capacity) {
     head = &h;
@@ -43,6 +48,9 @@ struct Chain {
     shifted = arena.take<T>(capacity * h.ld[0]);
     u1 = arena.take<T>(capacity + kPhiloxLanes);
     u2 = arena.take<T>(capacity + kPhiloxLanes);
+    offset = arena.take<double>(capacity);
+    y = arena.take<T>(capacity), rate = arena.take<T>(capacity);
+    rho = arena.take<T>(capacity), kappa = arena.take<T>(capacity);
   }
 
   // The context's share of the first layer; at(r, j) gives context feature j < given of row r, the others are zero.
@@ -69,6 +77,36 @@ struct Chain {
     return shifted;
   }
 
+  // The row constants of a preconditioned head.
+  template <class S>
+  void set_offsets(const void* context, int64_t begin, double squash) {
+    u0 = squash;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      offset[r] = offset_of<S>(context, begin + r, head->C);
+      rate[r] = static_cast<T>(__builtin_exp(offset[r]));
+    }
+  }
+  void set_level(double log_sigma) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const double own = __builtin_exp(offset[r] + log_sigma);
+      rho[r] = static_cast<T>(1 / own);
+      kappa[r] = static_cast<T>(1 / __builtin_hypot(1, own));
+    }
+  }
+
+  // kappa (rho r - v) into tile.s.
+  void own_score(const T* first_layer) {
+    using V = Vec<T>;
+    V derivative;
+    for (int64_t r = 0; r < tile.rows; r += V::W)
+      squash_(V::load(kappa + r) * V::load(y + r), V(u0), derivative).store(tile.x + r);
+    score(first_layer);
+    for (int64_t r = 0; r < tile.rows; r += V::W) {
+      const V k = V::load(kappa + r);
+      (k * (V::load(rho + r) * V::load(tile.s + r) - k * V::load(y + r))).store(tile.s + r);
+    }
+  }
+
   // s(c, x) into tile.s.
   void score(const T* first_layer) {
     const int64_t R = tile.rows, ld = head->ld[0];
@@ -83,8 +121,9 @@ struct Chain {
     forward_rest<T, kValue>(*head, tile);
   }
 
-  // x <- x + drift s + diffusion z, with u1 = max(float32(w0), 1/2) 2^-32, u2 = (w1 >> 8) 2^-24,
-  // z = sqrt(-2 ln u1) cos(2 pi u2).
+  // x <- x + drift s + diffusion z, of a preconditioned head with drift / tau^2 and diffusion / tau; with u1 =
+  // max(float32(w0), 1/2) 2^-32, u2 = (w1 >> 8) 2^-24, z = sqrt(-2 ln u1) cos(2 pi u2).
+  template <bool kOwn>
   void move(const Noise& noise, int64_t step, T drift, T diffusion) {
     using V = Vec<T>;
     for (int64_t r = 0; r < tile.rows; r += kPhiloxLanes) {
@@ -99,23 +138,34 @@ struct Chain {
     }
     for (int64_t r = 0; r < tile.rows; r += V::W) {
       const V z = sqrt_(V(-2) * log_(V::load(u1 + r))) * cos_turn(V::load(u2 + r));
-      (V::load(tile.x + r) + (V(drift) * V::load(tile.s + r) + V(diffusion) * z)).store(tile.x + r);
+      if constexpr (kOwn) {
+        const V w = V::load(rate + r);
+        (V::load(y + r) + w * (V(drift) * (w * V::load(tile.s + r)) + V(diffusion) * z)).store(y + r);
+      } else {
+        (V::load(tile.x + r) + (V(drift) * V::load(tile.s + r) + V(diffusion) * z)).store(tile.x + r);
+      }
     }
   }
 
   // The draw from N(0, 1) that a chain starts from: step 0.
   void start(const Noise& noise) {
     for (int64_t r = 0; r < tile.rows; ++r) tile.x[r] = tile.s[r] = T(0);
-    move(noise, 0, T(0), T(1));
+    move<false>(noise, 0, T(0), T(1));
   }
 
+  template <bool kOwn>
   void stage(const Noise& noise, double step_size, double score_scale, const double* feature, int64_t steps,
              int64_t first_step) {
     const T* first_layer = stage_base(feature);
+    if constexpr (kOwn) set_level(*feature), score_scale = 1;
     const T drift = static_cast<T>(0.5 * step_size * score_scale), diffusion = static_cast<T>(std::sqrt(step_size));
     for (int64_t t = 0; t < steps && (t % kUnasked != 0 || !stopped()); ++t) {
-      score(first_layer);
-      move(noise, first_step + t, drift, diffusion);
+      if constexpr (kOwn) {
+        own_score(first_layer);
+      } else {
+        score(first_layer);
+      }
+      move<kOwn>(noise, first_step + t, drift, diffusion);
     }
   }
 };
@@ -129,13 +179,25 @@ struct LangevinRows {
   void layout(const Packed<T>& head, Arena& arena, int64_t rows) { chain.layout(head, arena, rows); }
 
   void run(const LangevinArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
-    load_contexts<S>(chain, a.context, begin, rows, head.C - (a.stage_features != nullptr));
-    for (int64_t r = 0; r < rows; ++r) chain.tile.x[r] = from_storage(static_cast<const S*>(a.x)[begin + r]);
+    load_contexts<S>(chain, a.context, begin, rows, head.C - (a.stage_features != nullptr && a.squash == 0));
+    if (a.squash > 0) {
+      chain.template set_offsets<S>(a.context, begin, a.squash);
+      stages<true>(a, begin, chain.y);
+    } else {
+      stages<false>(a, begin, chain.tile.x);
+    }
+  }
+
+  template <bool kOwn>
+  void stages(const LangevinArgs& a, int64_t begin, T* x) {
+    const int64_t rows = chain.tile.rows;
+    for (int64_t r = 0; r < rows; ++r) x[r] = from_storage(static_cast<const S*>(a.x)[begin + r]);
     const Noise noise{a.seed, a.samples + begin, a.dimensions + begin};
     for (int64_t i = 0; i < a.stages; ++i)
-      chain.stage(noise, a.step_sizes[i], a.score_scales[i],
-                  a.stage_features == nullptr ? nullptr : a.stage_features + i, a.steps, a.first_step + i * a.steps);
-    for (int64_t r = 0; r < rows; ++r) static_cast<S*>(a.out)[begin + r] = to_storage<S>(chain.tile.x[r]);
+      chain.template stage<kOwn>(noise, a.step_sizes[i], a.score_scales[i],
+                                 a.stage_features == nullptr ? nullptr : a.stage_features + i, a.steps,
+                                 a.first_step + i * a.steps);
+    for (int64_t r = 0; r < rows; ++r) static_cast<S*>(a.out)[begin + r] = to_storage<S>(x[r]);
   }
 };
 
@@ -173,7 +235,7 @@ struct LangevinDrawer {
     }
     const int64_t from = a.models == 1 ? 0 : m, to = a.models == 1 ? a.stages : m + 1;
     for (int64_t i = from; i < to; ++i)
-      chain[m].stage(noise, a.step_sizes[i], a.score_scales[i], feature(i), a.steps, 1 + i * a.steps);
+      chain[m].template stage<false>(noise, a.step_sizes[i], a.score_scales[i], feature(i), a.steps, 1 + i * a.steps);
     if (m == a.models - 1 && a.clean != nullptr) chain[m].score(chain[m].stage_base(feature(a.stages - 1)));
   }
   const T* x() const { return chain[args->models - 1].tile.x; }

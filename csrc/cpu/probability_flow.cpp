@@ -20,6 +20,7 @@ namespace {
 #include "cpu/head.h"
 #include "cpu/row_tasks.h"
 #include "cpu/points.h"
+#include "cpu/preconditioning.h"
 #include "cpu/flow.h"
 
 template <class S, class T>
@@ -35,13 +36,16 @@ struct FlowRows {
   }
 
   void run(const FlowArgs& a, const Packed<T>& head, int64_t begin, int64_t rows) {
-    load_contexts<S>(points, a.context, begin, rows, head.C - 1);
-    for (int64_t r = 0; r < rows; ++r)
+    load_contexts<S>(points, a.context, begin, rows, head.C - (a.squash == 0));
+    for (int64_t r = 0; r < rows; ++r) {
       block.row[r].x = static_cast<double>(from_storage(static_cast<const S*>(a.x)[begin + r]));
+      block.row[r].offset = a.squash > 0 ? offset_of<S>(a.context, begin + r, head.C) : 0;
+    }
+    const FlowOptions options{a.sigma_from, a.sigma_to, a.tolerance, a.squash};
     if (a.change) {
-      block.template solve<kTangent>(rows, a.sigma_from, a.sigma_to, a.tolerance);
+      block.template solve<kTangent>(rows, options);
     } else {
-      block.template solve<kValue>(rows, a.sigma_from, a.sigma_to, a.tolerance);
+      block.template solve<kValue>(rows, options);
     }
     for (int64_t r = 0; r < rows; ++r)
       store_row<T>(a.out, begin + r, {block.row[r].x, block.row[r].change, block.row[r].error});

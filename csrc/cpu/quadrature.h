@@ -7,6 +7,8 @@ struct Panel {
   double a, h, s[kNodes];
   double integral, log_mass, error, rounding, mass_error;
   double left, left_slope, right, right_slope;  // s and s' at the ends
+
+  double node(const Quadrature& q, int k) const { return a + h / 2 * (q.nodes[k] + 1); }
 };
 
 FASTCSM_INLINE double larger(double a, double b) { return a > b ? a : b; }

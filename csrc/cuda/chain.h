@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/head.h"
+#include "cuda/preconditioning.h"
 #include "common/philox.h"
 
 namespace fastcsm {
@@ -43,6 +44,39 @@ template <Precision P>
 FASTCSM_INLINE float as_stored(float x) {
   return from_storage(to_storage<Element<P>>(x));
 }
+
+// What a stage does to the thread's two rows i: from a state x the number that the head reads, and from its output s
+// and the noise z the next state.
+template <Precision P>
+struct PlainRows {
+  float drift, diffusion;
+
+  FASTCSM_INLINE explicit PlainRows(const Stage& stage) : drift(stage.drift), diffusion(stage.diffusion) {}
+  FASTCSM_INLINE float read(int, float x) const { return as_stored<P>(x); }
+  FASTCSM_INLINE float next(int, float x, float s, float z) const { return x + fmaf(diffusion, z, drift * s); }
+};
+
+// Of a preconditioned head x is y, in units of tau: v = kappa y, and s = kappa (rho r - v) with the head's output r.
+// The stage's feature is ln(sigma), its step sizes are in the rows' own units, of which a row's -ln(tau) is `offset`.
+template <Precision P>
+struct PreconditionedRows {
+  float squash, narrow[2], drift[2], pull[2], diffusion[2];
+
+  FASTCSM_INLINE PreconditionedRows(const Stage& stage, float squash, const float (&offset)[2]) : squash(squash) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const double in_tau = exp(double(offset[i])), own = exp(double(offset[i]) + double(stage.feature));
+      const double kappa = 1 / sqrt(1 + own * own), towards = stage.drift * in_tau * in_tau * kappa;
+      narrow[i] = float(kappa / squash);
+      drift[i] = float(towards / own), pull[i] = float(towards * kappa);
+      diffusion[i] = float(stage.diffusion * in_tau);
+    }
+  }
+  FASTCSM_INLINE float read(int i, float x) const { return as_stored<P>(squash * asinh_of<P>(narrow[i] * x)); }
+  FASTCSM_INLINE float next(int i, float x, float r, float z) const {
+    return x + fmaf(diffusion[i], z, fmaf(drift[i], r, -pull[i] * x));
+  }
+};
 
 // The A of a warp for one hidden layer: 16 of its units by kUnits inputs, in precision P.
 template <Precision P>
@@ -208,22 +242,22 @@ class Chain {
   }
 
   // `steps` steps of a stage on the rows whose base is set, barriers included.
-  FASTCSM_INLINE void run(const Stage& stage, int steps, bool stage_feature) {
+  template <class Rows>
+  FASTCSM_INLINE void run(const Stage& stage, const Rows& rows, int steps, bool stage_feature) {
     Accumulator share;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       share.r[i] = m_.base[unit(i) * kSamples + row(i)];
       if (stage_feature) share.r[i] = fmaf(stage.feature, stage_weight_[i / 2], share.r[i]);
     }
-    const float drift = stage.drift, diffusion = stage.diffusion;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       if (count_ % kAhead == 0) draw_noise();
       float s[2];
-      score(share, s);
+      score(share, {rows.read(0, x[0]), rows.read(1, x[1])}, s);
       const float2 z = noise();
-      x[0] += fmaf(diffusion, z.x, drift * s[0]);
-      x[1] += fmaf(diffusion, z.y, drift * s[1]);
+      x[0] = rows.next(0, x[0], s[0], z.x);
+      x[1] = rows.next(1, x[1], s[1], z.y);
       ++count_;
     }
   }
@@ -247,11 +281,10 @@ class Chain {
     return *reinterpret_cast<const float2*>(m_.noise + count_ % (2 * kAhead) * kSamples + row(0));
   }
 
-  // s(c, x) of the thread's rows, share being the part of a_1 without x. Holds one barrier a layer, and one more with
-  // frequencies.
-  FASTCSM_INLINE void score(const Accumulator& share, float (&s)[2]) {
+  // The head's output at v of the thread's rows, share being the part of a_1 without v. Holds one barrier a layer, and
+  // one more with frequencies.
+  FASTCSM_INLINE void score(const Accumulator& share, const float (&v)[2], float (&s)[2]) {
     Accumulator a;
-    const float v[2] = {as_stored<P>(x[0]), as_stored<P>(x[1])};
 #pragma unroll
     for (int i = 0; i < 4; ++i) a.r[i] = fmaf(x_weight_[i / 2], v[i % 2], share.r[i]);
     if (frequencies_ > 0) {

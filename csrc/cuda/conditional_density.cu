@@ -17,6 +17,7 @@
 #include "cuda/density.h"
 #include "cuda/launch.h"
 #include "cuda/points.h"
+#include "cuda/preconditioning.h"
 #include "cuda/sizes.h"
 
 namespace fastcsm {
@@ -58,8 +59,8 @@ FASTCSM_INLINE bool fits(const DensityResult& r) {
 }
 
 // The row's nodes and weights, zeros after the last.
-template <class S>
-FASTCSM_INLINE void store_nodes(const DensityArgs& args, int64_t row, RowDensity& density, bool valid, int lane) {
+template <class S, class Density>
+FASTCSM_INLINE void store_nodes(const DensityArgs& args, int64_t row, Density& density, bool valid, int lane) {
   S* nodes = static_cast<S*>(args.nodes) + row * (kMaxPanels * kNodes);
   float* weights = static_cast<float*>(args.weights) + row * (kMaxPanels * kNodes);
   const double score = density.gradient(valid, [&](int i, double t, double weight) {
@@ -76,7 +77,7 @@ FASTCSM_INLINE void store_nodes(const DensityArgs& args, int64_t row, RowDensity
   static_cast<float*>(args.scores)[row] = float(score);
 }
 
-template <Precision P>
+template <Precision P, bool kPreconditioned>
 __global__ void __launch_bounds__(kMostWarps<P>* kWarp, 1)
     conditional_density_kernel(const __grid_constant__ RowsArgs rows) {
   constexpr bool kBf16 = P == Precision::bf16;
@@ -88,19 +89,26 @@ __global__ void __launch_bounds__(kMostWarps<P>* kWarp, 1)
   m.tables->load(rows.quadrature);
   __syncthreads();
   const Points<P, true, false> points(args.head, m.points);
-  RowDensity density(args, *m.tables, m.panels[warp]);
-  const int given = int(args.head.context) - args.has_feature;
+  RowDensity<kPreconditioned> density(args, *m.tables, m.panels[warp]);
+  const int given = int(args.head.context) - (kPreconditioned ? 0 : args.has_feature);
 #pragma unroll 1
   for (int64_t row = int64_t(warp) * gridDim.x + blockIdx.x; row < args.rows; row += int64_t(warps) * gridDim.x) {
     points.set_context(given, float(args.feature),
                        [&](int, int column) { return read_parameter(args.context, row * given + column, kBf16); });
-    const bool valid = density.begin(read_parameter(args.point, row, kBf16));
+    double rho = 1;
+    if constexpr (kPreconditioned) {
+      rho = exp(-double(read_parameter(args.context, row * given + given - 1, kBf16)) - args.feature);
+    }
+    const bool valid = density.begin(read_parameter(args.point, row, kBf16), rho);
     while (valid && density.pending() > 0) {
 #pragma unroll 1
       for (int i = 0; i < density.pending(); ++i) {
         const int panel = density.pending(i);
         float s, unused;
-        points.template evaluate<false>(float(density.node(panel)), 0.f, s, unused);
+        const double node = density.node(panel);
+        float x = float(node);
+        if constexpr (kPreconditioned) x = squashed<P>(node, args.squash).u;
+        points.template evaluate<false>(x, 0.f, s, unused);
         density.summarize(panel, s);
       }
       density.refine();
@@ -130,7 +138,11 @@ void run(const DensityArgs& density, const Tensor& point) {
     const auto bytes = [&](int warps) { return density_bytes<kPrecision>(density.head, warps); };
     const int warps = warps_that_fit(kMostWarps<kPrecision>, bytes);
     const int64_t most = device.multiprocessors(), blocks = density.rows < most ? density.rows : most;
-    device.launch(conditional_density_kernel<kPrecision>, blocks, warps * kWarp, bytes(warps), args);
+    if (density.squash > 0) {
+      device.launch(conditional_density_kernel<kPrecision, true>, blocks, warps * kWarp, bytes(warps), args);
+    } else {
+      device.launch(conditional_density_kernel<kPrecision, false>, blocks, warps * kWarp, bytes(warps), args);
+    }
   });
 }
 

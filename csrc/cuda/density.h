@@ -73,13 +73,17 @@ struct DensityResult {
 };
 FASTCSM_INLINE DensityResult no_density() { return {kNaN, kNaN, kNaN, kNaN, kInfinity, kNaN}; }
 
+// kPreconditioned: the score of v is rho r - v with the head's output r.
+template <bool kPreconditioned>
 class RowDensity {
  public:
   FASTCSM_INLINE RowDensity(const DensityArgs& args, const DensityTables& tables, PanelMemory& memory)
       : args_(args), q_(tables), m_(memory), lane_(threadIdx.x % kWarp), node_(lane_ % kNodes), side_(lane_ / kNodes) {}
 
-  // Begins with panels of equal width. Returns whether the point, or the probability, is one that has an answer.
-  FASTCSM_INLINE bool begin(double point) {
+  // Begins with panels of equal width, and rho of a preconditioned head. Returns whether the point, or the probability,
+  // is one that has an answer.
+  FASTCSM_INLINE bool begin(double point, double rho) {
+    rho_ = rho;
     point_ = point, count_ = pending_ = int(args_.panels), moves_ = 0;
     log_z_ = tail_ = kNaN;
     const double width = (args_.high - args_.low) / count_;
@@ -101,7 +105,7 @@ class RowDensity {
 
   // Takes the head's output at the lane's node and finds what the row needs of the panel.
   FASTCSM_INLINE void summarize(int panel, float output) {
-    const double half = m_.h[panel] / 2, s = args_.score_scale * double(output);
+    const double half = m_.h[panel] / 2, s = score(panel, output);
     if (side_ == 0) m_.s[panel][node_] = output;
     put(s);
     double most;
@@ -284,7 +288,11 @@ class RowDensity {
     m_.stage[lane_] = x;
     __syncwarp();
   }
-  FASTCSM_INLINE void put_scores(int panel) { put(args_.score_scale * double(m_.s[panel][node_])); }
+  FASTCSM_INLINE void put_scores(int panel) { put(score(panel, m_.s[panel][node_])); }
+  // The score at the lane's node of a panel, from the head's output there.
+  FASTCSM_INLINE double score(int panel, float output) const {
+    return kPreconditioned ? rho_ * double(output) - node(panel) : args_.score_scale * double(output);
+  }
 
   // The panel whose scores were put: exp(L) at the lane's fine node relative to the largest, whose logarithm is `most`;
   FASTCSM_INLINE double fine_density(double half, double& most) const {
@@ -491,7 +499,7 @@ class RowDensity {
   const DensityTables& q_;
   PanelMemory& m_;
   int lane_, node_, side_;
-  double point_;
+  double point_, rho_;
   int count_, pending_, moves_;
   double start_[2], before_[2], mass_[2];  // L at the panels' left ends, probability left of them and of them
   double log_z_, height_, tail_, tail_error_, end_score_;  // the last four of the side's end

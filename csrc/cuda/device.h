@@ -113,9 +113,9 @@ FASTCSM_INLINE uint32_t pack_bf16(float low, float high) {
 // multiplications, where the unit's own conversion is three slower instructions; numbers above 2^114 become NaN.
 FASTCSM_INLINE float round_tf32(float x) { return fmaf(-8192.f, x, 8193.f * x); }
 
-// 1 / x, 2^x, log2(x), sin and cos(x) for |x| <= pi, and tanh(x) by the special function units, numbers below 2^-126
-// being zero. The errors are a few units in the last place of the result, of log2, sin and cos of 1, but tanh's 2^-11
-// of the result; the twin rounds it as much.
+// 1 / x, 1 / sqrt(x), 2^x, log2(x), sin and cos(x) for |x| <= pi, and tanh(x) by the special function units, numbers
+// below 2^-126 being zero. The errors are a few units in the last place of the result, of log2, sin and cos of 1, but
+// tanh's 2^-11 of the result; the twin rounds it as much.
 FASTCSM_INLINE float fast_reciprocal(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -123,6 +123,15 @@ FASTCSM_INLINE float fast_reciprocal(float x) {
   return y;
 #else
   return 1 / x;
+#endif
+}
+FASTCSM_INLINE float fast_reciprocal_root(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / sqrtf(x);
 #endif
 }
 FASTCSM_INLINE float fast_exp2(float x) {

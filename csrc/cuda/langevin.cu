@@ -7,10 +7,10 @@
 // What a step costs a warp, counted in the code for sm_90 (two hidden layers, silu, no frequencies): 193 instructions
 // in bfloat16 and 207 with tf32, among them 8 and 16 matrix instructions, and in float32 48; two barriers. A scheduler
 // has two warps. Frequencies add a barrier, and up to 87 instructions for 16 of them in bfloat16. Noise is drawn for 32
-// steps at once, one number a thread, which makes 4 instructions a step. From a state to the next the longest chain is
-// two activations (some 100 cycles each), the load and two to eight dependent matrix instructions (100 to 300), three
-// shuffles (80), and two exchanges through shared memory (150): an estimate of 600 to 900 cycles, half a microsecond or
-// less, that no measurement has confirmed.
+// steps at once, one number a thread, which makes 4 instructions a step. A preconditioned head takes some 40 more, and
+// 3 % more cycles. From a state to the next the longest chain is two activations (some 100 cycles each), the load and
+// two to eight dependent matrix instructions (100 to 300), three shuffles (80), and two exchanges through shared memory
+// (150): an estimate of 600 to 900 cycles, half a microsecond or less, that no measurement has confirmed.
 //
 // Between two chains a warp issues some 2500 instructions for 784 variables, a MADE of 2 x 1024 and 32 features of
 // context, against 43000 for 200 steps: reading the next variable's weights ahead would gain a few hundredths at most.
@@ -46,6 +46,7 @@ struct RowsArgs {
   const void *context, *x;
   const int64_t *samples, *dimensions;
   void* out;
+  float squash;    // u0 of a preconditioned head
   float* scratch;  // (blocks, given, kSamples) contexts; null: in shared memory
 };
 
@@ -78,12 +79,12 @@ struct RowsMemory {
       : chain(head, memory), partial(memory.take<float>(kThreads)), context(memory.take<float>(context_floats)) {}
 };
 
-template <Precision P>
+template <Precision P, bool kPreconditioned>
 __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_kernel(const __grid_constant__ RowsArgs args) {
   using S = Element<P>;
   constexpr bool kBf16 = P == Precision::bf16;
   const HeadArgs& head = args.head;
-  const int given = int(head.context) - args.dynamics.stage_feature;
+  const int given = int(head.context) - (kPreconditioned ? 0 : args.dynamics.stage_feature);
   SharedMemory memory(block_memory());
   const RowsMemory<P> m(head, args.scratch ? 0 : given * kSamples, memory);
   float* context = args.scratch ? args.scratch + int64_t(blockIdx.x) * given * kSamples : m.context;
@@ -105,7 +106,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_kernel(const __
   }
 #pragma unroll 1
   for (int i = 0; i < args.dynamics.stages; ++i) {
-    chain.run(args.dynamics.stage[i], args.dynamics.steps, args.dynamics.stage_feature);
+    const Stage& stage = args.dynamics.stage[i];
+    if constexpr (kPreconditioned) {
+      const float* offset = context + (given - 1) * kSamples;
+      const PreconditionedRows<P> rows(stage, args.squash, {offset[chain.row(0)], offset[chain.row(1)]});
+      chain.run(stage, rows, args.dynamics.steps, true);
+    } else {
+      chain.run(stage, PlainRows<P>(stage), args.dynamics.steps, args.dynamics.stage_feature);
+    }
   }
   if (threadIdx.x < kSamples / 2) {
     for (int i = 0; i < 2; ++i) {
@@ -186,7 +194,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P>) langevin_draw_kernel(con
           }
           if (!last || !args.clean) break;
         }
-        chain.run(dynamics.stage[i], i == to ? 1 : dynamics.steps, dynamics.stage_feature);
+        const Stage& stage = dynamics.stage[i];
+        chain.run(stage, PlainRows<P>(stage), i == to ? 1 : dynamics.steps, dynamics.stage_feature);
       }
     }
     if (args.clean && threadIdx.x < kSamples / 2) {
@@ -233,9 +242,10 @@ int choose_memory(const Bytes& bytes, int64_t floats, int64_t blocks, const Tens
   return int(without);
 }
 
-template <Precision P>
+template <Precision P, bool kPreconditioned>
 void run_rows(RowsArgs& args, const Tensor& x, const Device& device) {
-  const int64_t blocks = blocks_of(args.rows), given = args.head.context - args.dynamics.stage_feature;
+  const int64_t blocks = blocks_of(args.rows);
+  const int64_t given = args.head.context - (kPreconditioned ? 0 : args.dynamics.stage_feature);
   const auto bytes = [&](int floats) {
     SharedMemory measure;
     RowsMemory<P>(args.head, floats, measure);
@@ -244,7 +254,7 @@ void run_rows(RowsArgs& args, const Tensor& x, const Device& device) {
   Tensor scratch;
   const int used = choose_memory(bytes, given * kSamples, blocks, x, scratch);
   args.scratch = scratch.defined() ? static_cast<float*>(scratch.mutable_data_ptr()) : nullptr;
-  device.launch(langevin_kernel<P>, blocks, kThreads, used, args);
+  device.launch(langevin_kernel<P, kPreconditioned>, blocks, kThreads, used, args);
 }
 
 template <Precision P>
@@ -303,12 +313,19 @@ Tensor langevin(Tensor context, Tensor x, Tensors weights, Tensors biases, Tenso
   const Device device(x);
   Tensor out = new_like(x);
   if (a.rows == 0) return out;
-  RowsArgs args{a.head,       dynamics_of(a, uint32_t(first_step), 0),
-                a.rows,       a.context,
-                a.x,          a.samples,
-                a.dimensions, out.mutable_data_ptr(),
-                nullptr};
-  with_precision(a.head, [&](auto precision) { run_rows<precision.value>(args, x, device); });
+  if (squash > 0) std::fill(score_scales.begin(), score_scales.end(), 1.);
+  RowsArgs args{a.head,        dynamics_of(a, uint32_t(first_step), 0),
+                a.rows,        a.context,
+                a.x,           a.samples,
+                a.dimensions,  out.mutable_data_ptr(),
+                float(squash), nullptr};
+  with_precision(a.head, [&](auto precision) {
+    if (squash > 0) {
+      run_rows<precision.value, true>(args, x, device);
+    } else {
+      run_rows<precision.value, false>(args, x, device);
+    }
+  });
   return out;
 }
 

@@ -131,14 +131,13 @@ class Points {
         kept_(memory.kept + threadIdx.x / kWarp * memory.words),
         lane_(threadIdx.x % kWarp) {}
 
-  // The rows' share of the first layer, from context feature j of row i, at(i, j), for j < given. Where the last of C
-  // features is not given it is `feature`, or zero and each point's own.
+  // The rows' share of the first layer, from context feature j of row i, at(i, j), for j < given, zeros beyond, and
+  // `added` to the last of C features.
   template <class At>
-  FASTCSM_INLINE void set_context(int given, float feature, const At& at) const {
+  FASTCSM_INLINE void set_context(int given, float added, const At& at) const {
     constexpr int kTiles = kUnits / 16;  // a half of the units at a time, as registers allow
     const int row = lane_ / 4, pair = lane_ % 4 * 2;
     const auto value = [&](int i, int j) { return j < given ? at(i, j) : 0.f; };
-    const float added = given < args_.context ? feature : 0.f;
     __syncwarp();
 #pragma unroll 1
     for (int begin = 0; begin < kUnits / 8; begin += kTiles) {

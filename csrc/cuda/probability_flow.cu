@@ -17,6 +17,7 @@
 #include "common/ops.h"
 #include "cuda/launch.h"
 #include "cuda/points.h"
+#include "cuda/preconditioning.h"
 #include "cuda/sizes.h"
 
 namespace fastcsm {
@@ -24,7 +25,7 @@ namespace {
 
 struct RowsArgs {
   FlowArgs flow;
-  double begin, end;  // sqrt(sigma), the time that steps are in
+  double begin, end;  // sqrt(sigma), the time that steps are in, of a plain head
   double time[kFlowStages];
   double line[kFlowStages + 1][kFlowStages];  // coefficients of the stages, and of the error
 };
@@ -64,13 +65,20 @@ FASTCSM_INLINE double step_factor(double ratio) {
   return factor > float(kSmallest) ? fmin(double(factor), kLargest) : kSmallest;  // the latter where it is no number
 }
 
-template <Precision P, bool kChange>
+// The time sqrt(a) of a preconditioned head, a / (1 - a) being the row's own level.
+FASTCSM_INLINE double time_of(double own) { return sqrt(own / (1 + own)); }
+
+// d theta / da, theta being the angle whose tangent is the row's own level.
+FASTCSM_INLINE double weight_of(double a) { return 1 / ((1 - a) * (1 - a) + a * a); }
+
+template <Precision P, bool kChange, bool kPreconditioned>
 __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
     probability_flow_kernel(const __grid_constant__ RowsArgs args) {
   constexpr unsigned kAll = 0xffffffffu, kFirsts = (1u << kPoints) - 1, kBoth = 1u | 1u << kPoints;
   constexpr bool kBf16 = P == Precision::bf16;
   const FlowArgs& flow = args.flow;
-  const int lane = threadIdx.x % kWarp, place = lane % kPoints, given = int(flow.head.context) - 1;
+  const int lane = threadIdx.x % kWarp, place = lane % kPoints;
+  const int given = int(flow.head.context) - 1, columns = given + kPreconditioned;
   const bool of_log = lane >= kPoints;
   SharedMemory memory(block_memory());
   const FlowMemory<P, kChange> m(flow.head, blockDim.x / kWarp, memory);
@@ -87,6 +95,7 @@ __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
   int64_t row = -1;  // none
   int attempt = 0;   // steps, taken or not
   float error = 0;
+  double end = args.end;
   bool more = true;
 #pragma unroll 1
   for (;;) {
@@ -102,8 +111,13 @@ __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
         attempt = 0;
         error = 0;
         own[kState * kWarp] = of_log ? 0. : double(read_parameter(flow.x, row, kBf16));
-        own[kTime * kWarp] = args.begin;
-        own[kStep * kWarp] = kFirstStep * (args.end - args.begin);
+        double begin = args.begin;
+        if constexpr (kPreconditioned) {
+          const double of_tau = exp(double(read_parameter(flow.context, row * columns + given, kBf16)));
+          begin = time_of(flow.sigma_from * of_tau), end = time_of(flow.sigma_to * of_tau);
+        }
+        own[kTime * kWarp] = begin;
+        own[kStep * kWarp] = kFirstStep * (end - begin);
       }
       more = next + wanted < count;
       begins = next < count;
@@ -111,7 +125,7 @@ __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
         const int64_t of_lane[2] = {__shfl_sync(kAll, row, lane / 4), __shfl_sync(kAll, row, lane / 4 + 8)};
         points.set_context(given, 0.f, [&](int i, int column) {
           const int64_t r = of_lane[i / 8];
-          return r < 0 ? 0.f : read_parameter(flow.context, r * given + column, kBf16);
+          return r < 0 ? 0.f : read_parameter(flow.context, r * columns + column, kBf16);
         });
       }
     }
@@ -121,29 +135,39 @@ __global__ void __launch_bounds__(kMostWarps<P, kChange>* kWarp, 1)
     for (int i = begins ? 0 : 1; i < kFlowStages; ++i) {
       const double x = own[kState * kWarp] + own[kStep * kWarp] * combined(args.line[i], own, i);
       const auto time = [&] { return own[kTime * kWarp] + args.time[i] * own[kStep * kWarp]; };
+      const auto slope = [&](double speed, float s, float ds) {
+        const bool unknown = i > 0 || attempt == 0;  // the first slope of a row on its way is known
+        if (unknown) own[i * kWarp] = speed * double(of_log ? ds : -s);
+      };
       float s, ds;
-      points.template evaluate<true>(__shfl_sync(kAll, float(x), place), 2 * logf(float(time())), s, ds);
-      const bool unknown = i > 0 || attempt == 0;  // the first slope of a row on its way is known
-      if (unknown) own[i * kWarp] = 2 * time() * double(of_log ? ds : -s);
+      if constexpr (kPreconditioned) {
+        const auto [u, derivative] = squashed<P>(__shfl_sync(kAll, x, place), flow.squash);
+        const float level = logf(float(time() * time() / ((1 - time()) * (1 + time()))));
+        points.template evaluate<true>(u, level, s, ds);
+        slope(2 * time() * weight_of(time() * time()), s, derivative * ds);
+      } else {
+        points.template evaluate<true>(__shfl_sync(kAll, float(x), place), 2 * logf(float(time())), s, ds);
+        slope(2 * time(), s, ds);
+      }
     }
 
     const double step = own[kStep * kWarp], time = own[kTime * kWarp], low = fmin(time, time + step);
     double off = fabs(step * combined(args.line[kFlowStages], own, kFlowStages));
-    if (!of_log) off /= low * low;
+    if (!of_log) off /= kPreconditioned ? low * low * sqrt(weight_of(low * low)) : low * low;
     const double other = __shfl_xor_sync(kAll, off, kPoints);
     const double off_x = of_log ? other : off, off_log = of_log ? off : other;
     off = off_x > off_log || off_x != off_x ? off_x : off_log;
     // No step is short enough where the first slope is no number.
     const bool lost = __ballot_sync(kAll, own[0] - own[0] != 0) >> place & kBoth;
-    const bool taken = off <= flow.tolerance, last = step == args.end - time;
+    const bool taken = off <= flow.tolerance, last = step == end - time;
     if (taken) {
       own[kState * kWarp] += step * combined(args.line[kFlowStages - 1], own, kFlowStages - 1);
-      own[kTime * kWarp] = last ? args.end : time + step;
+      own[kTime * kWarp] = last ? end : time + step;
       own[0] = own[(kFlowStages - 1) * kWarp];
       error += float(off);
     }
     ++attempt;
-    const double left = args.end - own[kTime * kWarp];
+    const double left = end - own[kTime * kWarp];
     const double next = step * step_factor(off / flow.tolerance);
     own[kStep * kWarp] = fabs(next) >= 0.9999 * fabs(left) ? left : next;
     const bool arrived = taken && last;
@@ -163,13 +187,13 @@ int flow_bytes(const HeadArgs& head, int warps) {
   return measure.used();
 }
 
-template <Precision P, bool kChange>
+template <Precision P, bool kChange, bool kPreconditioned>
 void run(const RowsArgs& args, const Device& device) {
   const auto bytes = [&](int warps) { return flow_bytes<P, kChange>(args.flow.head, warps); };
   const int64_t tiles = (args.flow.rows + kPoints - 1) / kPoints, most = device.multiprocessors();
   const int warps = warps_that_fit(std::min<int64_t>(kMostWarps<P, kChange>, (tiles + most - 1) / most), bytes);
   const int64_t blocks = std::min((tiles + warps - 1) / warps, most);
-  device.launch(probability_flow_kernel<P, kChange>, blocks, warps * kWarp, bytes(warps), args);
+  device.launch(probability_flow_kernel<P, kChange, kPreconditioned>, blocks, warps * kWarp, bytes(warps), args);
 }
 
 // Products are never of tf32: see fastcsm/ops/probability_flow.py.
@@ -214,10 +238,10 @@ std::tuple<Tensor, Tensor, Tensor> probability_flow(Tensor context, Tensor x, Te
   }
   const RowsArgs args = rows_args(a);
   with_full_precision(a.head, [&](auto precision) {
-    if (change) {
-      run<precision.value, true>(args, device);
+    if (squash > 0) {
+      change ? run<precision.value, true, true>(args, device) : run<precision.value, false, true>(args, device);
     } else {
-      run<precision.value, false>(args, device);
+      change ? run<precision.value, true, false>(args, device) : run<precision.value, false, false>(args, device);
     }
   });
   return out;

@@ -11,7 +11,7 @@ import torch
 from .. import data
 from ..atomic import atomic_file
 from ..densities import METHODS
-from ..evaluation import anomaly_scores, auroc, density_grid, evaluate, likelihood, plots, tables
+from ..evaluation import anomaly_scores, auroc, density_grid, draw_rate, evaluate, likelihood, plots, tables
 from ..models.model import Model
 from ..progress import Bar, tell
 from ..training import checkpoint
@@ -29,11 +29,12 @@ def add(commands: Any) -> None:
         help="held-out losses and likelihood of a run, anomaly scores, a picture of a 2-D density",
         formatter_class=Help,
         description="Held-out composite score matching and denoising losses per dimension, both weighted by "
-        "sigma^2 (they then differ by 1/2 in expectation), and negative log-likelihoods, as mean and "
-        "standard error over samples, of rows in model space (columns over their deviations) and as given. "
-        "The model is the density of rows with noise of the smallest level; grey values are evaluated "
-        "without noise too, in bits per dimension. For two-dimensional data the density, the data and "
-        "samples are drawn into RUN/density.png.",
+        "sigma^2 (they then differ by 1/2 in expectation), and negative log-likelihoods, as mean, standard "
+        "error, trimmed mean, median and worst row, of rows in model space (columns over their deviations) "
+        "and as given. "
+        "The model is the density of rows with noise of the smallest level, a preconditioned one that of "
+        "rows as they are; grey values are evaluated without noise too, in bits per dimension. For "
+        "two-dimensional data the density, the data and samples are drawn into RUN/density.png.",
     )
     option = command.add_argument
     option("run", metavar="RUN", help="run folder")
@@ -84,15 +85,16 @@ def run(given: argparse.Namespace) -> int:
         "dimensions": x.shape[1],
         "step": saved.state["step"],
         "model_space": saved.transform.space,
-        "log_volume": saved.transform.log_volume,
+        "log_volume": saved.transform.log_volume(x).mean().item(),
         "levels": _losses(model, x, given),
         "likelihood": _likelihoods(model, x, methods, saved.transform, given.seed),
+        "draws": _draws(model) if methods else None,
         "ood": None,
     }
     if strange is not None:
-        found = _ood(model, x, strange, methods[0] if methods else None)
+        found = _ood(model, x, strange, saved.transform, methods[0] if methods else None)
         result["ood"] = {"data": given.ood, "samples": len(strange)} | found
-    if x.shape[1] == 2 and methods:
+    if x.shape[1] == 2 and methods and not saved.transform.logit_alpha:  # whose picture is bent
         result["picture"] = _density_picture(given, model, saved.transform, x, methods[0])
     text = json.dumps(result, indent=1)
     if path:
@@ -156,27 +158,38 @@ def _losses(model: Model, x: torch.Tensor, given: argparse.Namespace) -> list[di
 def _likelihoods(
     model: Model, x: torch.Tensor, methods: list[str], transform: data.Transform, seed: int
 ) -> list[dict[str, Any]]:
-    """Likelihoods of the rows with noise sigma_L, as the model is trained, and of grey values without it."""
-    sigma, grey_levels = model.sigma_min, transform.grey_levels
+    """Likelihoods of the rows with the noise that the model is taken for, and of grey values without it."""
+    sigma, grey_levels = model.row_noise, transform.grey_levels
     noises = [sigma, 0.0] if grey_levels and sigma else [sigma]
     z = noise_on(x, seed)
     found = []
     for method in methods:
         for noise in noises:
-            levels = 0 if noise else grey_levels
+            rows, bits = x + noise * z, bool(grey_levels and not noise)
             with Bar(f"likelihood by {method}", unit="sample") as bar:
-                row = likelihood(model, x + noise * z, method, grey_levels=levels, progress=bar.to)
-            nats = row["nats"]
-            given = nats and nats | {"mean": nats["mean"] + transform.log_volume}
-            found.append({"method": method, "noise": noise} | row | {"nats_as_given": given})
+                row = likelihood(model, rows, method, transform=transform, bits=bits, progress=bar.to)
+            found.append({"method": method, "noise": noise} | row)
     return found
 
 
-def _ood(model: Model, x: torch.Tensor, strange: torch.Tensor, method: str | None) -> dict[str, Any]:
+def _draws(model: Model) -> dict[str, Any] | None:
+    with Bar("draws"):
+        return draw_rate(model)
+
+
+def _ood(
+    model: Model,
+    x: torch.Tensor,
+    strange: torch.Tensor,
+    transform: data.Transform,
+    method: str | None,
+) -> dict[str, Any]:
+    """How well two statistics tell the rows; log q is that of rows as given."""
     scores_of = []
     for title, rows in (("scores of the data", x), ("scores of the other rows", strange)):
         with Bar(title, unit="sample") as bar:
             scores_of.append(anomaly_scores(model, rows, method, progress=bar.to))
+        scores_of[-1]["log_likelihood"] -= transform.log_volume(rows)
     usual, other = scores_of
     missing = sum(int(scores["log_likelihood"].isnan().sum()) for scores in (usual, other))
     areas = {
@@ -204,7 +217,7 @@ def _density_picture(
         grid = density_grid(model, x, method, progress=bar.to)
         drawn = model.sample(min(len(x), _PICTURE_POINTS), seed=given.seed)
         points = [transform.decode(rows[:_PICTURE_POINTS]) for rows in (x, drawn[drawn.isfinite().all(1)])]
-        corners = transform.decode(torch.stack([grid.low, grid.high]))
+        corners = transform.decode(torch.stack([grid.low, grid.high]), whole=False)
         plots.density(grid.density.cpu().numpy(), corners, points[0], points[1], path)
 
     return str(path) if picture(path, draw) else None

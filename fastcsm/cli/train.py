@@ -136,8 +136,9 @@ def _found(name: str) -> str:
 
 
 def _load(config: RunConfig, resume: bool) -> data.Dataset:
+    names = ("grey_levels", "logit_alpha", "dequantize", "validation")
     try:
-        return data.load(config.data, grey_levels=config.grey_levels, validation=config.validation)
+        return data.load(config.data, **{name: getattr(config, name) for name in names})
     except FileNotFoundError as error:
         if not resume:
             raise

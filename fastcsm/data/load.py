@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from . import readers, toys
-from .dataset import Dataset, Transform
+from .dataset import Dataset
+from .fitting import COLUMNS, COLUMNS_WORDS, dequantised, with_logits
+from .transform import Transform
 
 _TOY_TRAIN, _TOY_HELD_OUT = 50_000, 10_000
 _DIGITS_TRAIN = 1500
@@ -20,7 +22,13 @@ def names() -> list[str]:
 
 
 def load(
-    source: str | Path, *, grey_levels: int = 256, validation: float = 0.0, training: bool = True
+    source: str | Path,
+    *,
+    grey_levels: int = 256,
+    logit_alpha: float = 0.0,
+    dequantize: str = "none",
+    validation: float = 0.0,
+    training: bool = True,
 ) -> Dataset:
     """Load a built-in data set or a file.
 
@@ -33,6 +41,11 @@ def load(
             deviation of the train split, in float64. A .csv is a table of numbers as
             :func:`fastcsm.data.text.read_csv` reads it.
         grey_levels: number of grey levels of uint8 files.
+        logit_alpha: alpha of logits of grey values (:class:`fastcsm.data.Transform`), standardised with the
+            train split: 1e-6 for MNIST and 0.05 for CIFAR-10 as in Papamakarios et al. 2017; 0 for none.
+        dequantize: columns of a table that get uniform noise of the step of the grid that the train split's
+            values lie on: "none", "auto" for whole numbers and for others that repeat, or columns' numbers
+            from 0, as "0,3".
         validation: share in [0, 1) of the training rows, the last ones of a fixed permutation, that is taken
             out of ``train`` and becomes ``val``; 0 leaves both as they are.
         training: whether there must be training rows. Otherwise a file may hold test or validation rows
@@ -40,10 +53,12 @@ def load(
 
     Raises:
         ValueError: unknown name, unreadable or non-numeric file, NaN or infinite values, whole numbers that
-            float64 does not hold, no rows, or validation out of range or leaving no row on one side.
+            float64 does not hold, no rows, validation out of range or leaving no row on one side, logits of
+            other rows than grey values, or a column that is not there or on no grid.
         FileNotFoundError: no such file.
     """
     found = _load(source, grey_levels, training)
+    found = replace(found, transform=_transform(found, logit_alpha, dequantize))
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation}, expected a number in [0, 1)")
     rows = len(found.train)
@@ -72,6 +87,25 @@ def _load(source: str | Path, grey_levels: int, training: bool) -> Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"data: no file '{name}'")
     return readers.read(name, grey_levels, training)
+
+
+def _transform(found: Dataset, logit_alpha: float, dequantize: str) -> Transform:
+    """That of the data set, with the logits or the dequantised columns that are asked for."""
+    rows, transform = (found.train if len(found.train) else found.test).numpy(), found.transform
+    if logit_alpha:
+        if not transform.grey_levels:
+            raise ValueError(
+                f"logit_alpha is {logit_alpha} for '{found.name}', expected 0 for other than grey values"
+            )
+        transform = with_logits(transform, rows, logit_alpha)
+    if dequantize == "none":
+        return transform
+    if transform.grey_levels:
+        raise ValueError(f"dequantize is '{dequantize}' for grey values, which always are: expected 'none'")
+    if not COLUMNS.fullmatch(dequantize):
+        raise ValueError(f"dequantize is '{dequantize}', expected {COLUMNS_WORDS}")
+    columns = None if dequantize == "auto" else [int(number) for number in dequantize.split(",")]
+    return dequantised(transform, rows, columns)
 
 
 def _digits() -> Dataset:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .dataset import Dataset, Transform
+from .dataset import Dataset
+from .fitting import standardisation
 from .text import read_csv
+from .transform import Transform
 
 _KEYS = {
     "train": ("train_x", "x_train", "train", "x", "data", "arr_0"),
@@ -19,8 +21,6 @@ SUFFIXES = (".npz", ".npy", ".csv")
 #: Numbers are at most this large, so that their differences are finite; whole ones at most the other, so that
 #: float64 holds them.
 _LARGEST, _LARGEST_WHOLE = 1e300, 2**53
-#: Features whose mean and deviation are computed together.
-_TOGETHER = 64
 
 
 def read(name: str, grey_levels: int, training: bool) -> Dataset:
@@ -78,26 +78,8 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], grey_levels: int) -> 
     if kind == np.uint8:
         transform = Transform(shape, grey_levels)
     else:
-        transform = Transform(shape, 0, *_standardisation(train.numpy() if len(train) else first))
+        transform = Transform(shape, 0, *standardisation(train.numpy() if len(train) else first))
     return Dataset(name, train, tensors.get("val", held_out), held_out, transform)
-
-
-def _standardisation(rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of every feature of rows (N, D), in float64; of a constant one its value and 1."""
-    means: list[float] = []
-    deviations: list[float] = []
-    for first in range(0, rows.shape[1], _TOGETHER):
-        x = rows[:, first : first + _TOGETHER].astype(np.float64)
-        low, high = x.min(0), x.max(0)
-        constant, mean = low == high, x.mean(0)
-        mean = np.where(constant, low, mean + (x - mean).mean(0))
-        x -= mean
-        # Of numbers around 1, as the squares of very large or small ones do not exist.
-        spread = np.where(constant, 1.0, np.abs(x).max(0))
-        deviation = spread * np.sqrt(np.square(x / spread).mean(0))
-        means += mean.tolist()
-        deviations += np.where(deviation > 0, deviation, spread).tolist()
-    return tuple(means), tuple(deviations)
 
 
 def _rows(name: str, split: str, array: np.ndarray, grey_levels: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Two densities go with one head. **Quadrature** integrates the score of one noise level, the last by default.
 The **flow** (of a head that reads log sigma) integrates the score of the first level, where it is smooth, and
 carries the result to the last along the probability flow: mode weights then come from the large noise levels,
-which know them.
+which know them. Of a preconditioned head it starts from a Gaussian, and is normalised whatever the weights.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional.arguments import positive
+from ..networks.any_head import Own, wide
 
 METHODS = ("quadrature", "flow")
 
@@ -68,8 +69,9 @@ class Conditionals:
         data_range: the interval that holds the data's values.
         method: "quadrature" or "flow"; by default the flow where the head reads log sigma.
         sigma: noise level of the density, of a head that reads log sigma only; the last level by default.
-        base: noise level at which the score is integrated for the flow; the first by default. Any at which
-            the conditionals are smooth will do, and a lower one leaves less of the flow's error.
+        base: noise level at which the score is integrated for the flow, or a preconditioned head's is
+            Gaussian; the first by default. Any at which the conditionals are smooth, or Gaussian, will do,
+            and a lower one leaves less of the flow's error.
         accuracy: tolerances, and where the panels begin.
 
     Attributes:
@@ -108,6 +110,7 @@ class Conditionals:
         self._head = head
         #: The level at which the score is integrated.
         self._base = (base or sigmas[0]) if method == "flow" else self.sigma
+        self._gaussian = method == "flow" and head.starts_gaussian
         self._range, self._accuracy = data_range, accuracy
         tolerance, flow_tolerance, *_ = accuracy
         self._flow_tolerance = tolerance if flow_tolerance is None else flow_tolerance
@@ -117,29 +120,53 @@ class Conditionals:
 
         Differentiable by quadrature, not by the flow, whose backward pass raises RuntimeError.
         """
-        if self._base == self.sigma:
-            found = self._integrate(context, x, False)
-            return LogDensity(found.log_density, found.error, found.ends)
+        own = self._own(context)
+        found = self._of_own(own.context, own.of(wide(x, context)))
+        return found._replace(log_density=own.density(found.log_density))
+
+    def _of_own(self, context: Tensor, x: Tensor) -> LogDensity:
+        """The density of rows in their own units."""
+        if self._base == self.sigma and not self._gaussian:
+            return self._of_base(context, x)
         with torch.no_grad():
             end, change, error = self._flow(context, x, (self.sigma, self._base), True)
-            found = self._integrate(context, end, False)
+            found = self._of_base(context, end)
             score = self._head.at(self._base).score(context, end.to(context.dtype)).abs().to(error.dtype)
             # Steps are exact to a part of their level in x, which the score makes an error of log q.
             error = found.error + error * (1 + self._base * score)
-            error = torch.where(found.log_density.isfinite(), error, torch.inf)
-        log_density = _Constant.apply(found.log_density - change, context, x, *self._head.parameters())
+            exists = found.log_density.isfinite()
+            error = torch.where(exists, error, torch.inf)
+            log_density = torch.where(exists, found.log_density - change, torch.nan)
+        log_density = _Constant.apply(log_density, context, x, *self._head.parameters())
         return LogDensity(log_density, error, found.ends)
+
+    def _of_base(self, context: Tensor, x: Tensor) -> LogDensity:
+        """The density where the flow starts."""
+        if self._gaussian:
+            log_density = self._head.base(x, self._base)
+            return LogDensity(log_density, torch.zeros_like(x), x.new_zeros(*x.shape, 2))
+        found = self._integrate(context, x, False)
+        return LogDensity(found.log_density, found.error, found.ends)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, x: Tensor) -> Tensor:
         """P(X <= x given c) of rows; the flow keeps it, being monotone."""
-        return self._integrate(context, self._flow(context, x, (self.sigma, self._base))[0], False).cdf
+        own = self._own(context)
+        end = self._flow(own.context, own.of(wide(x, context)), (self.sigma, self._base))[0]
+        if self._gaussian:
+            return torch.special.ndtr(end / self._head.prior(torch.ones_like(end), self._base))
+        return self._integrate(own.context, end, False).cdf
 
     @torch.no_grad()
     def quantile(self, context: Tensor, u: Tensor) -> Tensor:
         """x with P(X <= x given c) = u of rows."""
-        x = self._integrate(context, u, True).point
-        return self._flow(context, x, (self._base, self.sigma))[0]
+        own = self._own(context)
+        if self._gaussian:
+            x = self._head.prior(torch.special.ndtri(wide(u, context)), self._base)
+        else:
+            x = self._integrate(own.context, u, True).point
+        carried = self._flow(own.context, x, (self._base, self.sigma))[0]
+        return own.back(torch.where(x.isinf(), x, carried))
 
     def interval(self) -> functional.Interval:
         """Where the panels begin."""
@@ -157,6 +184,9 @@ class Conditionals:
 
     def _integrate(self, context: Tensor, x: Tensor, inverse: bool) -> functional.Density:
         return self._head.at(self._base).density(context, x, self.interval(), inverse)
+
+    def _own(self, context: Tensor) -> Own:
+        return self._head.own(context, context.shape[-2] if context.dim() > 1 else 1)
 
     def _flow(
         self, context: Tensor, x: Tensor, levels: tuple[float, float], change: bool = False

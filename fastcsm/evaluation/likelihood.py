@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data import Transform
 from ..densities import LogDensity
 from ..models.model import Model
 from .losses import summary
@@ -49,36 +50,66 @@ def likelihood(
     x: Tensor,
     method: str | None = None,
     *,
-    grey_levels: int = 0,
+    transform: Transform | None = None,
+    bits: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Negative log-likelihood of held-out samples x (N, D), in nats and, of grey values, in bits.
 
     Args:
         model, x, method, progress: as for :func:`log_densities`.
-        grey_levels: number of levels of dequantised images, for bits per dimension; 0 for other data.
+        transform: of the rows to x, for their likelihood as they are given.
+        bits: whether bits per dimension are wanted, of grey values that were dequantised.
 
     Returns:
-        Dictionary: ``nats`` and ``nats_per_dimension`` (and ``bits_per_dimension`` where there are grey
-        levels), each the mean and standard_error over samples whose density exists, or None where it exists
-        for none; ``error``, the mean and the largest estimated error of a sample's log-likelihood in nats;
-        ``ends``, the largest probability outside an interval of integration; ``samples``; ``diverged``, the
-        number of samples of which a conditional has no density, which the means leave out.
+        Dictionary: ``nats`` and, with a transform, ``nats_as_given``, each :func:`statistics` over samples;
+        ``nats_per_dimension`` and, where asked for, ``bits_per_dimension``, each their mean and
+        standard_error; with a transform by logits, ``nats_of_logits``, statistics before standardising, as
+        published. ``error``, the mean and the largest estimated error of a sample's log-likelihood in nats;
+        ``ends``, the largest probability outside an interval of integration. All are None where a density
+        exists for no sample. ``samples``; ``diverged``, the number of samples of which a conditional has no
+        density, which all means but the trimmed one leave out.
     """
     found = log_densities(model, x, method, progress=progress)
     nats, features = -found.log_density.double().sum(1), x.shape[1]
     exists = nats.isfinite()
-    nats, error = nats[exists], found.error[exists].double().sum(1)
-    result: dict[str, Any] = {"nats": None, "nats_per_dimension": None, "error": None, "ends": None}
-    if len(nats):
-        result["nats"] = summary([nats], 1)
-        result["nats_per_dimension"] = summary([nats], features)
-        if grey_levels:
-            bits = (nats / features + math.log(grey_levels / 2)) / math.log(2)
-            result["bits_per_dimension"] = summary([bits], 1)
+    kinds = {"nats": nats}
+    if transform is not None:
+        kinds["nats_as_given"] = nats + transform.log_volume(x)
+        if transform.logit_alpha:
+            kinds["nats_of_logits"] = nats + transform.log_scale
+    result: dict[str, Any] = {name: statistics(values) for name, values in kinds.items()}
+    result |= {"nats_per_dimension": None, "error": None, "ends": None}
+    if exists.any():
+        error = found.error[exists].double().sum(1)
+        result["nats_per_dimension"] = summary([nats[exists]], features)
+        if bits and transform is not None:
+            result["bits_per_dimension"] = summary([kinds["nats_as_given"][exists] / math.log(2)], features)
         result["error"] = {"mean": error.mean().item(), "largest": error.max().item()}
         result["ends"] = found.ends[exists].max().item()
     return result | {"samples": len(x), "diverged": int((~exists).sum())}
+
+
+def statistics(nats: Tensor) -> dict[str, float | None] | None:
+    """What is to be known of samples' negative log-likelihoods (N,), NaN where there is no density.
+
+    Returns:
+        Dictionary: ``mean``, ``standard_error`` and ``worst``, the largest, over samples with a density;
+        ``trimmed_mean``, the mean without the ceil(N / 100) largest, and ``median``, to which a sample
+        without a density is larger than any other: None where they are not finite. None in place of the
+        dictionary where no sample has a density.
+    """
+    exists = nats.isfinite()
+    mean = summary([nats[exists]], 1)
+    if mean is None:
+        return None
+    ordered, n = nats.double().where(exists, torch.inf).sort().values, len(nats)
+    robust = {
+        "trimmed_mean": ordered[: n - math.ceil(n / 100)].mean().item(),
+        "median": ordered[(n - 1) // 2 : n // 2 + 1].mean().item(),
+    }
+    found = {name: value if math.isfinite(value) else None for name, value in robust.items()}
+    return mean | found | {"worst": nats[exists].max().item()}
 
 
 class Grid(NamedTuple):

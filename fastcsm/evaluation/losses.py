@@ -48,11 +48,13 @@ def evaluate(
         for (sigma, part), (csm, denoising) in zip(levels, values, strict=True):
             net, head = part.context_net, part.head.at(sigma)
             if net is not read:  # one network's contexts at a time
-                read, context = net, net(rows + model.sigma_min * z_hat)
+                read, found = net, net(rows + model.sigma_min * z_hat)
+            own = part.head.own(found, rows.shape[1])
+            context, y = own.context, own.of(rows)
             if not sigma:
-                csm.append(objectives.csm_loss(head, context, rows, reduction="none"))
+                csm.append(objectives.csm_loss(head, context, y, reduction="none"))
                 continue
-            noisy = rows + sigma * z
+            noisy = y + sigma * z
             options: dict[str, Any] = {"row_weight": sigma**2, "reduction": "none"}
             csm.append(objectives.csm_loss(head, context, noisy, **options))
             denoising.append(objectives.denoising_loss(head, context, noisy, z, sigma, **options))
@@ -89,7 +91,7 @@ def _levels(parts: Sequence[Part], sigmas: Sequence[float] | None) -> list[tuple
 
 def summary(values: list[Tensor], features: int) -> dict[str, float] | None:
     """Mean and standard error over samples of values that sum over features; None of no values."""
-    if not values:
+    if not sum(map(len, values)):
         return None
     samples = torch.cat(values).double() / features
     error = samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan

@@ -235,8 +235,10 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def squash_of(value: float | None) -> float:
-    """u0 of a preconditioned head as the ops take it: 0 for None, a plain head."""
+def squash_of(value: float | None, levels: str = "", given: bool = True) -> float:
+    """u0 of a preconditioned head as the ops take it, 0 for None, a plain head; its levels must be given."""
+    if value is not None and not given:
+        raise ValueError(f"{levels} must be given with squash: log sigma")
     return 0.0 if value is None else positive("squash", value)
 
 

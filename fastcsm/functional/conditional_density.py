@@ -46,13 +46,12 @@ def conditional_density(
         weights, biases, activation, frequencies: as for :func:`score_head`.
         low, high: an interval that holds most of the mass; the panels begin there.
         score_scale: factor of the head's output.
-        stage_feature: last context feature, the same for all rows (log sigma in the conditional form, and
-            with ``squash``).
+        stage_feature: last context feature, the same for all rows (log sigma, where the head reads it).
         tolerance: largest estimated error of log q in nats, or of the probability where ``inverse``; by
             default 1e-7 in float64 and 1e-4 otherwise.
         panels: number to begin with, of 16 evaluations each, 1 to 16.
         inverse: find the quantile of x.
-        squash: u0 of a preconditioned head (:mod:`fastcsm.reference.preconditioning`), None for a plain one.
+        squash: u0 of a preconditioned head (:mod:`fastcsm.reference.preconditioning`).
 
     Returns:
         :class:`Density`: ``point`` (x or the quantile), ``log_density`` log q(point) in nats,
@@ -69,9 +68,7 @@ def conditional_density(
     """
     features = [] if stage_feature is None else [float(stage_feature)]
     head = Head(weights, biases, frequencies, activation)
-    squash = arguments.squash_of(squash)
-    if squash and not features:
-        raise ValueError("stage_feature must be given with squash: ln(sigma)")
+    squash = arguments.squash_of(squash, "stage_feature", len(features) == 1)
     rows, head = arguments.rows(context, x, head, 0 if squash else len(features), wide=True)
     interval = arguments.interval(Interval(low, high, tolerance, panels), rows.x)
     found = op.conditional_density(

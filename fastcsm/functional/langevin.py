@@ -63,9 +63,7 @@ def langevin(
     if not 0 <= first_step < 2**32:
         raise ValueError(f"first_step must be in [0, 2^32), got {first_step}")
     head = Head(weights, biases, frequencies, activation)
-    squash = arguments.squash_of(squash)
-    if squash and len(stages.features or ()) != len(stages.step_sizes):
-        raise ValueError("stage_features must be given with squash: ln(sigma) of every stage")
+    squash = arguments.squash_of(squash, "stage_features", bool(stages.features))
     rows, head = arguments.rows(context, x, head, int(bool(stages.features) and not squash), wide=True)
     if samples is None:
         samples = torch.arange(x.numel(), device=x.device).reshape(x.shape)

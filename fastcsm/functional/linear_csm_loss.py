@@ -41,9 +41,9 @@ def linear_csm_loss(
         weight: (D * C, H).
         bias: (D * C,), or None for zeros.
         in_degrees, out_degrees: (H,) and (D * C,) int64, as for :func:`masked_linear`.
-        x: (..., D).
+        x: (..., D), or (..., S, D), S values of every variable, all with its one context.
         weights, biases, activation, frequencies: as for :func:`score_head`, with C + X context features.
-        extra: (..., D, X), further context features, or None for X = 0.
+        extra: of the shape of x and (X,), further context features, or None for X = 0.
         alpha, beta, gamma: as for :func:`csm_loss`. If one of them or ``extra`` requires a gradient, the
             context is formed as a whole.
 
@@ -62,18 +62,22 @@ def linear_csm_loss(
     coefficients = arguments.coefficients(alpha, beta, gamma, x)
     rows = Rows(extra.contiguous(), x.contiguous()).flat()
     if needs_grad(*coefficients, extra):
-        y = masked_linear(layer, "identity").reshape(x.numel(), features)
+        y = masked_linear(layer, "identity")
+        if x.numel() * features > y.numel():
+            y = y.unsqueeze(1).expand(-1, x.numel() * features // y.numel(), -1)
+        y = y.reshape(x.numel(), features)
         return of_rows(Rows(torch.cat([y, rows.context], 1), rows.x), head, coefficients)
     return op.linear_csm_loss(layer, *rows, head, coefficients)
 
 
 def _features(hidden: Tensor, weight: Tensor, x: Tensor, extra: Tensor | None) -> tuple[Tensor, int]:
-    """Further features of x (..., D), (..., D, X), and how many the layer computes for each dimension."""
+    """Further features of x, and how many the layer computes for each dimension."""
     arguments.like("x", x, hidden, None)
-    if x.dim() == 0 or x.shape[:-1] != hidden.shape[:-1] or x.shape[-1] == 0:
+    leading = hidden.shape[:-1]
+    if x.dim() == 0 or leading not in (x.shape[:-1], x.shape[:-2]) or x.shape[-1] == 0:
         raise ValueError(
-            f"x must have shape (..., D) with D >= 1 and the leading axes of hidden, {tuple(hidden.shape)},"
-            f" got {tuple(x.shape)}"
+            "x must have shape (..., D) or (..., S, D) with D >= 1 and the leading axes of hidden,"
+            f" {tuple(hidden.shape)}, got {tuple(x.shape)}"
         )
     features = weight.shape[0] // x.shape[-1]
     if features == 0 or weight.shape[0] != features * x.shape[-1]:

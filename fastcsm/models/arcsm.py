@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import objectives
-from ..functional.arguments import one_of, positive
+from ..densities import steps
+from ..functional.arguments import at_least, one_of, positive
 from ..networks import heads
 from ..networks.constants import Constants
-from ..networks.context import contexts
+from ..networks.context import LinearContext, contexts, several
 from ..networks.heads import Part
+from ..networks.preconditioned import Preconditioned
 from ..networks.score_head import ScoreHead
 from ..noise.levels import Levels
 from .autoregressive import Autoregressive
@@ -24,10 +26,12 @@ class NoiseSchedule(Levels):
     """Geometric noise levels sigma_1 > ... > sigma_L, and how training visits them (paper, appendix C).
 
     Args:
-        sigma_max, sigma_min, levels, continuous: as for :class:`fastcsm.noise.levels.Levels`; continuous in
-            the conditional form only.
+        sigma_max, sigma_min, levels, continuous, power: as for :class:`fastcsm.noise.levels.Levels`;
+            continuous in the conditional form only.
         form: "conditional", one set of parameters that reads log sigma and trains at all levels together; or
             "staged", as in the paper: one level after the other, each level's parameters kept.
+        draws: noise levels, and values of the head's noise, that training draws for every context,
+            conditional form only: a context costs more than the rows of a head.
 
     Attributes:
         sigmas: the L levels, a decreasing list of floats.
@@ -43,19 +47,26 @@ class NoiseSchedule(Levels):
         levels: int = 10,
         form: str = "conditional",
         continuous: bool = False,
+        power: float = 1.0,
+        draws: int = 1,
     ):
-        super().__init__(sigma_max, sigma_min, levels, continuous)
+        super().__init__(sigma_max, sigma_min, levels, continuous, power)
         one_of("form", form, ("conditional", "staged"))
+        at_least(1, draws=draws)
+        if draws > 1 and form == "staged":
+            raise ValueError(f"draws must be 1 when form is 'staged', got {draws}")
         if continuous and form == "staged":
             raise ValueError(
                 "continuous must be False when form is 'staged', which visits the levels in turn"
             )
-        self.form = form
+        self.form, self.draws = form, draws
 
     def __repr__(self) -> str:
+        power = f", power={self.power}" if self.power != 1 else ""
+        draws = f", draws={self.draws}" if self.draws > 1 else ""
         return (
             f"NoiseSchedule(sigma_max={self.sigma_max}, sigma_min={self.sigma_min}, levels={self.levels},"
-            f" form={self.form!r}, continuous={self.continuous})"
+            f" form={self.form!r}, continuous={self.continuous}{power}{draws})"
         )
 
 
@@ -65,7 +76,9 @@ class ARCSM(Autoregressive, Constants):
     Without noise the scores are those of the data. With a schedule the context network reads
     x + sigma_L z and the head x + sigma z' (paper, appendix C); in the conditional form log sigma is the last
     context feature, the head's output is divided by sigma and rows are weighted by sigma^2; in the staged
-    form the head is plain and trains at one level after the other.
+    form the head is plain and trains at one level after the other. A preconditioned head reads and gives
+    numbers of the order of 1, and its flow starts from a Gaussian: with a sigma_1 of some 20 times the scale
+    of the data every row has a density (:mod:`fastcsm.networks.preconditioned`).
 
     Args:
         context_net: :class:`fastcsm.nn.MADE`, or another autoregressive module x (B, D) -> contexts
@@ -73,7 +86,12 @@ class ARCSM(Autoregressive, Constants):
         head: :class:`fastcsm.nn.ScoreHead`, or another head that :func:`fastcsm.csm_loss` takes, with C
             context features (C + 1 in the conditional form).
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
-        objective: "csm", or "denoising", which needs noise.
+        objective: "csm"; "denoising", which needs noise; or "likelihood", of the flow of a preconditioned
+            head by a few fixed steps (:mod:`fastcsm.densities.steps`).
+        precondition: conditional form only: None, the plain head; "standard", for variables of mean 0 and
+            deviation 1; or "moments", for which the context network has C + 2 features: the last two are each
+            variable's centre and log scale given those before it, in units of which noise levels are. They
+            are those of a Student density, fitted by likelihood beside the objective.
         data_range: the interval that holds the data's values; densities are integrated from a few sigmas
             outside it on. A wrong one costs time, not accuracy.
 
@@ -95,24 +113,33 @@ class ARCSM(Autoregressive, Constants):
         *,
         noise: NoiseSchedule | None = None,
         objective: str = "csm",
+        precondition: str | None = None,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ):
         super().__init__(data_range)
-        one_of("objective", objective, objectives.BY_NAME)
+        one_of("objective", objective, (*objectives.BY_NAME, "likelihood"))
         if objective != "csm" and noise is None:
             raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
+        if objective == "likelihood" and precondition is None:
+            raise ValueError("precondition must be given when objective is 'likelihood'")
         self.context_net = context_net
         self.head = head
         self.noise = noise
         self.objective = objective
+        self.precondition = precondition
+        if precondition is not None:
+            one_of("precondition", precondition, ("standard", "moments"))
+            if not self.conditional:
+                raise ValueError("precondition needs a NoiseSchedule of form 'conditional'")
         self.stages = nn.ModuleList()
         self.constant("_stage", torch.zeros((), dtype=torch.int64))
         features = getattr(context_net, "context_features", None)
         if isinstance(head, ScoreHead) and features is not None:
-            wanted = features + int(self.conditional)
+            wanted = features + int(self.conditional) - 2 * (precondition == "moments")
             if head.context_features != wanted:
                 raise ValueError(
                     f"head must have {wanted} context features (the context network's {features}"
+                    f"{' less two moments' if precondition == 'moments' else ''}"
                     f"{' and log sigma' if self.conditional else ''}), got {head.context_features}"
                 )
 
@@ -140,6 +167,11 @@ class ARCSM(Autoregressive, Constants):
     def sigma_min(self) -> float:  # type: ignore[override]
         """The smallest noise level, 0 without noise."""
         return self.noise.sigma_min if self.noise else 0.0
+
+    @property
+    def row_noise(self) -> float:
+        """The smallest level; 0 of a preconditioned model, whose flow is a density of rows as they are."""
+        return 0.0 if self.precondition else self.sigma_min
 
     @property
     def stage(self) -> int:  # type: ignore[override]
@@ -182,10 +214,15 @@ class ARCSM(Autoregressive, Constants):
         """Parameter sets and the noise levels they serve, up to the current stage."""
         if self.noise is None or not self.staged:
             sigmas = tuple(self.noise.sigmas) if self.noise else ()
-            return [Part(self.context_net, heads.of(self.head, self.conditional), sigmas)]
+            return [Part(self.context_net, self._own_head(), sigmas)]
         sets: list[Any] = [*self.stages, self]
         levels = self.noise.sigmas
         return [Part(part.context_net, heads.of(part.head), (level,)) for part, level in zip(sets, levels)]
+
+    def _own_head(self) -> Any:
+        """The head as the calls that run it, of the current stage."""
+        head = heads.of(self.head, self.conditional)
+        return Preconditioned(head, moments=self.precondition == "moments") if self.precondition else head
 
     def parts_to_draw(self, method: str) -> list[Part]:
         """All parts; Langevin dynamics of the staged form needs those of every level."""
@@ -212,16 +249,19 @@ class ARCSM(Autoregressive, Constants):
         """The noise one call of :meth:`loss` uses, for x of the given shape (B, D).
 
         Returns:
-            (z_hat, z, sigma), each (B, D): the noise of the context network's input, the noise of the head's
-            input, and the noise level of each row; nothing for a model without a noise schedule.
+            (z_hat, z, sigma): the noise of the context network's input, (B, D); the noise of the head's
+            input and the noise level of each row, (B, D), or (B, S, D) with S > 1 ``draws``; nothing for a
+            model without a noise schedule.
         """
         if self.noise is None:
             return ()
         options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
-        z_hat, z = torch.randn(shape, **options), torch.randn(shape, **options)
+        batch, features = shape
+        rows = (batch, self.noise.draws, features) if self.noise.draws > 1 else (batch, features)
+        z_hat, z = torch.randn((batch, features), **options), torch.randn(rows, **options)
         if self.staged:
             return z_hat, z, torch.full_like(z, self.noise.sigmas[self.stage])
-        return z_hat, z, self.noise.sample(shape, **options)
+        return z_hat, z, self.noise.sample(rows, **options)
 
     def loss(
         self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
@@ -251,19 +291,42 @@ class ARCSM(Autoregressive, Constants):
         self, objective: str, x: Tensor, generator: torch.Generator | None, noise: Noise | None
     ) -> Tensor:
         check_data(x)
+        if objective == "likelihood":
+            noise = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
+            return self.likelihood_loss(x, noise)
         if self.noise is None:
             return objectives.csm_loss(self.head, contexts(self.context_net, x), x)
         z_hat, z, sigma = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
         context = contexts(self.context_net, x + self.noise.sigma_min * z_hat)
-        head = heads.of(self.head, self.conditional).at(sigma)
-        weight = sigma.square() if self.conditional else None
-        return objectives.BY_NAME[objective](head, context, x + sigma * z, z, sigma, row_weight=weight)
+        head = self._own_head()
+        own = head.own(context, x.shape[-1])
+        context, y = own.context, own.detached().of(x)
+        if z.dim() == 3:
+            y, context = y.unsqueeze(1), several(context, z.shape[1])
+        weight = sigma.square() * self.noise.weight(sigma) if self.conditional else None
+        rows = context, y + sigma * z, z, sigma
+        loss = objectives.BY_NAME[objective](head.at(sigma), *rows, row_weight=weight)
+        return loss if own.log_scale is None else loss + objectives.moments_loss(own.of(x), own.log_scale)
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
-        """log q, by quadrature, of x (B, D) with the noise of the context network, sigma_L z_hat; (B,)."""
+        """log q (B,) of x (B, D), differentiable: of a preconditioned model by the steps of its flow.
+
+        Otherwise it is that by quadrature, of x with the noise of the context network, sigma_L z_hat.
+        """
+        if self.precondition:
+            return self._log_prob_by_steps(x, noise)
         if self.noise is not None and noise:
             x = x + self.noise.sigma_min * noise[0]
         return self.log_prob(x, method="quadrature")
+
+    def _log_prob_by_steps(self, x: Tensor, noise: Noise) -> Tensor:
+        check_data(x)
+        context, head = contexts(self.context_net, x), self._own_head()
+        own = head.own(context, x.shape[-1])
+        context = own.context.whole(x.shape[-1]) if isinstance(own.context, LinearContext) else own.context
+        jitter = torch.special.ndtr(noise[1].flatten()[: steps.STEPS - 1]) if noise else None
+        levels = self.noise.sigma_max, self.noise.sigma_min
+        return own.density(steps.log_density(head, context, own.of(x), levels, jitter)).sum(-1)
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
         """Scores of all dimensions at x, in one pass.
@@ -283,12 +346,12 @@ class ARCSM(Autoregressive, Constants):
         if sigma is not None and not self.conditional:
             raise ValueError(f"sigma must be None unless the noise schedule is conditional, got {sigma}")
         level = self.sigma_min if sigma is None else positive("sigma", sigma)
-        head = heads.of(self.head, self.conditional).at(level)
-        x = in_dtype_of(self.context_net, x)
-        return head.score_and_derivative(self.context_net(x), x)[0]
+        x, head = in_dtype_of(self.context_net, x), self._own_head()
+        own = head.own(self.context_net(x), x.shape[-1])
+        return own.score(head.at(level).score_and_derivative(own.context, own.of(x))[0])
 
     def settings(self) -> dict[str, str]:
-        return {"noise": repr(self.noise)}
+        return {"noise": repr(self.noise), "precondition": self.precondition or "none"}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         start = f"{prefix}stages."
@@ -301,7 +364,7 @@ class ARCSM(Autoregressive, Constants):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        return f"noise={self.noise}, objective={self.objective!r}"
+        return f"noise={self.noise}, objective={self.objective!r}, precondition={self.precondition!r}"
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -25,13 +25,16 @@ class Model(nn.Module):
     Attributes:
         density_methods: words for ``method`` of :meth:`log_density`, the best first; empty without a density.
         sample_methods: words for ``method`` of :meth:`sample`, the best first.
-        sigma_min: noise level of the rows whose density the model is, 0 for rows as they are.
+        sigma_min: smallest noise level that the model is trained at, 0 without noise.
+        row_noise: noise level of the rows whose density the model is taken for, 0 for rows as they are.
+        data_range: the interval that holds the data's values.
         stage: which of the parameter sets that are trained one after the other is trained.
     """
 
     density_methods: tuple[str, ...] = ()
     sample_methods: tuple[str, ...] = ()
     sigma_min: float = 0.0
+    data_range: tuple[float, float] = (-1.0, 1.0)
     stage: int = 0
 
     def draw_noise(
@@ -133,6 +136,11 @@ class Model(nn.Module):
     def sample(self, n: int, method: str | None = None, seed: int = 0, **options: Any) -> Tensor:
         """n samples (n, D)."""
         raise NotImplementedError(f"{type(self).__name__} draws no samples")
+
+    @property
+    def row_noise(self) -> float:
+        """Noise level of the rows whose density the model is taken for."""
+        return self.sigma_min
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

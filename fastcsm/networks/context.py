@@ -58,10 +58,14 @@ class LinearContext(NamedTuple):
     #: (hidden, weight, bias, in_degrees, out_degrees) as for :func:`fastcsm.functional.masked_linear`.
     layer: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
     extra: Tensor | None = None
+    #: S, values of every variable that one context serves: contexts are (B, S, D, C + X) where it is above 1.
+    draws: int = 1
 
     def whole(self, dimensions: int) -> Tensor:
         """The contexts as one tensor, D being given."""
         context = functional.masked_linear(*self.layer).unflatten(-1, (dimensions, -1))
+        if self.draws > 1:
+            context = context.unsqueeze(1).expand(-1, self.draws, -1, -1)
         return context if self.extra is None else torch.cat([context, self.extra], -1)
 
 
@@ -70,6 +74,13 @@ def contexts(net: nn.Module, x: Tensor) -> Tensor | LinearContext:
     last_layer = None if has_hooks(net) else getattr(net, "last_layer", None)
     found = last_layer(x) if last_layer else None
     return net(x) if found is None else found
+
+
+def several(context: Tensor | LinearContext, draws: int) -> Tensor | LinearContext:
+    """Contexts (B, D, C) for S values of every variable, (B, S, D, C)."""
+    if isinstance(context, LinearContext):
+        return context._replace(draws=draws)
+    return context.unsqueeze(1).expand(-1, draws, -1, -1)
 
 
 def shortcut(net: nn.Module, name: str) -> Any:

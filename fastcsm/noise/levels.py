@@ -1,5 +1,6 @@
 """Noise levels of annealed training and sampling."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -14,16 +15,25 @@ class Levels:
         sigma_max, sigma_min: the first and the last level, in units of x.
         levels: L.
         continuous: draw sigma log-uniformly between the ends, not from the levels.
+        power: where continuous, draw log sigma at u^power of the way from the smallest level to the largest,
+            u uniform: more often where it is small, the larger the power. :meth:`weight` is what keeps means
+            over log sigma unbiased.
 
     Attributes:
         sigmas: the L levels, a decreasing list of floats.
 
     Raises:
-        ValueError: if the levels are not positive and decreasing.
+        ValueError: if the levels are not positive and decreasing, or power is below 1, or not 1 where levels
+            are not continuous.
     """
 
     def __init__(
-        self, sigma_max: float = 1.0, sigma_min: float = 0.04, levels: int = 10, continuous: bool = False
+        self,
+        sigma_max: float = 1.0,
+        sigma_min: float = 0.04,
+        levels: int = 10,
+        continuous: bool = False,
+        power: float = 1.0,
     ):
         if not 0 < sigma_min <= sigma_max:
             raise ValueError(f"sigma_min must be in (0, sigma_max = {sigma_max}], got {sigma_min}")
@@ -31,10 +41,13 @@ class Levels:
             raise ValueError(
                 f"levels must be 1 if sigma_max = sigma_min and at least 2 otherwise, got {levels}"
             )
+        if not 1 <= power < math.inf or (power != 1 and not continuous):
+            raise ValueError(f"power must be at least 1, and 1 unless levels are continuous, got {power}")
         self.sigma_max = sigma_max
         self.sigma_min = sigma_min
         self.levels = levels
         self.continuous = continuous
+        self.power = power
         ratio = sigma_min / sigma_max
         self.sigmas = [sigma_max * ratio ** (i / max(levels - 1, 1)) for i in range(levels - 1)] + [sigma_min]
 
@@ -54,7 +67,16 @@ class Levels:
             dtype = dtype or torch.get_default_dtype()
             return make(tuple(self.sigmas), dtype=dtype, device=index.device)[index]
         u = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
+        if self.power != 1:
+            return self.sigma_min * (self.sigma_max / self.sigma_min) ** (u**self.power)
         return self.sigma_max * (self.sigma_min / self.sigma_max) ** u
+
+    def weight(self, sigma: Tensor) -> float | Tensor:
+        """The density of log-uniform levels over that of :meth:`sample` at sigma, like sigma."""
+        if self.power == 1 or self.sigma_min == self.sigma_max:
+            return 1.0
+        part = (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        return self.power * part.clamp_min(0.0) ** (1 - 1 / self.power)
 
 
 @cache

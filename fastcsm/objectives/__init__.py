@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .conditional import csm_loss, csm_loss_of_noisy, denoising_loss
+from .conditional import csm_loss, csm_loss_of_noisy, denoising_loss, moments_loss
 
 BY_NAME: dict[str, Callable[..., Tensor]] = {"csm": csm_loss_of_noisy, "denoising": denoising_loss}
 
-__all__ = ["BY_NAME", "csm_loss", "denoising_loss"]
+__all__ = ["BY_NAME", "csm_loss", "denoising_loss", "moments_loss"]

@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..functional.arguments import one_of
 from ..networks import heads
+from ..networks.any_head import Rows
 from ..networks.context import LinearContext
 
 
@@ -39,9 +41,12 @@ def csm_loss(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
-    head = heads.of(head)
-    weight, scale = _coefficients(row_weight, head, score_scale, x, reduction)
-    return _reduce(head, context, x, (weight * scale * scale, weight * scale, 0.0), reduction)
+    weight = _weight(row_weight, x, reduction)
+    rows = _rows(head, context, x, score_scale)
+    value = _reduce(rows, weight, _product(weight, rows.scale, rows.slope), rows.shift, reduction)
+    if isinstance(rows.shift, float):
+        return value
+    return value + _summed(weight * (rows.shift.square() / 2 + rows.shift_slope), reduction)
 
 
 def csm_loss_of_noisy(
@@ -79,35 +84,61 @@ def denoising_loss(
     Raises:
         TypeError, ValueError: if an argument has the wrong type, dtype, device or shape.
     """
-    head = heads.of(head)
-    weight, scale = _coefficients(row_weight, head, score_scale, x_noisy, reduction)
+    weight = _weight(row_weight, x_noisy, reduction)
     if not isinstance(noise, Tensor) or noise.shape != x_noisy.shape:
         got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a tensor of the shape of x_noisy, {tuple(x_noisy.shape)}, got {got}")
     _check_broadcast("sigma", sigma, x_noisy)
-    target = noise / sigma
-    coefficients = weight * scale * scale, 0.0, weight * scale * target
-    value = _reduce(head, context, x_noisy, coefficients, reduction)
-    constant = weight * target * target / 2
-    return value + (constant.sum(-1) if reduction == "none" else constant.sum())
+    rows = _rows(head, context, x_noisy, score_scale)
+    off = noise / sigma + rows.shift
+    value = _reduce(rows, weight, 0.0, off, reduction)
+    return value + _summed(weight * off * off / 2, reduction)
 
 
-def _coefficients(
-    row_weight: float | Tensor | None,
-    head: Any,
-    score_scale: float | Tensor | None,
-    x: Tensor,
-    reduction: str,
-) -> tuple[float | Tensor, float | Tensor]:
-    """The weight of each row in the reduced loss, and the factor of the head's output."""
+def moments_loss(y: Tensor, log_scale: Tensor) -> Tensor:
+    """-ln of Student's density, 4 degrees of freedom, but for a constant: the fit of centres and scales.
+
+    Args:
+        y: (B, D), (x - m) / tau.
+        log_scale: (B, D), ln(tau).
+
+    Returns:
+        The mean over samples of the sum over dimensions, at least float32.
+    """
+    wide = torch.promote_types(y.dtype, torch.float32)
+    rows = log_scale.to(wide) + 2.5 * torch.log1p(y.to(wide).square() / 4)
+    return rows.sum() / max(len(y), 1)
+
+
+def _weight(row_weight: float | Tensor | None, x: Tensor, reduction: str) -> float | Tensor:
+    """The weight of each row in the reduced loss."""
     one_of("reduction", reduction, ("mean", "sum", "none"))
     if not isinstance(x, Tensor) or x.dim() == 0:
         raise ValueError("x must be a tensor with at least one axis, the last being the dimension axis")
     weight = 1.0 if row_weight is None else row_weight
-    scale = head.scale if score_scale is None else score_scale * head.scale
     _check_broadcast("row_weight", weight, x)
-    _check_broadcast("score_scale", scale, x)
-    return weight / max(math.prod(x.shape[:-1]), 1) if reduction == "mean" else weight, scale
+    return weight / max(math.prod(x.shape[:-1]), 1) if reduction == "mean" else weight
+
+
+def _rows(head: Any, context: Any, x: Tensor, score_scale: float | Tensor | None) -> Rows:
+    """The rows' scores, times a factor where there is one."""
+    rows = heads.of(head).rows(context, x)
+    if score_scale is None:
+        return rows
+    _check_broadcast("score_scale", score_scale, x)
+    scale, shift, shift_slope = (_product(score_scale, value) for value in rows[4:])
+    return rows._replace(scale=scale, shift=shift, shift_slope=shift_slope)
+
+
+def _product(*factors: float | Tensor) -> Any:
+    """The product, a number where one of them is 0; 1 costs nothing."""
+    found: Any = 1.0
+    for factor in factors:
+        if isinstance(factor, Tensor) or factor != 1:
+            found = factor if isinstance(found, float) and found == 1 else found * factor
+        if not isinstance(factor, Tensor) and factor == 0:
+            return 0.0
+    return found
 
 
 def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:
@@ -121,8 +152,15 @@ def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:
 
 
 def _reduce(
-    head: Any, context: Tensor | LinearContext, x: Tensor, coefficients: heads.Coefficients, reduction: str
+    rows: Rows, weight: float | Tensor, beta: float | Tensor, off: float | Tensor, reduction: str
 ) -> Tensor:
+    """The reduced sum over rows of weight (scale r)^2 / 2 + beta dr / du + weight scale off r."""
+    head, context, u, _, scale, *_ = rows
+    coefficients = _product(weight, scale, scale), beta, _product(weight, scale, off)
     if reduction == "none":
-        return head.loss_of_rows(context, x, coefficients).sum(-1)
-    return head.csm_loss(context, x, coefficients)
+        return head.loss_of_rows(context, u, coefficients).sum(-1)
+    return head.csm_loss(context, u, coefficients)
+
+
+def _summed(constant: Tensor, reduction: str) -> Tensor:
+    return constant.sum(-1) if reduction == "none" else constant.sum()

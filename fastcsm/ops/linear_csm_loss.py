@@ -52,12 +52,12 @@ class _Call(NamedTuple):
 
     def block(self, start: int, size: int) -> "_Call":
         """The call of the dimensions from ``start`` on, at most ``size`` of them."""
-        c, batch, chosen = self.features, len(self.hidden), slice(start, start + size)
+        c, chosen = self.features, slice(start, start + size)
 
         def part(rows: Tensor) -> Tensor:
             if len(rows) == 1:
                 return rows
-            return rows.unflatten(0, (batch, len(self.weight) // c))[:, chosen].flatten(0, 1).contiguous()
+            return rows.unflatten(0, (-1, len(self.weight) // c))[:, chosen].flatten(0, 1).contiguous()
 
         outputs = slice(start * c, (start + size) * c)
         return self._replace(
@@ -77,15 +77,16 @@ def _compose(implementation: Callable[[str], Callable[..., Any]]) -> Callable[..
 
     def run(*args: Any) -> Any:
         call = _Call(*args)
-        size = block_size(len(call.hidden), call.weight, call.features + call.extra.shape[1])
-        return chain(*call) if size >= len(call.weight) // call.features else _by_blocks(chain, call, size)
+        dimensions = max(len(call.weight) // call.features, 1)
+        size = block_size(len(call.x) // dimensions, call.weight, call.features + call.extra.shape[1])
+        return chain(*call) if size >= dimensions else _by_blocks(chain, call, size)
 
     return run
 
 
 def _by_blocks(chain: Callable[..., Any], call: _Call, size: int) -> Any:
     """The results of ``chain`` for ``size`` dimensions at a time, put together."""
-    batch, c = len(call.hidden), call.features
+    c = call.features
     wanted = (call.weight, call.need_linear), (call.bias, call.need_linear), (call.x, call.need_x)
     grad_weight, grad_bias, grad_x = (torch.empty_like(t) if need else t.new_empty(0) for t, need in wanted)
     sums: list[Tensor] = []
@@ -95,7 +96,7 @@ def _by_blocks(chain: Callable[..., Any], call: _Call, size: int) -> Any:
             *call.block(start, size), linear_grads=(grad_weight[outputs], grad_bias[outputs])
         )
         if call.need_x:
-            rows = grad_x.view(batch, len(call.weight) // c)[:, start : start + size]
+            rows = grad_x.view(-1, len(call.weight) // c)[:, start : start + size]
             rows.copy_(in_x.view(rows.shape))
         # Running sums, kept in the compute dtype.
         new = [term.to(loss.dtype) for term in (loss, in_hidden, *in_weights, *in_biases)]

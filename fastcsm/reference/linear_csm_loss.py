@@ -46,12 +46,13 @@ def linear_csm_loss(
     Args:
         hidden, weight, bias, in_degrees, out_degrees: of the masked layer, (B, H), (D * C, H), (D * C,), (H,)
             and (D * C,); outputs d C ... (d + 1) C are the context of dimension d.
-        extra, x: further context features, (B * D, X), X >= 0, which get no gradient; and (B * D,).
+        extra, x: further context features, (B * S * D, X), X >= 0, which get no gradient; and (B * S * D,),
+            S values of every variable, which have one context.
         weights, biases, frequencies, activation, alpha, beta, gamma: as for
             :func:`fastcsm.reference.csm_loss.csm_loss`, with C + X context features.
         need_hidden, need_linear, need_x, need_params: which gradients to compute; need_linear means those of
             weight and bias.
-        linear_grads: where the gradients of weight and bias go, contiguous; fresh tensors by default.
+        linear_grads: where those of weight and bias go, contiguous; fresh tensors by default.
         kernels: the functions that are chained.
 
     Returns:
@@ -60,19 +61,19 @@ def linear_csm_loss(
     c = context_features(extra, weights, frequencies)
     head = weights, biases, frequencies, activation
     y, none = kernels.masked_linear(hidden, weight, bias, in_degrees, out_degrees, "identity")
-    context = y.reshape(len(x), c)
+    batch, draws = len(hidden), max(len(x) * c // max(y.numel(), 1), 1)
+    context = (y.unsqueeze(1).expand(-1, draws, -1) if draws > 1 else y).reshape(len(x), c)
     if extra.shape[1] > 0:
         context = torch.cat([context, extra], 1)
-    need_context = need_hidden or need_linear
-    loss, grad_context, grad_x, *grad_params = kernels.csm_loss(
-        context, x, *head, alpha, beta, gamma, need_context, need_x, need_params
-    )
+    need = need_hidden or need_linear, need_x, need_params
+    loss, grad_context, grad_x, *grad_params = kernels.csm_loss(context, x, *head, alpha, beta, gamma, *need)
     if linear_grads is None:
         like = (weight, bias) if need_linear else (weight.new_empty(0), bias.new_empty(0))
         linear_grads = torch.empty_like(like[0]), torch.empty_like(like[1])
     grad_hidden = hidden.new_empty(0)
-    if need_context:
-        grad_y = grad_context[:, :c].reshape(len(hidden), len(weight)).contiguous()
+    if need[0]:
+        grad_y = grad_context[:, :c].reshape(batch, draws, len(weight))
+        grad_y = grad_y.sum(1) if draws > 1 else grad_y[:, 0].contiguous()
         grad_hidden = kernels.masked_linear_backward_into(
             grad_y, none, hidden, weight, in_degrees, out_degrees, "identity", need_hidden, *linear_grads
         )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 #: u0 of a model that does not say another.
-SQUASH = 3.0
+SQUASH = 2.0
 
 
 class Input(NamedTuple):
@@ -47,7 +47,6 @@ def kappa(rho: Tensor) -> Tensor:
     return torch.hypot(torch.ones_like(rho), rho.reciprocal()).reciprocal()
 
 
-def at_level(context: Tensor, log_sigma: float | Tensor) -> Tensor:
-    """Contexts (N, C) with log sigma, a number or (N,), added to the last feature."""
-    level = context[:, -1:] + (log_sigma[:, None] if isinstance(log_sigma, Tensor) else log_sigma)
-    return torch.cat([context[:, :-1], level], 1)
+def at_level(context: Tensor, log_sigma: float) -> Tensor:
+    """Contexts (..., C) with log sigma added to the last feature."""
+    return torch.cat([context[..., :-1], context[..., -1:] + log_sigma], -1)

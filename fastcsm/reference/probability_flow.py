@@ -57,16 +57,11 @@ def solve(
 
     Args:
         output: the head's output r and its derivative in x, float64, at rows (M,), x (M,), sigma (M,).
-        x: (N,) float64.
+        x: (N,) float64; v where the head is preconditioned.
         levels: sigma_from and sigma_to, numbers or (N,) float64; where preconditioned, the rows' own.
         tolerance, change: as for :func:`probability_flow`.
-        preconditioned: whether x is v, and its slopes those of a preconditioned head.
     """
-    x, (begin, end) = (
-        x.clone(),
-        (_time(torch.as_tensor(level, dtype=x.dtype, device=x.device), preconditioned) for level in levels),
-    )
-    begin, end = begin.expand_as(x), end.expand_as(x)
+    x, (begin, end) = x.clone(), (_times(level, x, preconditioned) for level in levels)
     dlog, error = torch.zeros_like(x), torch.zeros_like(x)
     v, h = begin.clone(), FIRST_STEP * (end - begin)
     rows = (begin != end).nonzero()[:, 0]
@@ -74,10 +69,8 @@ def solve(
     slopes = x.new_zeros(2, len(TIMES), len(x))  # of x and of log p, by stage
 
     def slope(rows: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        a, speed = v.square(), 2 * v
-        if preconditioned:
-            a, speed = a / (1 - a), speed * _weight(a)
-        r, dr = output(rows, x, a)
+        r, dr = output(rows, x, _level(v, preconditioned))
+        speed = 2 * v * _weight(v, preconditioned)
         return torch.stack([-speed * r, speed * dr if change else torch.zeros_like(v)])
 
     for _ in range(MAX_STEPS):
@@ -96,8 +89,8 @@ def solve(
             k[:, i] = slope(rows, torch.where(last & (i >= 5), end[rows], v[rows] + TIMES[i] * step), y)
         grown = step * (x.new_tensor(STAGES[-1]) @ k[:, :-1])
         off = (step * (x.new_tensor(ERRORS) @ k)).abs()
-        low = torch.minimum(v[rows].abs(), (v[rows] + step).abs()).square()
-        off = torch.maximum(off[0] / (low * _weight(low).sqrt() if preconditioned else low), off[1])
+        low = torch.minimum(v[rows].abs(), (v[rows] + step).abs())
+        off = torch.maximum(off[0] / (low.square() * _weight(low, preconditioned).sqrt()), off[1])
         taken = off <= tolerance
         factor = 0.9 * (off / tolerance).clamp_min(1e-10) ** -0.2
         h[rows] = step * torch.nan_to_num(factor, nan=SMALLEST).clamp(SMALLEST, LARGEST)
@@ -112,13 +105,20 @@ def solve(
     return x, dlog, error
 
 
-def _time(sigma: Tensor, preconditioned: bool) -> Tensor:
+def _times(level: float | Tensor, x: Tensor, preconditioned: bool) -> Tensor:
+    sigma = torch.as_tensor(level, dtype=x.dtype, device=x.device).expand_as(x)
     return (sigma / (1 + sigma) if preconditioned else sigma).sqrt()
 
 
-def _weight(a: Tensor) -> Tensor:
-    """d theta / da."""
-    return ((1 - a).square() + a.square()).reciprocal()
+def _level(v: Tensor, preconditioned: bool) -> Tensor:
+    a = v.square()
+    return a / (1 - a) if preconditioned else a
+
+
+def _weight(v: Tensor, preconditioned: bool) -> Tensor:
+    """w at time v, 1 of a plain head."""
+    a = v.square()
+    return ((1 - a).square() + a.square()).reciprocal() if preconditioned else torch.ones_like(v)
 
 
 def probability_flow(

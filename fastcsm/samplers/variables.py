@@ -38,7 +38,9 @@ class OneByOne:
                 numbers = {"seed": seed, "samples": samples, "dimensions": torch.full_like(samples, d)}
                 x[:, d] = clean[:, d] = value = self._function(contexts, numbers, x.dtype).to(x.dtype)
                 if variance:
-                    clean[:, d] += variance * last.head.at(last.sigmas[-1]).score(contexts[-1], value)
+                    own = last.head.own(contexts[-1], 1)
+                    y = own.of(value)
+                    clean[:, d] = own.back(y + variance * last.head.at(last.sigmas[-1]).score(own.context, y))
             if tell:
                 tell(k + 1)
         for given in contexts_of:
@@ -50,11 +52,14 @@ def langevin(parts: Sequence[Part], stages: Sequence[Stages]) -> OneByOne:
     """Each variable by the stages of all parts, one part after the other."""
 
     def draw(contexts: list[Tensor], numbers: dict[str, Any], dtype: torch.dtype) -> Tensor:
-        value, step = random.normal(**numbers, step=0, dtype=dtype), 1
-        for part, own, context in zip(parts, stages, contexts, strict=True):
-            value = part.head.langevin(context, value, own, **numbers, first_step=step)
-            step += len(own.step_sizes) * own.steps
-        return value
+        value, step, first = random.normal(**numbers, step=0, dtype=dtype), 1, parts[0]
+        if first.sigmas:
+            value = first.head.prior(value, first.sigmas[0])
+        for part, levels, context in zip(parts, stages, contexts, strict=True):
+            own = part.head.own(context, 1)
+            value = part.head.langevin(own.context, value, levels, **numbers, first_step=step)
+            step += len(levels.step_sizes) * levels.steps
+        return own.back(value)
 
     return OneByOne(parts, draw)
 

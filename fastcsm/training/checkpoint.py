@@ -147,6 +147,7 @@ def load(run: str | Path, *, ema: bool = True, device: str | torch.device = "cpu
 def restore(checkpoint: Checkpoint, prefix: str, path: str | Path) -> Model:
     """The model of a checkpoint with the weights under ``prefix``; ``path`` is named in errors."""
     model = checkpoint.config.build(checkpoint.transform.features)
+    model.data_range = checkpoint.transform.data_range
     model.to_stage(checkpoint.state.get("stage", 0))
     weights, expected = checkpoint.under(prefix), model.state_dict()
     for name in sorted(set(weights) ^ set(expected)):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..data.fitting import COLUMNS, COLUMNS_WORDS
 from ..models.model import Model
 
 _Check = tuple[str, Callable[[Any], bool]]
@@ -18,6 +19,8 @@ POSITIVE: _Check = ("a positive number", lambda v: v > 0)
 NON_NEGATIVE: _Check = ("zero or a positive number", lambda v: v >= 0)
 FRACTION: _Check = ("a number in [0, 1)", lambda v: 0 <= v < 1)
 _LEVELS: _Check = ("a number in 2..256", lambda v: 2 <= v <= 256)
+_ALPHA: _Check = ("a number in [0, 0.5)", lambda v: 0 <= v < 0.5)
+_COLUMNS: _Check = (COLUMNS_WORDS, lambda v: COLUMNS.fullmatch(v) is not None)
 _SEED: _Check = ("a number in 0..2^63-1", lambda v: 0 <= v < 2**63)
 
 _KINDS: dict[str, tuple[type, str]] = {
@@ -68,6 +71,18 @@ class RunConfig:
 
     data: str = _data("digits", "data set name, or path of a .npz, .npy or .csv file")
     grey_levels: int = _data(256, "grey levels of uint8 files", _LEVELS)
+    logit_alpha: float = _data(
+        0.0,
+        "alpha of logits of grey values, standardised: 1e-6 for MNIST, 0.05 for CIFAR-10 where figures are "
+        "published; 0 maps grey values to [-1, 1]",
+        _ALPHA,
+    )
+    dequantize: str = _data(
+        "none",
+        "columns of a table that get uniform noise of their grid's step: auto for whole numbers and for "
+        "decimals that repeat, or numbers of columns from 0, as 0,3",
+        _COLUMNS,
+    )
 
     optimizer: str = _optimisation("adam", "optimizer", choices=("adam", "adamw"), paper=True)
     lr: float = _optimisation(2e-4, "learning rate", POSITIVE, paper=True)

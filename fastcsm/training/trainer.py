@@ -62,6 +62,7 @@ class Trainer:
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
         self.best = Best()
         self.model = config.build(data.features)
+        self.model.data_range = data.transform.data_range
         average = copy.deepcopy(self.model)
         if saved is not None:
             self._check(saved)

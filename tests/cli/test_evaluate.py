@@ -38,7 +38,7 @@ def test_nats_say_of_which_rows_they_are(runs, capsys):
         transform = checkpoint.read(runs / name, tensors=()).transform
         assert result["log_volume"] == pytest.approx(np.log(transform.scale).sum())
         table = _evaluated(capsys, runs / name)
-        assert "model space: every column less its mean, over its deviation; sigma, losses, nats" in table
+        assert "model space: every column less its mean, over its deviation\nsigma, losses, nats" in table
         assert f"rows as given, which are nats {result['log_volume']:+.4f}" in table
         assert f"{rows[name]['nats_as_given']['mean']:.3f}" in table
     one, thousand = (rows[name]["nats_as_given"] for name in ("one", "thousand"))
@@ -56,6 +56,26 @@ def test_samples_keep_their_offset(runs, tmp_path):
         assert len(np.unique(found["samples"][:, 2])) == 40
     assert ((spread > 0.5) & (spread < 2)).all()
     assert cli.main(["sample", str(runs / "thousand"), "--out", str(tmp_path / "x.png")]) == 0
+
+
+def test_whole_numbers_are_dequantised_and_drawn(tmp_path, capsys):
+    rng, run, out = np.random.default_rng(0), tmp_path / "run", tmp_path / "x.npz"
+    counts = rng.poisson(2.0, (300, 2))
+    np.savetxt(tmp_path / "t.csv", np.column_stack([counts, rng.normal(size=300)]), delimiter=",")
+    given = ["train", "--data", str(tmp_path / "t.csv"), "--out", str(run), *OPTIONS, "--dequantize", "auto"]
+    assert cli.main(given) == 0
+    capsys.readouterr()
+    table = _evaluated(capsys, run)
+    assert "its deviation, with uniform noise in columns (steps) 0 (1), 1 (1)" in table
+    assert "0 of 30" in table
+    assert cli.main(["sample", str(run), "--n", "30", "--out", str(out)]) == 0
+    with np.load(out) as found:
+        drawn = found["samples"]
+    assert (drawn[:, :2] % 1 == 0).all()
+    assert (drawn[:, 2] % 1 != 0).all()
+    assert 0 < drawn[:, :2].mean() < 4
+    assert cli.main([*given[:-1], "0", "--resume"]) == 2
+    assert "dequantize is 0 but the run was started with auto" in capsys.readouterr().err
 
 
 def test_a_density_far_from_the_origin_is_drawn(tmp_path, capsys, monkeypatch):

@@ -147,6 +147,8 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "0 of 60" in table
     result = json.loads(out.read_text())
+    assert "draws by flow: " in table
+    assert result["draws"]["per_second"] == result["draws"]["samples"] / result["draws"]["seconds"] > 0
     model, x = checkpoint.load(dense), data.load("moons").held_out("test", 0, 60)
     z = evaluate.noise_on(x, 0)
     for row, method in zip(result["likelihood"], ("flow", "quadrature"), strict=True):
@@ -156,6 +158,8 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
         assert row["noise"] == 0.1
         assert row["nats"]["mean"] == pytest.approx(nats.mean().item(), rel=1e-4)
         assert row["nats"]["standard_error"] == pytest.approx(nats.std().item() / 60**0.5, rel=1e-4)
+        assert row["nats"]["worst"] == pytest.approx(nats.max().item(), rel=1e-4)
+        assert row["nats"]["median"] == pytest.approx(nats.quantile(0.5).item(), rel=1e-4)
         assert row["nats_per_dimension"]["mean"] == pytest.approx(nats.mean().item() / 2, rel=1e-4)
         assert f"{row['nats']['mean']:.3f} +- " in table
         assert row["diverged"] == 0
@@ -175,7 +179,9 @@ def test_evaluate_prints_likelihoods(dense, tmp_path, capsys):
     assert picture.read_bytes() != before
     assert "likelihood" in capsys.readouterr().out
     assert cli.main(["evaluate", str(dense), "--limit", "30", "--method", "none"]) == 0
-    assert "likelihood" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "likelihood" not in said
+    assert "draws" not in said
 
 
 def test_evaluate_tells_strange_rows(dense, tmp_path, capsys):
@@ -202,11 +208,13 @@ def test_evaluate_reports_rows_without_a_density(run, capsys):
         assert row["nats"] is None
 
 
-def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys):
+@pytest.mark.parametrize("alpha", ["0", "0.05"])
+def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys, alpha):
     values = np.random.default_rng(0).integers(0, 256, (400, 3), dtype=np.uint8)
     np.savez(tmp_path / "grey.npz", train_x=values)
     out = tmp_path / "run"
-    options = ["--sigma-min", "0.2", "--lr", "0.01", "--steps", "300", "--ema", "0", "--quiet"]
+    options = ["--sigma-min", "0.2", "--lr", "0.01", "--steps", "200", "--ema", "0", "--quiet"]
+    options += ["--logit-alpha", alpha]
     assert cli.main(["train", "--data", str(tmp_path / "grey.npz"), "--out", str(out), *SMALL, *options]) == 0
     assert cli.main(["evaluate", str(out), "--json", "--method", "flow"]) == 0
     noisy, clean = json.loads(capsys.readouterr().out)["likelihood"]
@@ -217,8 +225,16 @@ def test_evaluate_gives_bits_of_grey_values(tmp_path, capsys):
     )
     bits = clean["bits_per_dimension"]["mean"]
     assert 7.9 < bits < 8.6  # 8 is the entropy of uniform grey values
+    transform = checkpoint.read(out, tensors=()).transform
+    assert checkpoint.load(out).data_range == transform.data_range
+    volume = transform.log_volume(data.load(tmp_path / "grey.npz").held_out("test", 0)).mean()
     nats = clean["nats_per_dimension"]["mean"]
-    assert bits == pytest.approx((nats + np.log(128)) / np.log(2), rel=1e-6)
+    assert ("nats_of_logits" in clean) == (transform.logit_alpha == 0.05) == (alpha == "0.05")
+    if alpha == "0":
+        assert volume == pytest.approx(3 * np.log(128))
+        assert bits == pytest.approx((nats + np.log(128)) / np.log(2), rel=1e-6)
+    else:
+        assert clean["nats_of_logits"]["mean"] == pytest.approx(3 * nats + transform.log_scale)
     picture = tmp_path / "x.png"
     assert cli.main(["evaluate", str(out), "--ood", "moons"]) == 2
     assert "expected 3 as in the run" in capsys.readouterr().err

@@ -70,6 +70,22 @@ CASES = {
     "train on text": (["train", "--data", "@/text.npy", "--out", "@/x"], "expected numbers"),
     "train on objects": (["train", "--data", "@/object.npy", "--out", "@/x"], "Python objects"),
     "train on words": (["train", "--data", "@/words.csv", "--out", "@/x"], "holds 'two'"),
+    "train on logits of numbers": (
+        ["train", "--data", "moons", "--out", "@/x", "--logit-alpha", "1e-6"],
+        "logit_alpha is 1e-06 for 'moons', expected 0",
+    ),
+    "train on logits beyond the middle": (
+        ["train", "--data", "digits", "--out", "@/x", "--logit-alpha", "0.6"],
+        r"logit_alpha is 0.6, expected a number in \[0, 0.5\)",
+    ),
+    "train on a grid that is none": (
+        ["train", "--data", "@/three.npy", "--out", "@/x", "--dequantize", "0,2"],
+        "dequantize names column 0, whose 36 values .* are on no grid",
+    ),
+    "train on columns in words": (
+        ["train", "--data", "@/three.npy", "--out", "@/x", "--dequantize", "first"],
+        "dequantize is 'first', expected 'none', 'auto' or numbers of columns",
+    ),
     "train on a folder": (["train", "--data", "@/empty", "--out", "@/x"], "expected one of digits"),
     "train without data": (["train", "--out", "@/x"], "data is not given"),
     "train into a run": (["train", "--data", "moons", "--out", "@/run"], "out .* exists: .*--resume"),

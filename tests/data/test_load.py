@@ -175,7 +175,7 @@ def test_no_offset_and_no_scale_eats_a_column(tmp_path, case, suffix):
     raw, back = found.train.double().numpy(), found.transform.decode(z)
     assert back.dtype == np.float64
     np.testing.assert_allclose(back, raw, rtol=0, atol=1e-6 * _std(raw))
-    assert found.transform.log_volume == pytest.approx(np.log(_std(raw)))
+    assert found.transform.log_scale == pytest.approx(np.log(_std(raw)))
     again = Transform.from_dict(found.transform.to_dict())
     assert np.array_equal(again.decode(z), back)
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from comparisons import density, log_density_gradients
 from densities import KNOWN, Restoring, Waves, gaussian
-from emulated_kernels import LIMIT
+from emulated_kernels import LIMIT, PRECISIONS
+from preconditioned import DISTANCES, SQUASH, Preconditioned
 from support import SEEDS, assert_as_accurate, bitwise_equal
+from test_conditional_density import PRECONDITIONED
 
 import fastcsm
 from fastcsm import backends
@@ -50,6 +52,21 @@ def check(shape, precision):
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: str(shape[0]))
 def test_densities(shape, precision):
     check(shape, precision)
+
+
+@pytest.mark.parametrize(("distance", "precision"), list(zip(DISTANCES, PRECISIONS)), indirect=["precision"])
+def test_preconditioned_densities(distance, precision):
+    def run(case, backend):
+        found = density(case, backend, **PRECONDITIONED)
+        assert (found["error"] < math.inf).all()
+        u = torch.full_like(case.x, 0.3)
+        quantile = density(case, backend, point=u, inverse=True, **PRECONDITIONED)["point"]
+        return {name: found[name] for name in ("log_density", "log_normalizer", "cdf")} | {
+            "quantile": quantile
+        }
+
+    cases = [Preconditioned(distance, rows=1, hidden=(17, 9), seed=seed) for seed in range(3)]
+    assert_as_accurate(*(in_precision(precision, case, run) for case in cases))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"], indirect=True)
@@ -99,13 +116,11 @@ def test_panels_are_those_of_the_reference(frequency, panels):
     torch.testing.assert_close(found[1][:, :used], expected[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("feature", [None, 0.4])
-def test_gradients(feature):
-    run = partial(log_density_gradients, feature=feature)
-    cases = [
-        in_precision("float32", Restoring(rows=5, steepness=2.0, seed=seed, hidden=(9, 5)), run)
-        for seed in range(2)
-    ]
+@pytest.mark.parametrize(("feature", "squash"), [(None, None), (0.4, None), (0.4, SQUASH)])
+def test_gradients(feature, squash):
+    run = partial(log_density_gradients, feature=feature, squash=squash)
+    kind = partial(Preconditioned, rows=2) if squash else partial(Restoring, rows=5, steepness=2.0)
+    cases = [in_precision("float32", kind(seed=seed, hidden=(9, 5)), run) for seed in range(2)]
     assert_as_accurate(*cases)
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from comparisons import check_flow, settings
 from emulated_kernels import LIMIT
+from preconditioned import SQUASH, Preconditioned
 from support import NAMES, Case, bitwise_equal
 from test_densities_conditional import wave_model
 from test_probability_flow import LEVELS, Line, back, flow
 from test_probability_flow import test_known_flow as known_flow
+from test_probability_flow import test_preconditioned_flow_of_a_line as preconditioned_line
+from test_probability_flow import test_preconditioned_rows_of_any_size_arrive as rows_of_any_size_arrive
 
 import fastcsm
 
@@ -42,9 +45,24 @@ def test_probability_flow(shape, activation, precision):
     )
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]])
+def test_preconditioned_flow(shape, precision):
+    case, levels = Preconditioned(**settings(shape, "silu")), {"sigma_from": 0.05, "sigma_to": 20.0}
+    levels = (levels if shape[0] % 2 else back(levels)) | {"squash": SQUASH}
+    check_flow(
+        partial(flow, backend="emulation"), partial(flow, backend="reference"), case, precision, levels
+    )
+
+
 @pytest.mark.parametrize("k", [0.5, 3.0])
 def test_known_flow(k):
     known_flow("emulation", k, torch.float32, 1e-4)
+
+
+def test_known_preconditioned_flows():
+    preconditioned_line("emulation", torch.float32, 1e-4)
+    rows_of_any_size_arrive("emulation")
 
 
 def test_rows_do_not_depend_on_each_other():

@@ -1,11 +1,15 @@
 """langevin and langevin_draw in CUDA, as emulated_kernels.py; test_cuda_kernels.py runs both."""
 
+from functools import partial
+
 import emulated_kernels
 import pytest
 import torch
-from comparisons import chain, plain_chain, plain_precision, settings
-from emulated_kernels import LIMIT, check
+from comparisons import chain, compared, plain_chain, plain_precision, settings
+from emulated_kernels import LIMIT, PRECISIONS, check
+from preconditioned import ASINH, DISTANCES, SQUASH, Preconditioned, asinh_rows
 from support import NAMES, Case, assert_as_accurate
+from test_langevin import run as langevin
 from test_langevin_draw import FORMS, Draw
 
 import fastcsm
@@ -28,6 +32,26 @@ SHAPES = [
 @pytest.mark.parametrize(("shape", "activation"), list(zip(SHAPES, NAMES, strict=True)))
 def test_langevin(shape, activation, precision):
     check(chain, plain_chain, precision, **settings(shape, activation))
+
+
+@pytest.mark.parametrize(
+    ("shape", "distance", "precision"), list(zip(SHAPES, DISTANCES, PRECISIONS)), indirect=["precision"]
+)
+def test_preconditioned_langevin(shape, distance, precision):
+    run, plain = (partial(own, squash=SQUASH) for own in (chain, plain_chain))
+    cases = [Preconditioned(distance, seed=seed, **settings(shape, "silu")) for seed in range(3)]
+    assert_as_accurate(*(compared("emulation", run, plain, case, precision) for case in cases))
+
+
+@pytest.mark.parametrize(("precision", "bar"), [("float32", 5e-7), ("tf32", 1e-5)], indirect=["precision"])
+def test_squash_over_all_magnitudes(precision, bar):
+    case = asinh_rows(torch.float32)
+    case.context, case.x = case.context[::37], case.x[::37]
+    noise = langevin(case, "reference", x=0 * case.x, **ASINH)
+    got, v = langevin(case, "emulation", **ASINH), case.x.double()
+    exact = v + SQUASH * torch.asinh(v / SQUASH)
+    assert ((got - exact - noise) / exact.abs().clamp_min(1e-30)).abs().max() <= bar
+    assert langevin(case, "emulation", x=case.x * torch.nan, **ASINH).isnan().all()
 
 
 def test_the_noise_is_that_of_the_specification():

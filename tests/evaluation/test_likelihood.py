@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fastcsm import evaluation
+from fastcsm.data import Transform
 from fastcsm.nn import ARCSM, MADE, NoiseSchedule, ScoreHead
 
 
@@ -43,9 +44,43 @@ def test_likelihood_of_a_known_density():
     assert found["nats_per_dimension"]["mean"] == pytest.approx(exact.mean().item() / 3, abs=1e-5)
     assert "bits_per_dimension" not in found
     assert (found["samples"], found["diverged"]) == (200, 0)
-    grey = evaluation.likelihood(_model(), x, "quadrature", grey_levels=256)
-    bits = (exact.mean().item() / 3 + math.log(128)) / math.log(2)
-    assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits, abs=1e-5)
+    for transform in (Transform((3,), 256), Transform((3,), 256, (0.5,) * 3, (2.0,) * 3, 1e-6)):
+        grey = evaluation.likelihood(_model(), x, "quadrature", transform=transform, bits=True)
+        assert grey["nats"] == found["nats"]
+        given = exact + transform.log_volume(x)
+        assert grey["nats_as_given"] == pytest.approx(evaluation.statistics(given), abs=1e-5)
+        bits = given / (3 * math.log(2))
+        assert grey["bits_per_dimension"]["mean"] == pytest.approx(bits.mean().item(), abs=1e-5)
+        error = bits.std().item() / math.sqrt(200)
+        assert grey["bits_per_dimension"]["standard_error"] == pytest.approx(error, abs=1e-5)
+    assert grey["nats_of_logits"]["mean"] == pytest.approx(exact.mean().item() + 3 * math.log(2), abs=1e-5)
+
+
+def test_statistics_of_few_and_of_strange_rows():
+    nats = torch.arange(250.0)
+    nats[3] = 1e9  # one of the three that are left out
+    nats = nats[torch.randperm(250, generator=torch.Generator().manual_seed(0))]
+    found, kept = evaluation.statistics(nats), [float(n) for n in range(248) if n != 3]
+    assert found["trimmed_mean"] == pytest.approx(sum(kept) / 247)
+    assert (found["worst"], found["median"]) == (1e9, 125.5)
+    few = evaluation.statistics(torch.tensor([1.0, 2.0, 6.0]))
+    assert (few["mean"], few["trimmed_mean"], few["median"], few["worst"]) == (3, 1.5, 2, 6)
+    assert few["standard_error"] == pytest.approx(math.sqrt(7 / 3))
+    one = evaluation.statistics(torch.tensor([4.0]))
+    assert (one["mean"], one["trimmed_mean"], one["median"]) == (4, None, 4)
+
+
+def test_rows_without_a_density_are_the_worst():
+    nats = torch.tensor([math.nan, *range(299)])
+    found = evaluation.statistics(nats)
+    assert (found["mean"], found["median"], found["worst"]) == (149, 149.5, 298)
+    assert found["trimmed_mean"] == pytest.approx(sum(range(297)) / 297)
+    nats[:4] = math.nan
+    assert evaluation.statistics(nats)["trimmed_mean"] is None
+    nats[:160] = math.nan
+    assert evaluation.statistics(nats)["median"] is None
+    assert evaluation.statistics(torch.full((3,), math.nan)) is None
+    assert evaluation.statistics(torch.empty(0)) is None
 
 
 @pytest.mark.filterwarnings("ignore:the score head runs")
@@ -53,6 +88,13 @@ def test_a_density_that_does_not_exist_is_no_number():
     found = evaluation.likelihood(_model(exists=False), _logistic(5, 3), "quadrature")
     assert found["diverged"] == found["samples"] == 5
     assert found["nats"] is found["nats_per_dimension"] is found["error"] is None
+    half = _logistic(6, 3)
+    half[::2, 1] = math.nan
+    found = evaluation.likelihood(_model(), half, "quadrature", transform=Transform((3,), 256))
+    assert (found["diverged"], found["samples"]) == (3, 6)
+    whole = evaluation.likelihood(_model(), half[1::2], "quadrature", transform=Transform((3,), 256))
+    for name in ("mean", "standard_error", "worst"):
+        assert found["nats_as_given"][name] == pytest.approx(whole["nats_as_given"][name], rel=1e-12)
 
 
 def test_parts_are_the_whole(monkeypatch):

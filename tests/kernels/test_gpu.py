@@ -287,21 +287,22 @@ def test_distributed_data_parallel(tmp_path):
 
 
 def densities(rows):
-    """Log-densities and the flow of rows of a head whose densities exist, as one call."""
-    head, context, x = head_and_rows(rows)
+    """Log-densities and flows of rows of a head whose densities exist, plain and preconditioned, as one."""
+    _, context, x = head_and_rows(rows)
     head = nn.ScoreHead(32, (128, 128), "softplus", frequencies=0).cuda()
     restoring(head.weights, head.biases)
-    layers = head.weights, head.biases
-    options = {"activation": "softplus"}
-    context = context[:, :-1].contiguous()
+    kinds = (context[:, :-1].contiguous(), None), (context, 3.0)
 
     def run(part=slice(None)):
-        at = context[part], x[part]
-        found = functional.conditional_density(
-            *at, *layers, **options, low=-1.0, high=1.0, score_scale=2.0, stage_feature=0.5
-        )
-        moved = functional.probability_flow(*at, *layers, **options, sigma_from=0.1, sigma_to=1.0)
-        return *found, *moved
+        results = []
+        for given, squash in kinds:
+            at = given[part], x[part], head.weights, head.biases
+            options = {"activation": "softplus", "squash": squash}
+            results += functional.conditional_density(
+                *at, **options, low=-1.0, high=1.0, score_scale=2.0, stage_feature=0.5
+            )
+            results += functional.probability_flow(*at, **options, sigma_from=0.1, sigma_to=1.0)
+        return results
 
     return run
 

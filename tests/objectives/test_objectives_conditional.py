@@ -7,7 +7,7 @@ from torch import nn
 
 import fastcsm
 from fastcsm import functional
-from fastcsm.networks import heads
+from fastcsm.networks import autodiff, heads
 from fastcsm.networks.context import LinearContext
 from fastcsm.nn import ScoreHead
 
@@ -57,7 +57,7 @@ def assert_same_gradients(head, loss, expected, *tensors):
 @pytest.fixture
 def quiet():
     """Any warning is an error; the list of warnings already given is forgotten."""
-    heads._warned.clear()
+    autodiff._warned.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -129,7 +129,7 @@ FALLBACKS = [
 
 @pytest.mark.parametrize(("head", "reason"), FALLBACKS)
 def test_other_heads_fall_back_with_one_warning_and_are_right(head, reason):
-    heads._warned.clear()
+    autodiff._warned.clear()
     context, x = rows(4, 3)
     with pytest.warns(UserWarning, match=f"double backward, not fused: .*{reason}") as caught:
         loss = fastcsm.csm_loss(head, context, x)
@@ -154,7 +154,7 @@ def test_a_parametrised_layer_is_not_taken_for_a_plain_one():
 
 
 def test_a_head_of_the_wrong_shape():
-    heads._warned.clear()
+    autodiff._warned.clear()
     with (
         pytest.warns(UserWarning, match="not fused"),
         pytest.raises(ValueError, match=r"head must return shape \(4, 3, 1\)"),

@@ -214,8 +214,8 @@ def test_every_number_of_rows(backend, inverse):
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_every_instruction_set(isa):
     case = Restoring(rows=29)
-    for a, b in zip(density(case, "cpu"), density(case, "reference")):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    for options in ({}, PRECONDITIONED):
+        close_to_reference(density(case, "cpu", **options), density(case, "reference", **options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

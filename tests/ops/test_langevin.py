@@ -156,6 +156,14 @@ def test_squash_is_exact_over_all_magnitudes(backend, dtype):
     assert run(case, backend, x=case.x * float("nan"), **ASINH).isnan().all()
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_squash_on_every_instruction_set():
+    for dtype in (torch.float32, torch.float64):
+        test_squash_is_exact_over_all_magnitudes("cpu", dtype)
+        check(Preconditioned(rows=29), "cpu", dtype, **PRECONDITIONED)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_preconditioned_rows_are_the_same_in_any_split(backend):
     case, samples = Preconditioned(rows=40), torch.arange(40)
@@ -318,7 +326,11 @@ def test_opcheck(backend):
         ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"first_step": -1}, ValueError, "first_step must be in"),
-        ({"squash": 0.0}, ValueError, "squash must be a positive number, got 0.0"),
+        (
+            {"squash": 0.0, "stage_features": [1.0] * 2},
+            ValueError,
+            "squash must be a positive number, got 0.0",
+        ),
         ({"squash": 3.0}, ValueError, "stage_features must be given with squash"),
         ({"samples": torch.arange(3)}, ValueError, r"samples must have shape \(37,\), got \(3,\)"),
         (

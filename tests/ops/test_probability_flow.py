@@ -231,8 +231,9 @@ def test_preconditioned_rows_of_any_size_arrive(backend):
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_every_instruction_set(isa):
     case = Case(rows=29)
-    for a, b in zip(flow(case, "cpu"), flow(case, "reference")):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    for options in ({}, {"squash": SQUASH}):
+        for a, b in zip(flow(case, "cpu", **options), flow(case, "reference", **options)):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,6 +10,7 @@ import torch
 from ...activations import ACTIVATIONS
 from ...models.arcsm import ARCSM, NoiseSchedule
 from ...networks.made import MADE
+from ...networks.preconditioned import initialise
 from ...networks.score_head import ScoreHead
 from ...objectives import BY_NAME
 from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, options_of
@@ -17,7 +18,21 @@ from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, options_of
 _WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
 _HEAD_WIDTHS = ("1 to 4 positive whole numbers", lambda v: 1 <= len(v) <= 4 and all(w > 0 for w in v))
 _ACTIVATIONS = tuple(ACTIVATIONS)
+_AT_LEAST_1 = ("at least 1", lambda v: v >= 1)
 _model, _noise, _sampling = options_of("model"), options_of("objective and noise"), options_of("sampling")
+#: What preconditioned presets share: the likelihood's weight wants the denoising objective, whose variance
+#: does not grow with the level as that of composite score matching does.
+_PRECONDITIONED: dict[str, Any] = {
+    "precondition": "standard",
+    "objective": "denoising",
+    "frequencies": 0,
+    "sigma_max": 20.0,
+    "continuous": True,
+    "level_power": 2.0,
+    "level_draws": 4,
+    "lr": 3e-3,
+    "schedule": "cosine",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,8 @@ class ARCSMConfig(RunConfig):
     """Hyper-parameters of a run; defaults are those of the paper (appendix C) where it gives one."""
 
     model: ClassVar[str] = "arcsm"
-    #: ``digits`` for scans of 8x8, ``toy`` for 2-D data.
+    #: ``digits`` for scans of 8x8, ``toy`` for 2-D data, ``table`` for standardised columns, ``images`` for
+    #: grey values, best as logits. All but the paper's are preconditioned.
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "digits": {
@@ -38,6 +54,25 @@ class ARCSMConfig(RunConfig):
             "ema": 0.995,
             "dropout": 0.3,
             "step_size": 1.8e-3,
+        },
+        "table": {
+            **_PRECONDITIONED,
+            "precondition": "moments",
+            "made_activation": "silu",
+            "head_hidden": (64, 64),
+            "sigma_min": 0.01,
+            "weight_decay": 1e-3,
+            "optimizer": "adamw",
+            "keep": "best",
+        },
+        "images": {
+            **_PRECONDITIONED,
+            "hidden": (1024, 1024),
+            "sigma_min": 0.02,
+            "dropout": 0.1,
+            "optimizer": "adamw",
+            "weight_decay": 1e-3,
+            "epochs": 60,
         },
         "toy": {
             "hidden": (128, 128, 128),
@@ -65,8 +100,19 @@ class ARCSMConfig(RunConfig):
     frequencies: int = _model(16, "frequencies of x the head reads; 0 is the paper's head", NON_NEGATIVE)
     frequency_scale: float = _model(3.0, "standard deviation of the frequencies", POSITIVE)
 
+    precondition: str = _model(
+        "none",
+        "what the head reads and gives is of the order of 1, and its flow starts from a Gaussian: for "
+        "variables of mean 0 and deviation 1, or with each variable's centre and scale given those before "
+        "it; none is the paper's head",
+        choices=("none", "standard", "moments"),
+    )
+
     objective: str = _noise(
-        "csm", "composite score matching or conditional denoising", choices=tuple(BY_NAME), paper=True
+        "csm",
+        "composite score matching, conditional denoising, or of a preconditioned head the likelihood",
+        choices=(*BY_NAME, "likelihood"),
+        paper=True,
     )
     noise: str = _noise(
         "conditional",
@@ -78,6 +124,10 @@ class ARCSMConfig(RunConfig):
     sigma_min: float = _noise(0.04, "smallest noise level sigma_L", POSITIVE, paper=True)
     levels: int = _noise(10, "number of noise levels L", POSITIVE, paper=True)
     continuous: bool = _noise(False, "conditional form: log-uniform noise levels instead of the L levels")
+    level_power: float = _noise(
+        1.0, "continuous levels: log sigma at u^power of the way up, with unbiased weights", _AT_LEAST_1
+    )
+    level_draws: int = _noise(1, "conditional form: noise levels a context a step", POSITIVE)
 
     langevin_steps: int = _sampling(20, "Langevin steps T per noise level", POSITIVE, paper=True)
     step_size: float | None = _sampling(
@@ -92,6 +142,16 @@ class ARCSMConfig(RunConfig):
             raise ValueError(f"levels is {self.levels}, expected 1 exactly when sigma_min equals sigma_max")
         if self.continuous and self.noise != "conditional":
             raise ValueError(f"continuous is set with noise '{self.noise}', expected noise 'conditional'")
+        if self.precondition != "none" and self.noise != "conditional":
+            raise ValueError(
+                f"precondition is '{self.precondition}' with noise '{self.noise}', expected 'conditional'"
+            )
+        if self.objective == "likelihood" and self.precondition == "none":
+            raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
+        if self.level_power != 1 and not self.continuous:
+            raise ValueError(f"level_power is {self.level_power} without continuous levels, expected 1")
+        if self.level_draws > 1 and self.noise != "conditional":
+            raise ValueError(f"level_draws is {self.level_draws} with noise '{self.noise}', expected 1")
         if self.objective == "denoising" and self.noise == "none":
             raise ValueError(
                 "objective is 'denoising' with noise 'none', expected noise 'conditional' or 'staged'"
@@ -118,14 +178,21 @@ class ARCSMConfig(RunConfig):
         noise = None
         if self.noise != "none":
             noise = NoiseSchedule(
-                self.sigma_max, self.sigma_min, self.levels, form=self.noise, continuous=self.continuous
+                self.sigma_max,
+                self.sigma_min,
+                self.levels,
+                form=self.noise,
+                continuous=self.continuous,
+                power=self.level_power,
+                draws=self.level_draws,
             )
+        moments = 2 * (self.precondition == "moments")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             context_net = MADE(
                 features,
                 self.hidden,
-                self.context_features,
+                self.context_features + moments,
                 order=order,
                 activation=self.made_activation,
                 residual=self.residual,
@@ -138,5 +205,8 @@ class ARCSMConfig(RunConfig):
                 self.frequencies,
                 frequency_scale=self.frequency_scale,
             )
-        model = ARCSM(context_net, head, noise=noise, objective=self.objective)
+            if self.precondition != "none":
+                initialise(head, (self.sigma_max, self.sigma_min))
+        precondition = None if self.precondition == "none" else self.precondition
+        model = ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
         return model.to(getattr(torch, self.dtype))
