@@ -98,7 +98,7 @@ def probability_flow(n: int, dtype: torch.dtype, frequencies: int, **head: Any) 
     fused(functional.probability_flow, given, sigma_from=0.1, sigma_to=1.0, **head)
 
 
-def preconditioned(case: Case, **head: Any) -> Case:
+def preconditioned(case: Case, head: dict[str, Any]) -> Case:
     """The same with a preconditioned head, so many of whose frequencies will do."""
     run = partial(case.run, squash=SQUASH, **head)
     return case._replace(run=run, frequencies=(16,), head="preconditioned")
@@ -128,29 +128,34 @@ LAYERS = (
     Case("masked_linear_bwd_x_kernel", "128 x 128 inputs, 64 outputs", backward_x, (128, 256), 2, ()),
     Case("masked_linear_bwd_weight_kernel", "128 x 128 edges, 64 rows", backward_weight, (64, 128), 1, ()),
 )
-ROWS = (
+#: Ops that know a preconditioned head.
+ROWS_TRITON = (
+    Case("langevin_kernel", "a step of 16 rows", langevin, (2, 4), 2),
+    Case("conditional_density_kernel", "a row", conditional_density, (6, 12), 1),
+    Case("probability_flow_kernel", "32 rows", probability_flow, (96, 192), 1),
+)
+ROWS_CUDA = (
     Case("langevin_kernel", "a step of 8 rows", langevin, (2, 4), 2),
     Case("conditional_density_kernel", "a row", conditional_density, (36, 72), 12, warps=True),
     Case("probability_flow_kernel", "16 rows", probability_flow, (384, 768), 8, warps=True),
 )
+#: What gives each of them its level.
+LEVELS: tuple[dict[str, Any], ...] = ({"stage_features": [0.0]}, {"stage_feature": 0.0}, {})
 CASES = {
     "triton": (
         Case("score_head_fwd_kernel", "64 rows", score_head, (64 * 6, 64 * 9), 1),
         Case("csm_loss_kernel", "64 rows", csm_loss, (64 * 6, 64 * 9), 1),
-        Case("langevin_kernel", "a step of 16 rows", langevin, (2, 4), 2),
         Case("langevin_draw_kernel", "a step of 16 samples", langevin_draw, (2, 4), 4),
-        Case("conditional_density_kernel", "a row", conditional_density, (6, 12), 1),
-        Case("probability_flow_kernel", "32 rows", probability_flow, (96, 192), 1),
+        *ROWS_TRITON,
+        *map(preconditioned, ROWS_TRITON, LEVELS),
         *LAYERS,
     ),
     "cuda": (
         Case("score_head_fwd_kernel", "32 rows", score_head, (32 * 6, 32 * 9), 1),
         Case("csm_loss_kernel", "32 rows", csm_loss, (32 * 6, 32 * 9), 1),
         Case("langevin_draw_kernel", "a step of 8 samples", langevin_draw, (2, 4), 4),
-        *ROWS,
-        preconditioned(ROWS[0], stage_features=[0.0]),
-        preconditioned(ROWS[1], stage_feature=0.0),
-        preconditioned(ROWS[2]),
+        *ROWS_CUDA,
+        *map(preconditioned, ROWS_CUDA, LEVELS),
         *LAYERS,
     ),
 }

@@ -86,6 +86,16 @@ def test_other_rows_compile_nothing():
     assert names == []
 
 
+def test_another_u0_compiles_nothing():
+    case = Case(rows=17, **HEAD).to(torch.bfloat16)
+    with fastcsm.backend(BACKEND):
+        first = chain(case, squash=3.0)
+        with compiled() as names:
+            other = chain(case, squash=0.5)
+    assert names == []
+    assert not bitwise_equal(first, other)
+
+
 def test_where_tensors_begin_changes_nothing():
     case = Case(rows=65, **HEAD).to(torch.bfloat16)
     expected = loss(case)
