@@ -90,7 +90,8 @@ def denoising_loss(
         raise ValueError(f"noise must be a tensor of the shape of x_noisy, {tuple(x_noisy.shape)}, got {got}")
     _check_broadcast("sigma", sigma, x_noisy)
     rows = _rows(head, context, x_noisy, score_scale)
-    off = noise / sigma + rows.shift
+    off = noise / sigma
+    off = off + rows.shift if isinstance(rows.shift, Tensor) else off
     value = _reduce(rows, weight, 0.0, off, reduction)
     return value + _summed(weight * off * off / 2, reduction)
 
