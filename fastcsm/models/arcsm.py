@@ -303,7 +303,9 @@ class ARCSM(Autoregressive, Constants):
         context, y = own.context, own.detached().of(x)
         if z.dim() == 3:
             y, context = y.unsqueeze(1), several(context, z.shape[1])
-        weight = self.noise.weight(sigma) if self.conditional else None
+        weight = sigma.square() if self.conditional else None
+        if weight is not None and self.noise.power != 1:
+            weight = weight * self.noise.weight(sigma)
         rows = context, y + sigma * z, z, sigma
         loss = objectives.BY_NAME[objective](head.at(sigma), *rows, row_weight=weight)
         return loss if own.log_scale is None else loss + objectives.moments_loss(own.of(x), own.log_scale)

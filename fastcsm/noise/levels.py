@@ -71,12 +71,12 @@ class Levels:
             return self.sigma_min * (self.sigma_max / self.sigma_min) ** (u**self.power)
         return self.sigma_max * (self.sigma_min / self.sigma_max) ** u
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """sigma^2 times the density of log-uniform levels over that of :meth:`sample` at sigma, like sigma."""
+    def weight(self, sigma: Tensor) -> float | Tensor:
+        """The density of log-uniform levels over that of :meth:`sample` at sigma, like sigma, or 1."""
         if self.power == 1 or self.sigma_min == self.sigma_max:
-            return sigma.square()
+            return 1.0
         part = (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
-        return sigma.square() * (self.power * part.clamp_min(0.0) ** (1 - 1 / self.power))
+        return self.power * part.clamp_min(0.0) ** (1 - 1 / self.power)
 
 
 @cache

@@ -134,11 +134,11 @@ def _rows(head: Any, context: Any, x: Tensor, score_scale: float | Tensor | None
 def _product(*factors: float | Tensor) -> Any:
     """The product, a number where one of them is 0; 1 costs nothing."""
     found: Any = 1.0
+    if [factor for factor in factors if not isinstance(factor, Tensor) and factor == 0]:
+        return 0.0
     for factor in factors:
         if isinstance(factor, Tensor) or factor != 1:
             found = factor if isinstance(found, float) and found == 1 else found * factor
-        if not isinstance(factor, Tensor) and factor == 0:
-            return 0.0
     return found
 
 
