@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional.arguments import one_of
 from ..networks import heads
-from ..networks.any_head import Rows
+from ..networks.any_head import Coefficients, Rows
 from ..networks.context import LinearContext
 
 
@@ -43,8 +43,8 @@ def csm_loss(
     """
     weight = _weight(row_weight, x, reduction)
     rows = _rows(head, context, x, score_scale)
-    value = _reduce(rows, weight, _product(weight, rows.scale, rows.slope), rows.shift, reduction)
-    if isinstance(rows.shift, float):
+    value = _reduce(rows, _coefficients(rows, weight, rows.shift, True), reduction)
+    if not isinstance(rows.shift, Tensor):
         return value
     return value + _summed(weight * (rows.shift.square() / 2 + rows.shift_slope), reduction)
 
@@ -92,7 +92,7 @@ def denoising_loss(
     rows = _rows(head, context, x_noisy, score_scale)
     off = noise / sigma
     off = off + rows.shift if isinstance(rows.shift, Tensor) else off
-    value = _reduce(rows, weight, 0.0, off, reduction)
+    value = _reduce(rows, _coefficients(rows, weight, off, False), reduction)
     return value + _summed(weight * off * off / 2, reduction)
 
 
@@ -127,19 +127,24 @@ def _rows(head: Any, context: Any, x: Tensor, score_scale: float | Tensor | None
     if score_scale is None:
         return rows
     _check_broadcast("score_scale", score_scale, x)
-    scale, shift, shift_slope = (_product(score_scale, value) for value in rows[4:])
+    scaled = [score_scale * value if isinstance(value, Tensor) else value for value in rows[4:]]
+    scale, shift, shift_slope = scaled
+    if not isinstance(scale, Tensor):
+        scale = score_scale if scale == 1 else score_scale * scale
     return rows._replace(scale=scale, shift=shift, shift_slope=shift_slope)
 
 
-def _product(*factors: float | Tensor) -> Any:
-    """The product, a number where one of them is 0; 1 costs nothing."""
-    found: Any = 1.0
-    if [factor for factor in factors if not isinstance(factor, Tensor) and factor == 0]:
-        return 0.0
-    for factor in factors:
-        if isinstance(factor, Tensor) or factor != 1:
-            found = factor if isinstance(found, float) and found == 1 else found * factor
-    return found
+def _coefficients(rows: Rows, weight: float | Tensor, off: float | Tensor, csm: bool) -> Coefficients:
+    """Of weight (scale r + off)^2 / 2, and where ``csm`` + weight s', but for what has no r.
+
+    ``off`` is 0 where it is no tensor, and so is what the slope adds to 1.
+    """
+    scale, slope = rows.scale, rows.slope
+    plain = not isinstance(scale, Tensor) and scale == 1  # nothing is multiplied by 1
+    scaled = weight if plain else weight * scale
+    beta = scaled * slope if isinstance(slope, Tensor) else scaled
+    gamma = scaled * off if isinstance(off, Tensor) else 0.0
+    return (scaled if plain else scaled * scale), (beta if csm else 0.0), gamma
 
 
 def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:
@@ -152,15 +157,10 @@ def _check_broadcast(name: str, value: float | Tensor, x: Tensor) -> None:
         )
 
 
-def _reduce(
-    rows: Rows, weight: float | Tensor, beta: float | Tensor, off: float | Tensor, reduction: str
-) -> Tensor:
-    """The reduced sum over rows of weight (scale r)^2 / 2 + beta dr / du + weight scale off r."""
-    head, context, u, _, scale, *_ = rows
-    coefficients = _product(weight, scale, scale), beta, _product(weight, scale, off)
+def _reduce(rows: Rows, coefficients: Coefficients, reduction: str) -> Tensor:
     if reduction == "none":
-        return head.loss_of_rows(context, u, coefficients).sum(-1)
-    return head.csm_loss(context, u, coefficients)
+        return rows.head.loss_of_rows(rows.context, rows.u, coefficients).sum(-1)
+    return rows.head.csm_loss(rows.context, rows.u, coefficients)
 
 
 def _summed(constant: Tensor, reduction: str) -> Tensor:
