@@ -126,7 +126,7 @@ class Conditionals:
 
     def _of_own(self, context: Tensor, x: Tensor) -> LogDensity:
         """The density of rows in their own units."""
-        if self._base == self.sigma and not self._gaussian:
+        if self._base == self.sigma:
             return self._of_base(context, x)
         with torch.no_grad():
             end, change, error = self._flow(context, x, (self.sigma, self._base), True)
@@ -144,7 +144,10 @@ class Conditionals:
         """The density where the flow starts."""
         if self._gaussian:
             log_density = self._head.base(x, self._base)
-            return LogDensity(log_density, torch.zeros_like(x), x.new_zeros(*x.shape, 2))
+            there = log_density.isfinite()
+            error = torch.where(there, torch.zeros_like(x), torch.inf)
+            log_density = torch.where(there, log_density, torch.nan)
+            return LogDensity(log_density, error, x.new_zeros(*x.shape, 2))
         found = self._integrate(context, x, False)
         return LogDensity(found.log_density, found.error, found.ends)
 

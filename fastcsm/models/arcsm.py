@@ -326,7 +326,11 @@ class ARCSM(Autoregressive, Constants):
         context, head = contexts(self.context_net, x), self._own_head()
         own = head.own(context, x.shape[-1])
         context = own.context.whole(x.shape[-1]) if isinstance(own.context, LinearContext) else own.context
-        jitter = torch.special.ndtr(noise[1].flatten()[: steps.STEPS - 1]) if noise else None
+        jitter = None
+        if noise and noise[1].numel():  # of few rows the same numbers again
+            jitter = torch.special.ndtr(
+                noise[1].flatten()[: steps.STEPS - 1].repeat(steps.STEPS)[: steps.STEPS - 1]
+            )
         levels = self.noise.sigma_max, self.noise.sigma_min
         return own.density(steps.log_density(head, context, own.of(x), levels, jitter)).sum(-1)
 

@@ -261,7 +261,9 @@ class TestARCSM:
 
     def test_bad_arguments(self):
         made, head = MADE(4, (8,), 3), ScoreHead(3, (8,))
-        with pytest.raises(ValueError, match="objective must be 'csm' or 'denoising', got 'ssm'"):
+        with pytest.raises(
+            ValueError, match="objective must be 'csm', 'denoising' or 'likelihood', got 'ssm'"
+        ):
             ARCSM(made, head, objective="ssm")
         with pytest.raises(ValueError, match="noise must be a NoiseSchedule when objective is 'denoising'"):
             ARCSM(made, head, objective="denoising")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcsm import cli
-from fastcsm.nn import MixtureMADE
+from fastcsm.nn import MixtureMADE, NoiseSchedule
 from fastcsm.training import Config, checkpoint, load
 from fastcsm.training.config import POSITIVE, RunConfig, option
 from fastcsm.training.recipes import RECIPES, from_dict
@@ -78,3 +78,64 @@ def test_a_checkpoint_of_a_model_that_is_not_known_says_so(mixture, tmp_path, mo
     monkeypatch.delitem(RECIPES, "mixture")
     with pytest.raises(checkpoint.CheckpointError, match="config has the model 'mixture'"):
         load(run)
+
+
+#: Fields of preconditioned models, with the values that runs without them had.
+PLAIN = {"precondition": "none", "level_power": 1.0, "level_draws": 1}
+
+
+def test_a_configuration_without_the_fields_of_preconditioned_models_is_plain():
+    values = {name: value for name, value in Config(levels=4).to_dict().items() if name not in PLAIN}
+    config = from_dict(json.loads(json.dumps(values)))
+    assert {name: getattr(config, name) for name in PLAIN} == PLAIN
+    model = config.build(2)
+    assert model.precondition is None
+    assert repr(model.noise) == repr(NoiseSchedule(1.0, 0.04, 4))
+
+
+@pytest.mark.parametrize("name", list(Config.presets))
+def test_presets_are_what_they_say(name):
+    config = Config(**(Config.presets[name] | {"hidden": (16, 16), "levels": 3}))
+    model = config.build(4)
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert model.precondition == {"table": "moments", "images": "standard"}.get(name)
+    assert model.objective == ("csm" if name in ("paper", "digits") else "denoising")
+    schedule = model.noise
+    if model.precondition:
+        # The distance of the first level is what makes the Gaussian start right.
+        assert schedule.sigma_max >= 20
+        assert (schedule.continuous, schedule.power, schedule.draws) == (True, 2.0, 4)
+        head = model.head
+        assert head.weights[0][:, :-2].std() * config.context_features**0.5 > 0.9
+        assert head.weights[-1].std() < 0.11 * head.weights[-1].shape[1] ** -0.5
+        assert model.context_net.context_features - head.context_features + 1 == 2 * (name == "table")
+    else:
+        assert (schedule.power, schedule.draws) == (1, 1)
+    state = torch.random.get_rng_state()
+    again = config.build(4).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precondition": "mean"}, "precondition is 'mean', expected one of none, standard, moments"),
+        (
+            {"precondition": "moments", "noise": "staged"},
+            "precondition is 'moments' with noise 'staged', expected 'conditional'",
+        ),
+        (
+            {"objective": "likelihood"},
+            "objective is 'likelihood' with precondition 'none', expected another of them",
+        ),
+        ({"level_power": 0.5}, r"level_power is 0\.5, expected at least 1"),
+        ({"level_power": 2.0}, r"level_power is 2\.0 without continuous levels, expected 1"),
+        ({"level_draws": 0}, "level_draws is 0, expected a positive number"),
+        ({"level_draws": 4, "noise": "staged"}, "level_draws is 4 with noise 'staged', expected 1"),
+        ({"level_draws": 2, "noise": "none"}, "level_draws is 2 with noise 'none', expected 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**options)

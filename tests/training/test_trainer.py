@@ -25,6 +25,11 @@ SMALL = {
 }
 
 
+def _preset(name, **changes):
+    """The settings of a preset, but for its sizes."""
+    return {key: value for key, value in Config.presets[name].items() if key not in SMALL} | changes
+
+
 @pytest.fixture(scope="module")
 def moons():
     found = data.load("moons")
@@ -106,6 +111,9 @@ def test_the_defaults_of_torch_have_no_part(tmp_path, moons):
         {"dtype": "float64"},
         {"dtype": "bfloat16", "frequencies": 0},
         {"keep": "best", "patience": 3, "eval_every": 2},
+        _preset("table", finetune_steps=3),
+        _preset("images", frequencies=0, batch_size=310),
+        _preset("table", objective="likelihood", level_draws=1, batch_size=1, frequencies=0),
     ],
 )
 def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, stop_at):
@@ -167,22 +175,24 @@ def test_weights_are_not_chosen_by_test_rows(tmp_path, moons):
         Config(noise="staged", keep="best")
 
 
-def test_training_approaches_the_data(tmp_path):
+@pytest.mark.parametrize("preset", ["paper", "table"])
+def test_training_approaches_the_data(tmp_path, preset):
     toy = data.load("eight_gaussians")
-    config = Config(
-        data="eight_gaussians",
-        hidden=(32, 32),
-        context_features=8,
-        head_hidden=(32, 32),
-        sigma_min=0.05,
-        objective="denoising",
-        continuous=True,
-        lr=3e-3,
-        schedule="cosine",
-        batch_size=256,
-        steps=400,
-        ema=0.99,
-    )
+    settings = {
+        "data": "eight_gaussians",
+        "hidden": (32, 32),
+        "context_features": 8,
+        "head_hidden": (32, 32),
+        "sigma_min": 0.05,
+        "objective": "denoising",
+        "continuous": True,
+        "lr": 3e-3,
+        "schedule": "cosine",
+        "batch_size": 256,
+        "steps": 400,
+        "ema": 0.99,
+    }
+    config = Config(**(Config.presets[preset] | settings))
     summary = training.train(config, toy, tmp_path / "run", quiet=True)
     first = training.read_log(tmp_path / "run" / "log.csv")[0]
     assert summary["loss"] < first["loss"] - 0.03
