@@ -9,6 +9,7 @@ import torch
 
 from ...activations import ACTIVATIONS
 from ...models.arcsm import ARCSM, NoiseSchedule
+from ...networks import taught
 from ...networks.made import MADE
 from ...networks.preconditioned import initialise
 from ...networks.score_head import ScoreHead
@@ -58,11 +59,15 @@ class ARCSMConfig(RunConfig):
         "table": {
             **_PRECONDITIONED,
             "precondition": "moments",
-            "made_activation": "silu",
+            "objective": "likelihood",
+            "initial_head": "taught",
+            "hidden": (256, 256),
             "head_hidden": (64, 64),
             "sigma_min": 0.01,
-            "weight_decay": 1e-3,
+            "level_power": 1.0,
+            "level_draws": 1,
             "optimizer": "adamw",
+            "weight_decay": 1e-2,
             "keep": "best",
         },
         "images": {
@@ -98,6 +103,12 @@ class ARCSMConfig(RunConfig):
     head_hidden: tuple[int, ...] = _model((128, 128), "hidden widths of the score head", _HEAD_WIDTHS)
     head_activation: str = _model("silu", "activation of the score head", choices=_ACTIVATIONS)
     frequencies: int = _model(16, "frequencies of x the head reads; 0 is the paper's head", NON_NEGATIVE)
+    initial_head: str = _model(
+        "random",
+        "a preconditioned head's first weights: random, or of one that was taught random mixtures of three "
+        "Gaussians (32 context features, hidden 64 64, silu, no frequencies)",
+        choices=("random", "taught"),
+    )
     frequency_scale: float = _model(3.0, "standard deviation of the frequencies", POSITIVE)
 
     precondition: str = _model(
@@ -146,6 +157,8 @@ class ARCSMConfig(RunConfig):
             raise ValueError(
                 f"precondition is '{self.precondition}' with noise '{self.noise}', expected 'conditional'"
             )
+        if self.initial_head == "taught" and self.precondition == "none":
+            raise ValueError("initial_head is 'taught' with precondition 'none', expected another of them")
         if self.objective == "likelihood" and self.precondition == "none":
             raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
         if self.level_power != 1 and not self.continuous:
@@ -207,6 +220,9 @@ class ARCSMConfig(RunConfig):
             )
             if self.precondition != "none":
                 initialise(head, (self.sigma_max, self.sigma_min))
+            if self.initial_head == "taught":
+                taught.load(head)
+                taught.describe(context_net)
         precondition = None if self.precondition == "none" else self.precondition
         model = ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
         return model.to(getattr(torch, self.dtype))
