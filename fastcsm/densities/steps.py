@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..networks.any_head import wide
 from ..networks.preconditioned import Preconditioned
 
 #: Steps from the smallest level to the largest.
@@ -50,7 +51,7 @@ def log_density(
         at[1:-1] += _JITTER * (2 * jitter.double().cpu() - 1) / steps
     sigmas = (smallest + (largest - smallest) * at).exp().tolist()
     theta = [math.atan(sigma) for sigma in sigmas]
-    first = math.cos(theta[0])
+    first, y = math.cos(theta[0]), wide(y, context)
     v, log_slope = first * y, torch.full_like(y, math.log(first))
     for k in range(steps):
         h = theta[k + 1] - theta[k]

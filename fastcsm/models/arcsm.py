@@ -12,8 +12,9 @@ from .. import objectives
 from ..densities import steps
 from ..functional.arguments import at_least, one_of, positive
 from ..networks import heads
+from ..networks.any_head import wide
 from ..networks.constants import Constants
-from ..networks.context import LinearContext, contexts, several
+from ..networks.context import contexts, several
 from ..networks.heads import Part
 from ..networks.preconditioned import Preconditioned
 from ..networks.score_head import ScoreHead
@@ -323,16 +324,15 @@ class ARCSM(Autoregressive, Constants):
 
     def _log_prob_by_steps(self, x: Tensor, noise: Noise) -> Tensor:
         check_data(x)
-        context, head = contexts(self.context_net, x), self._own_head()
+        context, head = self._contexts(x), self._own_head()
         own = head.own(context, x.shape[-1])
-        context = own.context.whole(x.shape[-1]) if isinstance(own.context, LinearContext) else own.context
         jitter = None
         if noise and noise[1].numel():  # of few rows the same numbers again
-            jitter = torch.special.ndtr(
-                noise[1].flatten()[: steps.STEPS - 1].repeat(steps.STEPS)[: steps.STEPS - 1]
-            )
+            count = steps.STEPS - 1
+            jitter = torch.special.ndtr(noise[1].flatten()[:count].double().repeat(count)[:count])
         levels = self.noise.sigma_max, self.noise.sigma_min
-        return own.density(steps.log_density(head, context, own.of(x), levels, jitter)).sum(-1)
+        y = own.of(wide(x, context))
+        return own.density(steps.log_density(head, own.context, y, levels, jitter)).sum(-1)
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
         """Scores of all dimensions at x, in one pass.

@@ -100,10 +100,10 @@ class Preconditioned(AnyHead):
         return self._head.langevin(with_feature(context, 0.0), x, stages, squash=self._squash, **numbers)
 
     def output(self, context: Any, v: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """r and dr / dv, (...), of the flow dv / d theta = -r, theta = atan(sigma), at v = kappa y (...)."""
+        """r and dr / dv, like v, of the flow dv / d theta = -r, theta = atan(sigma), at v = kappa y (...)."""
         u, slope = squashed(v, self._squash)
-        r, dr = self._head.score_and_derivative(with_level(context, sigma), u)
-        return r, dr * slope
+        r, dr = self._head.score_and_derivative(with_level(context, sigma), u.to(context.dtype))
+        return r.to(v.dtype), dr.to(v.dtype) * slope
 
     def at_level(self, context: Any, x: Tensor, sigma: float | Tensor) -> Rows:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)

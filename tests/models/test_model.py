@@ -2,6 +2,7 @@
 
 import math
 
+import preconditioned_models
 import pytest
 import torch
 from test_densities_conditional import Any, gaussian_model, line_head, wave_model
@@ -16,7 +17,9 @@ def models():
     staged = ARCSM(MADE(3, (8,), 2), line_head(2, 4.0), noise=NoiseSchedule(1.0, 0.1, 2, form="staged"))
     staged.advance_stage()
     called = ARCSM(conditional.context_net, Any(conditional.head), noise=conditional.noise)
-    return {"conditional": conditional, "called": called, "plain": plain, "staged": staged.eval()}
+    moments = preconditioned_models.model("moments", features=3).float().eval()
+    found = {"conditional": conditional, "called": called, "plain": plain, "staged": staged.eval()}
+    return found | {"moments": moments}
 
 
 @pytest.mark.parametrize(

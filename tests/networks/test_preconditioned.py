@@ -154,6 +154,7 @@ def test_units_bend_inside_the_inputs_range():
     far = bias.abs() / weight[:, c:].norm(dim=1)
     assert far.median() > 0.7, "all bends pass where u and log sigma are 0"
     assert (weight[:, :c].std() * c**0.5 - 1).abs() < 0.1
+    assert (weight[:, c].square().mean().sqrt() / 0.5 - 1).abs() < 0.1
     torch.testing.assert_close(head.weights[-1], 0.1 * before)
     assert not head.biases[-1].any()
 

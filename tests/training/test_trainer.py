@@ -113,7 +113,7 @@ def test_the_defaults_of_torch_have_no_part(tmp_path, moons):
         {"keep": "best", "patience": 3, "eval_every": 2},
         _preset("table", finetune_steps=3),
         _preset("images", frequencies=0, batch_size=310),
-        _preset("table", objective="likelihood", level_draws=1, batch_size=1, frequencies=0),
+        _preset("table", objective="likelihood", level_draws=1, batch_size=1, dtype="bfloat16"),
     ],
 )
 def test_every_setting_trains_resumes_and_samples(tmp_path, moons, changes, stop_at):
@@ -191,6 +191,7 @@ def test_training_approaches_the_data(tmp_path, preset):
         "batch_size": 256,
         "steps": 400,
         "ema": 0.99,
+        "keep": "last",
     }
     config = Config(**(Config.presets[preset] | settings))
     summary = training.train(config, toy, tmp_path / "run", quiet=True)
