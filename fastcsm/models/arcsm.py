@@ -62,13 +62,17 @@ class NoiseSchedule(Levels):
             )
         self.form, self.draws = form, draws
 
+    def meaning(self) -> str:
+        """What weights are trained for, in words; how often which level is drawn is no part of it."""
+        return (
+            f"NoiseSchedule(sigma_max={self.sigma_max}, sigma_min={self.sigma_min}, levels={self.levels},"
+            f" form={self.form!r}, continuous={self.continuous})"
+        )
+
     def __repr__(self) -> str:
         power = f", power={self.power}" if self.power != 1 else ""
         draws = f", draws={self.draws}" if self.draws > 1 else ""
-        return (
-            f"NoiseSchedule(sigma_max={self.sigma_max}, sigma_min={self.sigma_min}, levels={self.levels},"
-            f" form={self.form!r}, continuous={self.continuous}{power}{draws})"
-        )
+        return f"{self.meaning()[:-1]}{power}{draws})"
 
 
 class ARCSM(Autoregressive, Constants):
@@ -357,7 +361,8 @@ class ARCSM(Autoregressive, Constants):
         return own.score(head.at(level).score_and_derivative(own.context, own.of(x))[0])
 
     def settings(self) -> dict[str, str]:
-        return {"noise": repr(self.noise), "precondition": self.precondition or "none"}
+        noise = str(self.noise and self.noise.meaning())
+        return {"noise": noise, "precondition": self.precondition or "none"}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         start = f"{prefix}stages."

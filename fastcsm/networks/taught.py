@@ -28,8 +28,9 @@ from .made import MADE
 from .preconditioned import initialise
 from .score_head import ScoreHead
 
-#: The head that comes with the package: its sizes are the only ones there are.
+#: The head that comes with the package; its context features but log sigma, widths, activation, frequencies.
 FILE = Path(__file__).with_name("taught.npz")
+SIZES = 32, (64, 64), "silu", 0
 COMPONENTS = 3
 #: Of the random mixtures: deviations of logits and means, and the range of ln(t).
 _LOGITS, _MEANS, _LOG_SCALES = 1.5, 1.0, (-3.5, 0.5)
@@ -120,9 +121,9 @@ def _loss(head: ScoreHead, noise: Levels, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def save(head: ScoreHead, file: Path = FILE) -> None:
-    """Write a taught head's tensors and its activation."""
+    """Write a taught head's tensors."""
     tensors: dict[str, Any] = {name: tensor.detach().numpy() for name, tensor in _tensors(head).items()}
-    np.savez_compressed(file, activation=np.array(head.activation), **tensors)
+    np.savez_compressed(file, **tensors)
 
 
 def _tensors(head: ScoreHead) -> dict[str, Tensor]:
@@ -141,22 +142,16 @@ def load(head: ScoreHead) -> None:
     Raises:
         ValueError: the head is another.
     """
-    own = _tensors(head)
-    with np.load(FILE) as file:
-        known = {name: torch.from_numpy(file[name]) for name in file.files if name != "activation"}
-        activation = str(file["activation"])
-    fits = {name: tuple(t.shape) for name, t in known.items()} == {n: tuple(t.shape) for n, t in own.items()}
-    if not fits or head.activation != activation:
-        features, widths = (
-            known["w0"].shape[1] - 1,
-            tuple(len(known[f"b{k}"]) for k in range(len(known) // 2 - 1)),
-        )
+    context, widths, activation, frequencies = SIZES
+    sizes = head.context_features - 1, head.hidden_features, head.activation, len(head.frequencies)
+    if sizes != SIZES:
         raise ValueError(
-            f"head must be ScoreHead({features}, {widths}, {activation!r}, 0) to begin taught, got"
-            f" ScoreHead({head.extra_repr()})"
+            f"head must be ScoreHead({context + 1}, {widths}, {activation!r}, {frequencies}) to begin taught,"
+            f" got ScoreHead({head.extra_repr()})"
         )
-    for name, tensor in own.items():
-        tensor.copy_(known[name])
+    with np.load(FILE) as known:
+        for name, tensor in _tensors(head).items():
+            tensor.copy_(torch.from_numpy(known[name]))
 
 
 @torch.no_grad()

@@ -159,6 +159,12 @@ class ARCSMConfig(RunConfig):
             )
         if self.initial_head == "taught" and self.precondition == "none":
             raise ValueError("initial_head is 'taught' with precondition 'none', expected another of them")
+        sizes = self.context_features, self.head_hidden, self.head_activation, self.frequencies
+        if self.initial_head == "taught" and sizes != taught.SIZES:
+            raise ValueError(
+                "initial_head is 'taught' with context_features, head_hidden, head_activation and frequencies"
+                f" {sizes}, expected {taught.SIZES}, or initial_head 'random'"
+            )
         if self.objective == "likelihood" and self.precondition == "none":
             raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
         if self.level_power != 1 and not self.continuous:
