@@ -78,17 +78,17 @@ class Own(NamedTuple):
 
 
 class AnyHead:
-    """What both kinds have in common."""
+    """What all kinds have in common."""
 
     reads_level: bool
     #: Whether the flow starts from a Gaussian, which ``base`` says, not from the density of a level.
     starts_gaussian = False
 
+    score_and_derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
     def own(self, context: Any, dimensions: int) -> Own:
         """Contexts as the other calls take them, and the units of the rows given to those."""
         return Own(context)
-
-    score_and_derivative: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def at(self, sigma: float | Tensor) -> Any:
         """The score of one noise level, a number or one a row; of a head that reads no level, the head."""
