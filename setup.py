@@ -281,11 +281,7 @@ setup(
         *(bench if Path("bench").is_dir() else []),
     ],
     package_dir={"fastcsm.bench": "bench", "fastcsm.kernels": "kernels"},
-    package_data={
-        "fastcsm": ["py.typed"],
-        "fastcsm.backends": ["measured.json"],
-        "fastcsm.networks": ["taught.npz"],
-    },
+    package_data={"fastcsm": ["py.typed"], "fastcsm.backends": ["measured.json"]},
     include_package_data=False,
     **arguments,
 )

@@ -116,7 +116,7 @@ class Preconditioned(AnyHead):
 
 @torch.no_grad()
 def initialise(head: ScoreHead, levels: tuple[float, float]) -> None:
-    """Draw the first layer anew, so that its units bend all over the inputs of a preconditioned head.
+    """Draw a head's first layer anew, so that its units bend all over the inputs of a preconditioned head.
 
     Features are of the order of 1, but for ln(sigma), which spans several units, where the usual bounds leave
     all units alike. The last layer begins a tenth as large: F = 0 is a Gaussian.

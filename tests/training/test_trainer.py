@@ -27,8 +27,7 @@ SMALL = {
 
 def _preset(name, **changes):
     """The settings of a preset, but for its sizes."""
-    own = {key: value for key, value in Config.presets[name].items() if key not in SMALL}
-    return own | {"initial_head": "random"} | changes
+    return {key: value for key, value in Config.presets[name].items() if key not in SMALL} | changes
 
 
 @pytest.fixture(scope="module")

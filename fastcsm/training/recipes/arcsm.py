@@ -9,13 +9,14 @@ import torch
 
 from ...activations import ACTIVATIONS
 from ...models.arcsm import ARCSM, NoiseSchedule
-from ...networks import taught
 from ...networks.made import MADE
 from ...networks.preconditioned import initialise
 from ...networks.score_head import ScoreHead
 from ...objectives import BY_NAME
 from ..config import FRACTION, NON_NEGATIVE, POSITIVE, RunConfig, options_of
 
+#: By what the contexts of a preconditioned model begin larger than a layer's outputs usually are: of order 1.
+_CONTEXTS = 3.0
 _WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
 _HEAD_WIDTHS = ("1 to 4 positive whole numbers", lambda v: 1 <= len(v) <= 4 and all(w > 0 for w in v))
 _ACTIVATIONS = tuple(ACTIVATIONS)
@@ -60,7 +61,6 @@ class ARCSMConfig(RunConfig):
             **_PRECONDITIONED,
             "precondition": "moments",
             "objective": "likelihood",
-            "initial_head": "taught",
             "hidden": (256, 256),
             "head_hidden": (64, 64),
             "sigma_min": 0.01,
@@ -103,12 +103,6 @@ class ARCSMConfig(RunConfig):
     head_hidden: tuple[int, ...] = _model((128, 128), "hidden widths of the score head", _HEAD_WIDTHS)
     head_activation: str = _model("silu", "activation of the score head", choices=_ACTIVATIONS)
     frequencies: int = _model(16, "frequencies of x the head reads; 0 is the paper's head", NON_NEGATIVE)
-    initial_head: str = _model(
-        "random",
-        "a preconditioned head's first weights: random, or of one that was taught random mixtures of three "
-        "Gaussians (32 context features, hidden 64 64, silu, no frequencies)",
-        choices=("random", "taught"),
-    )
     frequency_scale: float = _model(3.0, "standard deviation of the frequencies", POSITIVE)
 
     precondition: str = _model(
@@ -156,14 +150,6 @@ class ARCSMConfig(RunConfig):
         if self.precondition != "none" and self.noise != "conditional":
             raise ValueError(
                 f"precondition is '{self.precondition}' with noise '{self.noise}', expected 'conditional'"
-            )
-        if self.initial_head == "taught" and self.precondition == "none":
-            raise ValueError("initial_head is 'taught' with precondition 'none', expected another of them")
-        sizes = self.context_features, self.head_hidden, self.head_activation, self.frequencies
-        if self.initial_head == "taught" and sizes != taught.SIZES:
-            raise ValueError(
-                "initial_head is 'taught' with context_features, head_hidden, head_activation and frequencies"
-                f" {sizes}, expected {taught.SIZES}, or initial_head 'random'"
             )
         if self.objective == "likelihood" and self.precondition == "none":
             raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
@@ -226,9 +212,8 @@ class ARCSMConfig(RunConfig):
             )
             if self.precondition != "none":
                 initialise(head, (self.sigma_max, self.sigma_min))
-            if self.initial_head == "taught":
-                taught.load(head)
-                taught.describe(context_net)
+                with torch.no_grad():
+                    context_net.output.weight.mul_(_CONTEXTS)
         precondition = None if self.precondition == "none" else self.precondition
         model = ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
         return model.to(getattr(torch, self.dtype))
