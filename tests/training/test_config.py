@@ -31,6 +31,8 @@ class MixtureConfig(RunConfig):
 
 @pytest.fixture
 def mixture(monkeypatch):
+    for name in RECIPES.keys() - {"arcsm"}:  # programs of experiments add theirs
+        monkeypatch.delitem(RECIPES, name)
     monkeypatch.setitem(RECIPES, "mixture", MixtureConfig)
 
 
