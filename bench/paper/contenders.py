@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from fastcsm.densities import LogDensity
+from fastcsm.evaluation import trimmed_mean
 from fastcsm.models.model import Model
 from fastcsm.nn import MixtureMADE
 from fastcsm.training import PRESETS, Config
 from fastcsm.training.config import POSITIVE, RunConfig, option
 from fastcsm.training.recipes import RECIPES
 
-#: Share of the rows that a trimmed mean leaves out.
-TRIM = 0.01
 #: Learning rates of which each model takes the best on validation rows, of each data set.
 RATES = (3e-4, 1e-3, 3e-3)
 #: Of every run.
@@ -44,12 +43,6 @@ _REACH = 3.0
 _WIDTHS = ("one or more positive whole numbers", lambda v: len(v) > 0 and all(w > 0 for w in v))
 
 
-def trimmed(nats: Tensor) -> Tensor:
-    """The mean of nats (N,) without the largest 1%; a row without a density (NaN) is infinitely large."""
-    worst_first = nats.double().nan_to_num(nan=math.inf).sort(descending=True).values
-    return worst_first[math.ceil(TRIM * len(nats)) :].mean()
-
-
 class Watched(Model):
     """A model trained by -log q, the mean over samples, whose held-out loss is the trimmed mean."""
 
@@ -59,7 +52,7 @@ class Watched(Model):
     def loss(self, x: Tensor, generator: Any = None, *, noise: Any = None) -> Tensor:
         """-log q of x (B, D) in nats, its mean in training and its trimmed mean in evaluation mode."""
         nats = -self.log_density(x).log_density.sum(1)
-        return nats.mean() if self.training else trimmed(nats)
+        return nats.mean() if self.training else trimmed_mean(nats)
 
 
 class Mixture(Watched, MixtureMADE):

@@ -29,8 +29,8 @@ from fastcsm import training
 from fastcsm.atomic import atomic_file
 from fastcsm.bench.harness.report import markdown
 from fastcsm.bench.paper import common, rows
-from fastcsm.bench.paper.contenders import CONTENDERS, SHARED, trimmed
-from fastcsm.evaluation import plots
+from fastcsm.bench.paper.contenders import CONTENDERS, SHARED
+from fastcsm.evaluation import plots, trimmed_mean
 from fastcsm.evaluation.anomaly import auroc
 from fastcsm.models.model import Model
 from fastcsm.training.config import RunConfig
@@ -76,7 +76,7 @@ def figures(nats: Tensor, error: Tensor) -> dict[str, Any]:
     counted = nats.nan_to_num(nan=torch.inf).sort().values
     found = {
         "mean": nats[exists].mean(),
-        "trimmed": trimmed(nats),
+        "trimmed": trimmed_mean(nats),
         "median": counted[(len(nats) - 1) // 2],
         "worst": nats[exists].amax() if exists.any() else nats.new_tensor(torch.nan),
         "error": error[exists].mean(),

@@ -2,7 +2,7 @@
 
 from .anomaly import anomaly_scores, auroc
 from .draws import draw_rate
-from .likelihood import Grid, density_grid, likelihood, log_densities, statistics
+from .likelihood import Grid, density_grid, likelihood, log_densities, statistics, trimmed_mean
 from .losses import evaluate
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "likelihood",
     "log_densities",
     "statistics",
+    "trimmed_mean",
 ]

@@ -103,13 +103,22 @@ def statistics(nats: Tensor) -> dict[str, float | None] | None:
     mean = summary([nats[exists]], 1)
     if mean is None:
         return None
-    ordered, n = nats.double().where(exists, torch.inf).sort().values, len(nats)
+    ordered, n = _ordered(nats), len(nats)
     robust = {
-        "trimmed_mean": ordered[: n - math.ceil(n / 100)].mean().item(),
+        "trimmed_mean": trimmed_mean(nats).item(),
         "median": ordered[(n - 1) // 2 : n // 2 + 1].mean().item(),
     }
     found = {name: value if math.isfinite(value) else None for name, value in robust.items()}
     return mean | found | {"worst": nats[exists].max().item()}
+
+
+def trimmed_mean(nats: Tensor) -> Tensor:
+    """The mean of nats (N,) without the ceil(N / 100) largest; what is not finite is larger than any."""
+    return _ordered(nats)[: len(nats) - math.ceil(len(nats) / 100)].mean()
+
+
+def _ordered(nats: Tensor) -> Tensor:
+    return nats.double().where(nats.isfinite(), torch.inf).sort().values
 
 
 class Grid(NamedTuple):
