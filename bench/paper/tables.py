@@ -137,10 +137,8 @@ class Experiment:
         wanted = json.loads(json.dumps(config.to_dict()))
         if kept.exists() and json.loads(kept.read_text(encoding="utf-8")) != wanted:
             shutil.rmtree(run)
-        start = time.process_time()
         try:
-            model, taken = common.trained(config, data, run)
-            return model, taken | {"processor_seconds": round(time.process_time() - start, 2)}
+            return common.trained(config, data, run)
         except training.TrainingError as error:
             if "finite" not in str(error):
                 raise
@@ -269,12 +267,10 @@ def text(results: dict[str, Any]) -> str:
         size = next(iter(models.values()))[0]["rows"]
         for number, (model, units) in enumerate(models.items()):
             table.append(["" if number else f"{name}, {size} rows", TITLES[model], *cells(units)])
-    busy = [unit["training"]["processor_seconds"] for unit in results["units"].values() if "training" in unit]
     keep = [k for k in range(len(strange[0])) if any(row[k] != "-" for row in strange[1:])]
     return (
         "-log q of held-out rows in nats, of standardised columns (digits: of [-1, 1]; mnist: logits), "
-        f"mean ± deviation over seeds, after {results['minutes']:g} minutes on {results['threads']} thread "
-        f"(processor time {min(busy, default=0):.0f} to {max(busy, default=0):.0f} s). "
+        f"mean ± deviation over seeds, after {results['minutes']:g} minutes of one thread's processor time. "
         "The trimmed mean is that without the worst 1% of rows; there, and to the median, rows without a "
         "density (counted over all seeds) are the worst, and the mean leaves them out. The worst row is that "
         "of all seeds, error the mean estimate of a row's.\n\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def train(
     device: str | torch.device = "cpu",
     resume: bool = False,
     quiet: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Train a model into a run folder, or go on with the one that is there.
 
@@ -60,6 +61,7 @@ def train(
         device: where to train.
         resume: go on from the checkpoint in ``run``.
         quiet: show no progress.
+        clock: seconds that ``max_minutes`` counts; ``time.process_time`` on a machine that is shared.
 
     Returns:
         Summary: run, steps, seconds, parameters, loss, held_out and best_held_out (per dimension, or None),
@@ -85,9 +87,9 @@ def train(
                 with folder.lock(run):
                     if resume:
                         folder.write_config(run, config)
-                    return _loop(trainer, run, quiet)
+                    return _loop(trainer, run, quiet, clock)
             group.barrier()
-            return _loop(trainer, None, True)
+            return _loop(trainer, None, True, clock)
     finally:
         group.close()
 
@@ -137,13 +139,13 @@ class _Signals:
             self._heard = False
 
 
-def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
+def _loop(trainer: Trainer, run: Path | None, quiet: bool, clock: Callable[[], float]) -> dict[str, Any]:
     """Train to the end of the budget. ``run`` is None on processes that only compute."""
     config, group = trainer.config, trainer.group
     log = RunLog(run / "log.csv", trainer.step) if run else None
     if run:
         group.barrier()
-    started, last_saved = time.monotonic() - trainer.elapsed, time.monotonic()
+    started, last_saved = clock() - trainer.elapsed, time.monotonic()
     row: dict[str, Any] | None = None
     note = ""
     try:
@@ -154,8 +156,8 @@ def _loop(trainer: Trainer, run: Path | None, quiet: bool) -> dict[str, Any]:
                 try:
                     if not trainer.unfinished:
                         trainer.advance()
-                    clock, stop = group.sum([time.monotonic() - started, signals.number()])
-                    trainer.elapsed = clock / group.size
+                    elapsed, stop = group.sum([clock() - started, signals.number()])
+                    trainer.elapsed = elapsed / group.size
                     trainer.finish()
                 except _Stop:
                     stop = 1.0

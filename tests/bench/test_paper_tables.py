@@ -167,7 +167,7 @@ def test_the_program_goes_on_where_it_stopped(folder, monkeypatch, capsys):
         assert {"mean", "trimmed", "median", "worst", "without", "error", "draws_per_second"} <= set(unit)
         assert unit["rows"] == 40
         assert unit["draws_per_second"] > 0
-        assert unit["training"]["processor_seconds"] > 0
+        assert unit["training"]["seconds"] > 0
     assert found["units"]["htru2-others/forest/0"]["auroc"] > 0.9
     assert str(folder) not in json.dumps(found)
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")

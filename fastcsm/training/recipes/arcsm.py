@@ -9,6 +9,8 @@ import torch
 
 from ...activations import ACTIVATIONS
 from ...models.arcsm import ARCSM, NoiseSchedule
+from ...models.average import Average
+from ...models.model import Model
 from ...networks.made import MADE
 from ...networks.preconditioned import initialise
 from ...networks.score_head import ScoreHead
@@ -99,6 +101,9 @@ class ARCSMConfig(RunConfig):
     residual: bool = _model(False, "residual blocks in the MADE (equal widths)")
     dropout: float = _model(0.0, "dropout probability in the MADE", FRACTION)
     order: str = _model("raster", "order of the variables", choices=("raster", "random"))
+    orders: int = _model(
+        1, "models whose densities are averaged: of the order, its reverse, and random ones", POSITIVE
+    )
     context_features: int = _model(32, "context features C per dimension", POSITIVE)
     head_hidden: tuple[int, ...] = _model((128, 128), "hidden widths of the score head", _HEAD_WIDTHS)
     head_activation: str = _model("silu", "activation of the score head", choices=_ACTIVATIONS)
@@ -175,11 +180,24 @@ class ARCSMConfig(RunConfig):
             return {}
         return {"steps": self.langevin_steps, "step_size": self.step_size}
 
-    def build(self, features: int) -> ARCSM:
-        """A freshly initialised AR-CSM for (B, features) data, on the CPU, fixed by ``seed``."""
-        order = None
-        if self.order == "random":
-            order = torch.randperm(features, generator=torch.Generator().manual_seed(self.seed)).tolist()
+    def build(self, features: int) -> Model:
+        """A freshly initialised AR-CSM for (B, features) data, on the CPU, fixed by ``seed``.
+
+        An average of several with more than one order.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        orders = [list(range(features))] * (self.order == "raster")
+        while len(orders) < max(self.orders, 2):
+            shuffled = torch.randperm(features, generator=generator).tolist()
+            orders.append(orders[0][::-1] if len(orders) == 1 else shuffled)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            models = [self._build(order) for order in orders[: self.orders]]
+        model = models[0] if self.orders == 1 else Average(models)
+        return model.to(getattr(torch, self.dtype))
+
+    def _build(self, order: list[int]) -> ARCSM:
+        """A model by torch's generator."""
         noise = None
         if self.noise != "none":
             noise = NoiseSchedule(
@@ -192,28 +210,25 @@ class ARCSMConfig(RunConfig):
                 draws=self.level_draws,
             )
         moments = 2 * (self.precondition == "moments")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            context_net = MADE(
-                features,
-                self.hidden,
-                self.context_features + moments,
-                order=order,
-                activation=self.made_activation,
-                residual=self.residual,
-                dropout=self.dropout,
-            )
-            head = ScoreHead(
-                self.context_features + (self.noise == "conditional"),
-                self.head_hidden,
-                self.head_activation,
-                self.frequencies,
-                frequency_scale=self.frequency_scale,
-            )
-            if self.precondition != "none":
-                initialise(head, (self.sigma_max, self.sigma_min))
-                with torch.no_grad():
-                    context_net.output.weight.mul_(_CONTEXTS)
+        context_net = MADE(
+            len(order),
+            self.hidden,
+            self.context_features + moments,
+            order=order,
+            activation=self.made_activation,
+            residual=self.residual,
+            dropout=self.dropout,
+        )
+        head = ScoreHead(
+            self.context_features + (self.noise == "conditional"),
+            self.head_hidden,
+            self.head_activation,
+            self.frequencies,
+            frequency_scale=self.frequency_scale,
+        )
+        if self.precondition != "none":
+            initialise(head, (self.sigma_max, self.sigma_min))
+            with torch.no_grad():
+                context_net.output.weight.mul_(_CONTEXTS)
         precondition = None if self.precondition == "none" else self.precondition
-        model = ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
-        return model.to(getattr(torch, self.dtype))
+        return ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
