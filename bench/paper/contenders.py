@@ -22,8 +22,8 @@ from fastcsm.training import PRESETS, Config
 from fastcsm.training.config import POSITIVE, RunConfig, option
 from fastcsm.training.recipes import RECIPES
 
-#: Learning rates of which each model takes the best on validation rows, of each data set.
-RATES = (3e-4, 1e-3, 3e-3)
+#: Settings of which each model takes the best on validation rows, of each data set: as many of every model.
+RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 #: Of every run.
 SHARED: dict[str, Any] = {
     "schedule": "cosine",
@@ -33,8 +33,13 @@ SHARED: dict[str, Any] = {
     "log_every": 250,
     "checkpoint_seconds": 600.0,
 }
-#: Of the AR-CSM, over those.
-ARCSM = PRESETS["table"]
+#: Of the AR-CSM, over those; its choices are the preset, small data and many columns.
+ARCSM = PRESETS["table"] | {"batch_size": 128}
+ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
+    {},
+    {"dropout": 0.2, "weight_decay": 0.03},
+    {"objective": "denoising", "level_power": 2.0, "level_draws": 2},
+)
 #: Width of all masked networks on data of more columns: with fewer units than columns these would not read
 #: all columns before theirs, neither the package's nor zuko's.
 _MANY, _WIDE = 256, 1024
@@ -115,13 +120,13 @@ RECIPES[LikelihoodConfig.model] = LikelihoodConfig
 
 @dataclass(frozen=True)
 class Contender:
-    """A model of the tables: its title, its settings over ``SHARED``, and those that make it small."""
+    """A model of the tables: its title, its settings over ``SHARED``, those that make it small, and choices."""
 
     title: str
     kind: type[RunConfig]
     settings: dict[str, Any]
     tiny: dict[str, Any] = field(default_factory=dict)
-    rates: Sequence[float] = RATES
+    choices: Sequence[dict[str, Any]] = RATES
 
     def config(self, features: int, tiny: bool = False, **run: Any) -> RunConfig:
         """Its configuration for data of that many columns; a run ends by time."""
@@ -142,6 +147,7 @@ CONTENDERS = {
         Config,
         ARCSM,
         {"hidden": (8, 8), "context_features": 4, "head_hidden": (8,), "frequencies": 2, "batch_size": 32},
+        ARCSM_CHOICES,
     ),
     "nsf": _likelihood("NSF (zuko)", kind="nsf", hidden=(256, 256), components=16),
     "maf": _likelihood("MAF (zuko)", kind="maf", hidden=(256, 256), transforms=5),

@@ -1,8 +1,8 @@
 """Densities of real data beside flows and mixtures: ``python bench/paper/tables.py FOLDER``.
 
 FOLDER has the data's .npz files (``SETS``). Every model trains for the same minutes on one thread, at the
-learning rate of a small grid that a quarter of the minutes finds best on validation rows, with the weights of
-the best held-out evaluation; test rows are read once, at the end. Trained on one class of HTRU2 and MAGIC,
+choice of three settings that a quarter of the minutes finds best on validation rows, with the weights of the
+best held-out evaluation; test rows are read once, at the end. Trained on one class of HTRU2 and MAGIC,
 -log q tells the test rows of the other, beside an isolation forest. A run that was cut goes on where it
 stopped, as --out keeps every result that is there, and trains again what had other settings.
 """
@@ -56,7 +56,8 @@ CLASSES = {
 }
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {"forest": "isolation forest"}
 MODELS = tuple(TITLES)
-#: Values of the rows that are evaluated, at most: of validation rows to choose a rate, and of test rows.
+Settings = dict[str, Any]
+#: Values of the rows that are evaluated, at most: of validation rows to choose settings, and of test rows.
 _VALIDATION, _TEST = 1 << 14, 1 << 19
 #: Rows evaluated together; the seconds that draws are timed for, and their largest number.
 _TOGETHER, _SECONDS, _DRAWS = 128, 0.5, 4096
@@ -97,7 +98,7 @@ def draws_per_second(model: Model, at_most: int = _DRAWS) -> float:
 
 
 class Experiment:
-    """What a run of the program finds: ``rates`` by "data/model" and ``units`` by "data/model/seed"."""
+    """What a run of the program finds: ``choices`` by "data/model" and ``units`` by "data/model/seed"."""
 
     def __init__(self, given: Any):
         self.given = given
@@ -108,7 +109,7 @@ class Experiment:
         found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         models = {name: SHARED | model.settings for name, model in CONTENDERS.items()}
         own = {"minutes": self.given.minutes, "models": models}
-        return own | {name: found.get(name, {}) for name in ("rates", "units")}
+        return own | {name: found.get(name, {}) for name in ("choices", "units")}
 
     def once(self, kind: str, key: str, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
         """What is kept under that key and had these settings, or what ``make`` returns, kept from then on."""
@@ -127,8 +128,8 @@ class Experiment:
     def limit(self, data: rows.Rows, values: int) -> int:
         return min(self.given.rows, max(values // data.features, 64))
 
-    def config(self, model: str, data: rows.Rows, minutes: float, seed: int, lr: float) -> RunConfig:
-        run = {"data": data.name, "max_minutes": minutes, "seed": seed, "lr": lr}
+    def config(self, model: str, data: rows.Rows, minutes: float, seed: int, own: Settings) -> RunConfig:
+        run = {"data": data.name, "max_minutes": minutes, "seed": seed} | own
         return CONTENDERS[model].config(data.features, self.given.tiny, **run)
 
     def trained(self, config: RunConfig, data: rows.Rows, run: Path) -> tuple[Model, dict[str, Any]] | None:
@@ -145,23 +146,23 @@ class Experiment:
             print(f"{run.name}: {error}", file=sys.stderr)
             return None
 
-    def rate(self, model: str, data: rows.Rows) -> float:
-        """The learning rate that is best on validation rows, by runs of a quarter of the minutes."""
-        rates, x = CONTENDERS[model].rates, data.held_out("val", 0, self.limit(data, _VALIDATION))
-        configs = [self.config(model, data, self.given.minutes / 4, 0, lr) for lr in rates]
+    def choice(self, model: str, data: rows.Rows) -> Settings:
+        """The settings that are best on validation rows, by runs of a quarter of the minutes."""
+        choices, x = CONTENDERS[model].choices, data.held_out("val", 0, self.limit(data, _VALIDATION))
+        configs = [self.config(model, data, self.given.minutes / 4, 0, own) for own in choices]
 
         def find() -> dict[str, Any]:
             nats: list[float | None] = []
-            for config in configs:
-                run = self.given.runs / f"{data.name}-{model}-{config.lr:g}"
+            for number, config in enumerate(configs):
+                run = self.given.runs / f"{data.name}-{model}-choice-{number}"
                 fitted = self.trained(config, data, run)
                 nats.append(fitted and figures(*nats_of(fitted[0], x))["trimmed"])
                 shutil.rmtree(run)
-            best = min(zip(nats, rates), key=lambda tried: math.inf if tried[0] is None else tried[0])
-            return {"rate": best[1], "validation": nats}
+            best = min(zip(nats, choices), key=lambda tried: math.inf if tried[0] is None else tried[0])
+            return {"choice": best[1], "validation": nats}
 
-        settings = configs[0].to_dict() | {"lr": rates, "rows": len(x)}
-        return self.once("rates", f"{data.name}/{model}", settings, find)["rate"]
+        settings = {"tried": [config.to_dict() for config in configs], "rows": len(x)}
+        return self.once("choices", f"{data.name}/{model}", settings, find)["choice"]
 
     def unit(self, model: str, data: rows.Rows, seed: int) -> None:
         """One model of one data set and seed, trained and evaluated where it is not yet."""
@@ -169,17 +170,19 @@ class Experiment:
         if model == "forest":
             self.once("units", key, {"rows": limit}, lambda: forest(data, seed, limit))
             return
-        rates = CONTENDERS[model].rates
-        best = rates[0] if self.given.tiny else self.rate(model, data)
+        choices = CONTENDERS[model].choices
+        best = choices[0] if self.given.tiny else self.choice(model, data)
         config = self.config(model, data, self.given.minutes, seed, best)
 
         def make() -> dict[str, Any]:
-            for lr in sorted((lr for lr in rates if lr <= best), reverse=True):
-                own = dataclasses.replace(config, lr=lr)
-                fitted = self.trained(own, data, self.given.runs / f"{key.replace('/', '-')}-{lr:g}")
+            slower = (own for own in choices if own.get("lr", math.inf) < best.get("lr", math.inf))
+            for own in (best, *sorted(slower, key=lambda own: -own["lr"])):
+                own_config = self.config(model, data, self.given.minutes, seed, own)
+                run = self.given.runs / f"{key.replace('/', '-')}-{list(choices).index(own)}"
+                fitted = self.trained(own_config, data, run)
                 if fitted is not None:
-                    return {"training": fitted[1], "rate": lr} | evaluated(fitted[0], data, limit, seed)
-            return {"failed": "no learning rate's loss stayed finite"}
+                    return {"training": fitted[1], "choice": own} | evaluated(fitted[0], data, limit, seed)
+            return {"failed": "no choice's loss stayed finite"}
 
         self.once("units", key, config.to_dict() | {"rows": limit}, make)
 
@@ -244,7 +247,7 @@ def cells(units: list[dict[str, Any]]) -> list[str]:
         _error([unit["error"] for unit in done]),
         f"{done[0]['training']['parameters']:,}",
         f"{statistics.fmean(unit['training']['steps'] for unit in done):,.0f}",
-        f"{done[0]['rate']:g}",
+        ", ".join(f"{name} {value}" for name, value in done[0]["choice"].items()) or "preset",
     ]
 
 
@@ -258,7 +261,7 @@ def _error(values: list[float | None]) -> str:
 def text(results: dict[str, Any]) -> str:
     """The tables of the results, and what they show."""
     columns = ["trimmed mean", "mean", "median", "worst row", "rows without", "draws a second"]
-    table = [["data", "model", *columns, "error", "parameters", "steps", "rate"]]
+    table = [["data", "model", *columns, "error", "parameters", "steps", "choice"]]
     strange = [["normal rows", *TITLES.values()]]
     for name, models in grouped(results).items():
         if name in CLASSES:
@@ -316,7 +319,7 @@ def arguments(argv: list[str] | None = None) -> Any:
     parser.add_argument(
         "--only", nargs="+", default=[], choices=[*SETS, *MODELS], help="these data sets and these models"
     )
-    parser.add_argument("--tiny", action="store_true", help="very small models, without a choice of rates")
+    parser.add_argument("--tiny", action="store_true", help="very small models, without a choice of settings")
     given = parser.parse_args(argv)
     given.sets = [name for name in SETS if name in given.only] or list(SETS)
     given.models = [name for name in MODELS if name in given.only] or list(MODELS)

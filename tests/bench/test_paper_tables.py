@@ -181,20 +181,20 @@ def test_the_program_goes_on_where_it_stopped(folder, monkeypatch, capsys):
     assert again["units"]["magic/arcsm/0"] == found["units"]["magic/arcsm/0"]
 
 
-def test_rates_are_chosen_on_validation_rows(folder, monkeypatch):
-    made = dataclasses.replace(contenders.CONTENDERS["made"], rates=(1e-9, 1e-2))
+def test_settings_are_chosen_on_validation_rows(folder, monkeypatch):
+    made = dataclasses.replace(contenders.CONTENDERS["made"], choices=({"lr": 1e-9}, {"lr": 1e-2}))
     made = dataclasses.replace(made, settings=made.settings | made.tiny)
     monkeypatch.setitem(contenders.CONTENDERS, "made", made)
     monkeypatch.setattr(sys.modules[__name__], "TINY", ("--minutes", "0.004", "--rows", "40"))
     found = run(folder, monkeypatch, "--seeds", "1", "--only", "magic", "made")
-    chosen = found["rates"]["magic/made"]
-    assert chosen["rate"] == found["units"]["magic/made/0"]["rate"] == 1e-2
+    chosen = found["choices"]["magic/made"]
+    assert chosen["choice"] == found["units"]["magic/made/0"]["choice"] == {"lr": 1e-2}
     assert chosen["validation"][1] < chosen["validation"][0]
 
 
 def test_a_loss_that_does_not_stay_finite_takes_a_lower_rate(folder, monkeypatch):
     pytest.importorskip("zuko")
-    maf = dataclasses.replace(contenders.CONTENDERS["maf"], rates=(1e30, 1e-3))
+    maf = dataclasses.replace(contenders.CONTENDERS["maf"], choices=({"lr": 1e30}, {"lr": 1e-3}))
     monkeypatch.setitem(contenders.CONTENDERS, "maf", maf)
     unit = run(folder, monkeypatch, "--seeds", "1", "--only", "magic", "maf")["units"]["magic/maf/0"]
-    assert unit["rate"] == 1e-3
+    assert unit["choice"] == {"lr": 1e-3}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcsm import cli
-from fastcsm.nn import MixtureMADE, NoiseSchedule
+from fastcsm.nn import Average, MixtureMADE, NoiseSchedule
 from fastcsm.training import Config, checkpoint, load
 from fastcsm.training.config import POSITIVE, RunConfig, option
 from fastcsm.training.recipes import RECIPES, from_dict
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_a_model_that_is_not_known_says_so(mixture, tmp_path, mo
 
 
 #: Fields of preconditioned models, with the values that runs without them had.
-PLAIN = {"precondition": "none", "level_power": 1.0, "level_draws": 1}
+PLAIN = {"orders": 1, "precondition": "none", "level_power": 1.0, "level_draws": 1}
 
 
 def test_a_configuration_without_the_fields_of_preconditioned_models_is_plain():
@@ -98,7 +98,9 @@ def test_a_configuration_without_the_fields_of_preconditioned_models_is_plain():
 @pytest.mark.parametrize("name", list(Config.presets))
 def test_presets_are_what_they_say(name):
     config = Config(**(Config.presets[name] | {"hidden": (16, 16), "levels": 3}))
-    model = config.build(4)
+    whole = config.build(4)
+    model = whole.models[1] if isinstance(whole, Average) else whole
+    assert isinstance(whole, Average) == (name == "table")
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert model.precondition == {"table": "moments", "images": "standard"}.get(name)
     assert model.objective == {"paper": "csm", "digits": "csm", "table": "likelihood"}.get(name, "denoising")
@@ -117,7 +119,7 @@ def test_presets_are_what_they_say(name):
     state = torch.random.get_rng_state()
     again = config.build(4).state_dict()
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+    assert all(torch.equal(value, again[key]) for key, value in whole.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def test_presets_are_what_they_say(name):
             {"objective": "likelihood"},
             "objective is 'likelihood' with precondition 'none', expected another of them",
         ),
+        ({"orders": 0}, "orders is 0, expected a positive number"),
         ({"level_power": 0.5}, r"level_power is 0\.5, expected at least 1"),
         ({"level_power": 2.0}, r"level_power is 2\.0 without continuous levels, expected 1"),
         ({"level_draws": 0}, "level_draws is 0, expected a positive number"),
