@@ -120,7 +120,7 @@ RECIPES[LikelihoodConfig.model] = LikelihoodConfig
 
 @dataclass(frozen=True)
 class Contender:
-    """A model of the tables: its title, its settings over ``SHARED``, those that make it small, and choices."""
+    """A model of the tables: title, settings over ``SHARED``, those that make it small, and its choices."""
 
     title: str
     kind: type[RunConfig]
