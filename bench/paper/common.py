@@ -131,6 +131,37 @@ def write(out: Path, results: dict[str, Any]) -> None:
         file.write((json.dumps(circumstances() | results, indent=1) + "\n").encode())
 
 
+class Table:
+    """Rows of an experiment by name: of the kinds in ``only`` those made now, others as OUT.json keeps them.
+
+    Args:
+        out: results, without a suffix.
+        only: kinds of rows.
+    """
+
+    def __init__(self, out: Path, only: Sequence[str]):
+        file = out.with_suffix(".json")
+        kept = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = {
+            name: row for name, row in kept.items() if row["kind"] not in only
+        }
+
+    def add(self, kind: str, name: str, row: dict[str, Any]) -> None:
+        """A row made now, with the date and the commit."""
+        made = circumstances()
+        self.rows[name] = row | {"kind": kind, "date": made["date"], "commit": made["versions"]["commit"]}
+
+    def sorted(self, kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The rows in the order of kinds."""
+        return dict(sorted(self.rows.items(), key=lambda row: kinds.index(row[1]["kind"])))
+
+
+def made(rows: dict[str, dict[str, Any]]) -> str:
+    """By which commits the rows of a table were made, a sentence."""
+    commits = sorted({(row["date"], row["commit"]) for row in rows.values()})
+    return f"Rows were made by {', '.join(f'{commit} ({date})' for date, commit in commits)}."
+
+
 def shrink(picture: Path, width: int = 1000) -> None:
     """Make a PNG file small enough to keep in the repository: that wide at most, of 64 colours."""
     from PIL import Image

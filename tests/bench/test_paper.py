@@ -66,15 +66,25 @@ def test_the_baseline_is_trained_on_noisy_rows():
 def test_the_likelihood_experiment(tmp_path, monkeypatch):
     small = {"hidden": (8,), "context_features": 2, "head_hidden": (8,), "frequencies": 2, "batch_size": 16}
     monkeypatch.setattr(likelihood, "SETTINGS", likelihood.SETTINGS | small | {"lr": 1e-2})
+    monkeypatch.setattr(likelihood, "LOGITS", likelihood.LOGITS | small)
     out = tmp_path / "result"
     options = ["--runs", str(tmp_path / "runs"), "--out", str(out), "--minutes", "0.03", "--rows", "4"]
     monkeypatch.setattr(sys, "argv", ["likelihood.py", _grey(tmp_path), *options, "--sigma-min", "0.1"])
     monkeypatch.setattr(likelihood, "FIRST_WIDTH", 8)
     assert likelihood.main() == 0
     result = json.loads(out.with_suffix(".json").read_text())
-    assert [row["model"][:4] for row in result["rows"]] == ["AR-C", "AR-C", "MADE"]
-    assert result["rows"][2]["training"]["parameters"] >= result["rows"][0]["training"]["parameters"]
-    assert result["rows"][2]["bits_per_dimension"]["mean"] > 7
+    rows = list(result["rows"].values())
+    assert [name[:4] for name in result["rows"]] == ["AR-C", "AR-C", "MADE", "AR-C", "MADE"]
+    assert [row["kind"] for row in rows] == ["grey"] * 3 + ["logits"] * 2
+    for first, made in ((0, 2), (3, 4)):
+        assert rows[made]["training"]["parameters"] >= rows[first]["training"]["parameters"]
+    assert rows[2]["bits_per_dimension"]["mean"] > 7
+    assert "nats_of_logits" not in rows[0]
+    assert rows[3]["nats_of_logits"]["mean"] != rows[3]["nats"]["mean"]
     assert str(tmp_path) not in json.dumps(result)
-    assert likelihood.text(result).count("\n| ") == 5
+    assert likelihood.text(result).count("\n| ") == 7
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "logits"])
+    assert likelihood.main() == 0
+    again = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [again[name] for name in list(again)[:3]] == rows[:3]
