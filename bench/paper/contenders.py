@@ -55,9 +55,11 @@ class Watched(Model):
     sample_methods = ("exact",)
 
     def loss(self, x: Tensor, generator: Any = None, *, noise: Any = None) -> Tensor:
-        """-log q of x (B, D) in nats, its mean in training and its trimmed mean in evaluation mode."""
-        nats = -self.log_density(x).log_density.sum(1)
-        return nats.mean() if self.training else trimmed_mean(nats)
+        """-log q of x (B, D), the mean over samples, in nats."""
+        return self.likelihood_loss(x)
+
+    def held_out_loss(self, x: Tensor, *, noise: Any = None) -> Tensor:
+        return trimmed_mean(self.likelihood_loss(x, reduction="none"))
 
 
 class Mixture(Watched, MixtureMADE):

@@ -179,6 +179,10 @@ class ARCSM(Autoregressive, Constants):
         return 0.0 if self.precondition else self.sigma_min
 
     @property
+    def by_likelihood(self) -> bool:  # type: ignore[override]
+        return self.objective == "likelihood"
+
+    @property
     def stage(self) -> int:  # type: ignore[override]
         """Index of the current noise level, staged form; 0 otherwise."""
         return len(self.stages)

@@ -71,6 +71,10 @@ class Average(Model):
         return self._first.row_noise
 
     @property
+    def by_likelihood(self) -> bool:  # type: ignore[override]
+        return self._first.by_likelihood
+
+    @property
     def stage(self) -> int:  # type: ignore[override]
         return self._first.stage
 
@@ -100,6 +104,12 @@ class Average(Model):
         check_data(x)
         noise = noise or self.draw_noise(x.shape, generator, x.device, x.dtype)
         return torch.stack([model.loss(x, noise=noise) for model in self._members()]).mean()
+
+    def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """-log q of the average itself where the models train by theirs: it goes on falling for longer."""
+        if not self.by_likelihood:
+            return super().held_out_loss(x, noise=noise)
+        return self.likelihood_loss(x, noise or self.draw_noise(x.shape, None, x.device, x.dtype))
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log q (B,) of x (B, D) with the models' common noise, differentiable."""

@@ -69,6 +69,7 @@ class MixtureMADE(Model, Constants):
 
     density_methods = ("exact",)
     sample_methods = ("exact",)
+    by_likelihood = True
 
     def loss(
         self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None

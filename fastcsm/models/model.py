@@ -28,6 +28,7 @@ class Model(nn.Module):
         sigma_min: smallest noise level that the model is trained at, 0 without noise.
         row_noise: noise level of the rows whose density the model is taken for, 0 for rows as they are.
         data_range: the interval that holds the data's values.
+        by_likelihood: whether :meth:`loss` is -log q.
         stage: which of the parameter sets that are trained one after the other is trained.
     """
 
@@ -35,6 +36,7 @@ class Model(nn.Module):
     sample_methods: tuple[str, ...] = ()
     sigma_min: float = 0.0
     data_range: tuple[float, float] = (-1.0, 1.0)
+    by_likelihood: bool = False
     stage: int = 0
 
     def draw_noise(
@@ -58,6 +60,10 @@ class Model(nn.Module):
             noise: what :meth:`draw_noise` returns, to use instead of fresh noise.
         """
         raise NotImplementedError
+
+    def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """What training watches on held-out rows: :meth:`loss`, unless something else decides."""
+        return self.loss(x, noise=noise)
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """:meth:`loss`, so that what wraps the call of a module (data parallelism, hooks) trains it."""

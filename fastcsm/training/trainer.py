@@ -252,7 +252,7 @@ class Trainer:
                 noise = tuple(self._to_device(value) for value in model.draw_noise(part.shape, generator))
                 part = self._to_device(part)
                 if self.finetuned_from is None:
-                    total += float(model.loss(part, noise=noise)) * len(part)
+                    total += float(model.held_out_loss(part, noise=noise)) * len(part)
                 else:
                     total += float(model.likelihood_loss(part, noise, "none").sum())
         return total / x.numel()
