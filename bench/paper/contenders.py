@@ -33,13 +33,15 @@ SHARED: dict[str, Any] = {
     "log_every": 250,
     "checkpoint_seconds": 600.0,
 }
-#: Of the AR-CSM, over those; its choices are the preset, small data and many columns.
+#: Of the AR-CSM, over those: the preset, and what it chooses from. More models of few rows are affordable.
 ARCSM = PRESETS["table"] | {"batch_size": 128}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
-    {},
-    {"dropout": 0.2, "weight_decay": 0.03},
-    {"objective": "denoising", "level_power": 2.0, "level_draws": 2},
+    {"made_activation": "relu"},
+    {"made_activation": "silu"},
+    {"objective": "denoising", "denoise_first": 0.0, "level_draws": 2},
 )
+ARCSM_OF_FEW_ROWS = {"orders": 4, "dropout": 0.1}
+_FEW = 5000
 #: Width of all masked networks on data of more columns: with fewer units than columns these would not read
 #: all columns before theirs, neither the package's nor zuko's.
 _MANY, _WIDE = 256, 1024
@@ -129,10 +131,11 @@ class Contender:
     settings: dict[str, Any]
     tiny: dict[str, Any] = field(default_factory=dict)
     choices: Sequence[dict[str, Any]] = RATES
+    of_few_rows: dict[str, Any] = field(default_factory=dict)
 
-    def config(self, features: int, tiny: bool = False, **run: Any) -> RunConfig:
-        """Its configuration for data of that many columns; a run ends by time."""
-        own = self.settings | (self.tiny if tiny else {})
+    def config(self, rows: int, features: int, tiny: bool = False, **run: Any) -> RunConfig:
+        """Its configuration for that many training rows and columns; a run ends by time."""
+        own = self.settings | (self.of_few_rows if rows < _FEW else {}) | (self.tiny if tiny else {})
         if features > _MANY:
             own |= {"hidden": (_WIDE,) * len(own["hidden"])}
         return self.kind(**SHARED | own | {"steps": 10**9} | run)
@@ -150,6 +153,7 @@ CONTENDERS = {
         ARCSM,
         {"hidden": (8, 8), "context_features": 4, "head_hidden": (8,), "frequencies": 2, "batch_size": 32},
         ARCSM_CHOICES,
+        ARCSM_OF_FEW_ROWS,
     ),
     "nsf": _likelihood("NSF (zuko)", kind="nsf", hidden=(256, 256), components=16),
     "maf": _likelihood("MAF (zuko)", kind="maf", hidden=(256, 256), transforms=5),

@@ -130,7 +130,7 @@ class Experiment:
 
     def config(self, model: str, data: rows.Rows, minutes: float, seed: int, own: Settings) -> RunConfig:
         run = {"data": data.name, "max_minutes": minutes, "seed": seed} | own
-        return CONTENDERS[model].config(data.features, self.given.tiny, **run)
+        return CONTENDERS[model].config(len(data.train), data.features, self.given.tiny, **run)
 
     def trained(self, config: RunConfig, data: rows.Rows, run: Path) -> tuple[Model, dict[str, Any]] | None:
         """A model and what its training took, or None where its loss did not stay finite."""

@@ -1,8 +1,6 @@
 """The autoregressive score model: a context network, a score head, and a noise schedule."""
 
-import copy
 from collections.abc import Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from ..networks.preconditioned import Preconditioned
 from ..networks.score_head import ScoreHead
 from ..noise.levels import Levels
 from .autoregressive import Autoregressive
+from .copied import copied
 from .model import Noise, check_data, in_dtype_of
 
 
@@ -93,6 +92,8 @@ class ARCSM(Autoregressive, Constants):
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
         objective: "csm"; "denoising", which needs noise; or "likelihood", of the flow of a preconditioned
             head by a few fixed steps (:mod:`fastcsm.densities.steps`).
+        denoise_first: share of the training, as :meth:`go_on` says it, in which "likelihood" is preceded by
+            denoising: a step of it takes less time.
         precondition: conditional form only: None, the plain head; "standard", for variables of mean 0 and
             deviation 1; or "moments", for which the context network has C + 2 features: the last two are each
             variable's centre and log scale given those before it, in units of which noise levels are. They
@@ -118,6 +119,7 @@ class ARCSM(Autoregressive, Constants):
         *,
         noise: NoiseSchedule | None = None,
         objective: str = "csm",
+        denoise_first: float = 0.0,
         precondition: str | None = None,
         data_range: tuple[float, float] = (-1.0, 1.0),
     ):
@@ -127,10 +129,16 @@ class ARCSM(Autoregressive, Constants):
             raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
         if objective == "likelihood" and precondition is None:
             raise ValueError("precondition must be given when objective is 'likelihood'")
+        if not 0 <= denoise_first < 1 or (denoise_first and objective != "likelihood"):
+            raise ValueError(
+                f"denoise_first must be in [0, 1), 0 unless objective is 'likelihood', got {denoise_first}"
+            )
         self.context_net = context_net
         self.head = head
         self.noise = noise
         self.objective = objective
+        self.denoise_first = denoise_first
+        self._objective_now = objective
         self.precondition = precondition
         if precondition is not None:
             one_of("precondition", precondition, ("standard", "moments"))
@@ -202,11 +210,12 @@ class ARCSM(Autoregressive, Constants):
         self._stage += 1
 
     def _frozen(self) -> nn.ModuleDict:
-        parts = {"context_net": _copy(self.context_net), "head": _copy(self.head)}
+        parts = {"context_net": copied(self.context_net), "head": copied(self.head)}
         return nn.ModuleDict(parts).requires_grad_(False).eval()
 
     def go_on(self, fraction: float) -> None:
-        """Advance to the stage that this part of the training means, staged form."""
+        """Take note that this part of the training is done: the stage and the objective that it means."""
+        self._objective_now = "denoising" if fraction < self.denoise_first else self.objective
         if self.staged:
             self.to_stage(min(int(fraction * self.noise.levels), self.noise.levels - 1))
 
@@ -288,7 +297,11 @@ class ARCSM(Autoregressive, Constants):
         Returns:
             Scalar, differentiable once.
         """
-        return self._loss(self.objective, x, generator, noise)
+        return self._loss(self._objective_now, x, generator, noise)
+
+    def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """The loss of the model's objective all along."""
+        return self._loss(self.objective, x, None, noise)
 
     def csm_loss(
         self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None
@@ -380,16 +393,3 @@ class ARCSM(Autoregressive, Constants):
 
     def extra_repr(self) -> str:
         return f"noise={self.noise}, objective={self.objective!r}, precondition={self.precondition!r}"
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """A copy that shares nothing; tensors that hooks computed are copied as they are."""
-    memo: dict[int, Any] = {}
-    for name, child in module.named_modules():
-        if isinstance(child.__dict__.get("forward"), FunctionType):
-            raise ValueError(
-                f"a stage keeps copies of its modules, and that of {name or type(child).__name__} would run"
-                " the function put in place of its forward on the original: expected a bound method or a hook"
-            )
-        memo |= {id(v): v.detach() for v in vars(child).values() if isinstance(v, Tensor) and not v.is_leaf}
-    return copy.deepcopy(module, memo)

@@ -131,7 +131,7 @@ def test_images(tmp_path, monkeypatch):
 
 
 def test_likelihood_models_are_watched_by_the_trimmed_mean():
-    model = contenders.CONTENDERS["made"].config(2, tiny=True).build(2)
+    model = contenders.CONTENDERS["made"].config(99, 2, tiny=True).build(2)
     x = torch.cat([torch.randn(99, 2), torch.full((1, 2), 1e4)])
     nats = -model.log_prob(x)
     assert model.loss(x).item() == pytest.approx(nats.mean().item())
@@ -140,14 +140,14 @@ def test_likelihood_models_are_watched_by_the_trimmed_mean():
 
 def test_networks_have_no_fewer_units_than_columns():
     for contender in contenders.CONTENDERS.values():
-        assert min(contender.config(64).hidden) < 784 <= min(contender.config(784).hidden)
+        assert min(contender.config(99, 64).hidden) < 784 <= min(contender.config(99, 784).hidden)
 
 
 def test_flows_of_zuko():
     pytest.importorskip("zuko")
     x = torch.randn(50, 3)
     for name in ("nsf", "maf"):
-        model = contenders.CONTENDERS[name].config(3, tiny=True).build(3)
+        model = contenders.CONTENDERS[name].config(99, 3, tiny=True).build(3)
         assert torch.allclose(model.log_prob(x), model.flow().log_prob(x), atol=1e-5)
         drawn = model.sample(20, seed=3)
         assert torch.equal(drawn, model.sample(20, seed=3))

@@ -83,7 +83,7 @@ def test_a_checkpoint_of_a_model_that_is_not_known_says_so(mixture, tmp_path, mo
 
 
 #: Fields of preconditioned models, with the values that runs without them had.
-PLAIN = {"orders": 1, "precondition": "none", "level_power": 1.0, "level_draws": 1}
+PLAIN = {"orders": 1, "denoise_first": 0.0, "precondition": "none", "level_power": 1.0, "level_draws": 1}
 
 
 def test_a_configuration_without_the_fields_of_preconditioned_models_is_plain():
@@ -108,8 +108,8 @@ def test_presets_are_what_they_say(name):
     if model.precondition:
         # The distance of the first level is what makes the Gaussian start right.
         assert schedule.sigma_max >= 20
-        expected = (True, 1.0, 1) if name == "table" else (True, 2.0, 4)
-        assert (schedule.continuous, schedule.power, schedule.draws) == expected
+        assert (schedule.continuous, schedule.power, schedule.draws) == (True, 2.0, 4)
+        assert model.denoise_first == (0.25 if name == "table" else 0)
         head = model.head
         assert head.weights[0][:, :-2].std() * config.context_features**0.5 > 0.9
         assert head.weights[-1].std() < 0.11 * head.weights[-1].shape[1] ** -0.5
@@ -134,6 +134,7 @@ def test_presets_are_what_they_say(name):
             {"objective": "likelihood"},
             "objective is 'likelihood' with precondition 'none', expected another of them",
         ),
+        ({"denoise_first": 0.5}, "denoise_first is 0.5 with objective 'csm', expected 0"),
         ({"orders": 0}, "orders is 0, expected a positive number"),
         ({"level_power": 0.5}, r"level_power is 0\.5, expected at least 1"),
         ({"level_power": 2.0}, r"level_power is 2\.0 without continuous levels, expected 1"),

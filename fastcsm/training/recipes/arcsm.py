@@ -68,8 +68,7 @@ class ARCSMConfig(RunConfig):
             "orders": 2,
             "head_hidden": (64, 64),
             "sigma_min": 0.01,
-            "level_power": 1.0,
-            "level_draws": 1,
+            "denoise_first": 0.25,
             "optimizer": "adamw",
             "weight_decay": 1e-2,
             "keep": "best",
@@ -126,6 +125,9 @@ class ARCSMConfig(RunConfig):
         choices=(*BY_NAME, "likelihood"),
         paper=True,
     )
+    denoise_first: float = _noise(
+        0.0, "share of the training by denoising before the likelihood: its steps are cheaper", FRACTION
+    )
     noise: str = _noise(
         "conditional",
         "noise annealing: all levels at once given log sigma, one after the other as in the paper, or "
@@ -160,6 +162,10 @@ class ARCSMConfig(RunConfig):
             )
         if self.objective == "likelihood" and self.precondition == "none":
             raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
+        if self.denoise_first and self.objective != "likelihood":
+            raise ValueError(
+                f"denoise_first is {self.denoise_first} with objective '{self.objective}', expected 0"
+            )
         if self.level_power != 1 and not self.continuous:
             raise ValueError(f"level_power is {self.level_power} without continuous levels, expected 1")
         if self.level_draws > 1 and self.noise != "conditional":
@@ -233,4 +239,11 @@ class ARCSMConfig(RunConfig):
             with torch.no_grad():
                 context_net.output.weight.mul_(_CONTEXTS)
         precondition = None if self.precondition == "none" else self.precondition
-        return ARCSM(context_net, head, noise=noise, objective=self.objective, precondition=precondition)
+        return ARCSM(
+            context_net,
+            head,
+            noise=noise,
+            objective=self.objective,
+            denoise_first=self.denoise_first,
+            precondition=precondition,
+        )
