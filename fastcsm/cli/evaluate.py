@@ -45,8 +45,8 @@ def add(commands: Any) -> None:
         "--method",
         choices=(*METHODS, "both", "none"),
         help="density of the likelihood: carried from the largest noise level along the probability flow, or "
-        "integrated from the scores of the smallest (default: both, or quadrature where the noise is not "
-        "conditional)",
+        "integrated from the scores of the smallest (default: both; flow of a preconditioned model, and "
+        "quadrature where the noise is not conditional)",
     )
     option(
         "--ood",
@@ -109,7 +109,8 @@ def _methods(name: str | None, model: Model) -> list[str]:
     if name == "none":
         return []
     if name in (None, "both"):
-        return list(model.density_methods)
+        # The scores of a level so small are no match for the flow: their integral adds up what they miss.
+        return list(model.density_methods if name or model.row_noise else model.density_methods[:1])
     if name not in model.density_methods:
         raise UsageError(
             f"method is '{name}', expected {' or '.join(map(repr, model.density_methods))} for this model"

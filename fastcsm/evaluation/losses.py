@@ -72,6 +72,8 @@ def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def _levels(parts: Sequence[Part], sigmas: Sequence[float] | None) -> list[tuple[float, Part]]:
     """Every level with the part that serves it; level 0 of a model without noise."""
     own = [(sigma, part) for part in parts for sigma in part.sigmas]
+    if not parts and sigmas:
+        raise ValueError("sigmas is given, expected none for an average, or a model that is no score model")
     if parts and not own:
         if sigmas:
             raise ValueError("sigmas is given, expected none for a model without noise")

@@ -115,6 +115,8 @@ def test_a_run_of_several_orders(tmp_path):
     assert model.models[0].data_range == rows.transform.data_range
     x = rows.held_out("test", 0, 8)
     assert evaluate(model, x) == []
+    with pytest.raises(ValueError, match="sigmas is given, expected none for an average"):
+        evaluate(model, x, sigmas=[0.1])
     assert likelihood(model, x)["diverged"] == 0
     assert anomaly_scores(model, x)["score_sum"].shape == (8,)
 
