@@ -147,7 +147,13 @@ class Experiment:
             return None
 
     def choice(self, model: str, data: rows.Rows) -> Settings:
-        """The settings that are best on validation rows, by runs of a quarter of the minutes."""
+        """The settings that are best on validation rows, by runs of a quarter of the minutes.
+
+        The rows of one class take those of the whole table, where it has been tried.
+        """
+        whole = self.results()["choices"].get(f"{data.name.split('-')[0]}/{model}")
+        if data.name in CLASSES and whole is not None:
+            return whole["choice"]
         choices, x = CONTENDERS[model].choices, data.held_out("val", 0, self.limit(data, _VALIDATION))
         configs = [self.config(model, data, self.given.minutes / 4, 0, own) for own in choices]
 
