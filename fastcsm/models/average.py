@@ -158,7 +158,7 @@ class Average(Model):
         seed: int = 0,
         *,
         first_sample: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Tensor:
         """n samples (n, D), each of a model that its number and the seed pick at random.
@@ -166,15 +166,14 @@ class Average(Model):
         Args:
             n, method, seed: as for the models.
             first_sample: number of the first sample: ``first_sample=k`` continues a draw of k samples.
-            progress: called with (variables done, variables in all) over all models.
+            progress: called with (variables done, variables in all) over all models; True for a bar a model.
             options: as for the models, but for variables that are given.
 
         Raises:
-            ValueError: ``given`` or ``known`` is there: the models' shares would depend on it.
+            ValueError: variables are given, on which the models' shares would depend.
         """
-        for name in ("given", "known"):
-            if options.get(name) is not None:
-                raise ValueError(f"{name} must not be there for an average of models: use one of its models")
+        if options.get("given") is not None or options.get("known"):
+            raise ValueError("given must not be there for an average of models: use one of its models")
         count = len(self.models)
         numbers = torch.arange(first_sample + n)
         picks = random.uniform(seed, numbers, torch.full_like(numbers, _PICKS), 0, torch.float64)
@@ -186,8 +185,10 @@ class Average(Model):
             if not mine:
                 continue
             own = options | ({"first_sample": before} if before else {})
-            if progress:
-                own["progress"] = lambda done, all, k=k: progress(done + k * all, count * all)
+            if callable(progress):
+                own["progress"] = lambda done, each, k=k: progress(done + k * each, count * each)
+            elif progress:
+                own["progress"] = progress
             parts.append(model.sample(mine, method, (seed + k * _STRIDE) % _SEEDS, **own))
         place = picked[first_sample:].argsort(stable=True).argsort()
         return torch.cat(parts)[place.to(parts[0].device)] if n else self._first.sample(0, method, seed)

@@ -74,6 +74,9 @@ def test_a_seed_means_the_same_samples(method):
     assert told[-1] == (9, 9)
     assert all(done <= whole for done, whole in told)
     assert average.sample(0).shape == (0, 3)
+    torch.testing.assert_close(
+        average.sample(5, method, seed=3, progress=True, known=0, **options), whole[:5]
+    )
 
 
 def test_orders_are_the_given_one_its_reverse_and_others():
