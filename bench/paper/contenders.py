@@ -33,7 +33,8 @@ SHARED: dict[str, Any] = {
     "log_every": 250,
     "checkpoint_seconds": 600.0,
 }
-#: Of the AR-CSM, over those: the preset, and what it chooses from. More models of few rows are affordable.
+#: Of the AR-CSM, over those: the preset, and what it chooses from. Of few rows, of which an order is learned
+#: sooner, more of them, without a choice: a quarter of the minutes is too short for four.
 ARCSM = PRESETS["table"] | {"batch_size": 128}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
     {"made_activation": "relu"},
@@ -132,6 +133,10 @@ class Contender:
     tiny: dict[str, Any] = field(default_factory=dict)
     choices: Sequence[dict[str, Any]] = RATES
     of_few_rows: dict[str, Any] = field(default_factory=dict)
+
+    def choices_of(self, rows: int) -> Sequence[dict[str, Any]]:
+        """What it chooses from, given that many training rows."""
+        return ({},) if rows < _FEW and self.of_few_rows else self.choices
 
     def config(self, rows: int, features: int, tiny: bool = False, **run: Any) -> RunConfig:
         """Its configuration for that many training rows and columns; a run ends by time."""

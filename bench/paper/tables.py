@@ -154,7 +154,10 @@ class Experiment:
         whole = self.results()["choices"].get(f"{data.name.split('-')[0]}/{model}")
         if data.name in CLASSES and whole is not None:
             return whole["choice"]
-        choices, x = CONTENDERS[model].choices, data.held_out("val", 0, self.limit(data, _VALIDATION))
+        choices = CONTENDERS[model].choices_of(len(data.train))
+        if len(choices) == 1:
+            return choices[0]
+        x = data.held_out("val", 0, self.limit(data, _VALIDATION))
         configs = [self.config(model, data, self.given.minutes / 4, 0, own) for own in choices]
 
         def find() -> dict[str, Any]:
@@ -176,7 +179,7 @@ class Experiment:
         if model == "forest":
             self.once("units", key, {"rows": limit}, lambda: forest(data, seed, limit))
             return
-        choices = CONTENDERS[model].choices
+        choices = CONTENDERS[model].choices_of(len(data.train))
         best = choices[0] if self.given.tiny else self.choice(model, data)
         config = self.config(model, data, self.given.minutes, seed, best)
 

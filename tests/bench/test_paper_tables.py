@@ -1,5 +1,6 @@
 """The tables' data, figures and models, and the program on a few rows of two columns."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -141,6 +142,22 @@ def test_likelihood_models_are_watched_by_the_trimmed_mean():
 def test_networks_have_no_fewer_units_than_columns():
     for contender in contenders.CONTENDERS.values():
         assert min(contender.config(99, 64).hidden) < 784 <= min(contender.config(99, 784).hidden)
+
+
+def test_few_rows_leave_no_choice():
+    arcsm, made = contenders.CONTENDERS["arcsm"], contenders.CONTENDERS["made"]
+    assert (arcsm.config(99, 5).orders, arcsm.config(9999, 5).orders) == (4, 2)
+    assert arcsm.choices_of(99) == ({},)
+    assert len(arcsm.choices_of(9999)) == len(made.choices_of(99)) == len(made.choices_of(9999))
+
+
+def test_rows_of_one_class_take_the_choice_of_the_whole_table(folder, monkeypatch):
+    found = run(folder, monkeypatch, "--seeds", "1", "--only", "htru2-others", "arcsm")
+    data = dataclasses.replace(rows.table(folder / "tab_htru2.npz", usual=0), name="htru2-others")
+    given = argparse.Namespace(out=folder / "out", minutes=4.0, rows=40, tiny=True)
+    found["choices"]["htru2/arcsm"] = {"choice": {"made_activation": "silu"}}
+    (folder / "out.json").write_text(json.dumps(found))
+    assert tables.Experiment(given).choice("arcsm", data) == {"made_activation": "silu"}
 
 
 def test_flows_of_zuko():
