@@ -92,8 +92,8 @@ class ARCSM(Autoregressive, Constants):
         noise: :class:`NoiseSchedule`, or None to train on the data as they are.
         objective: "csm"; "denoising", which needs noise; or "likelihood", of the flow of a preconditioned
             head by a few fixed steps (:mod:`fastcsm.densities.steps`).
-        denoise_first: share of the training, as :meth:`go_on` says it, in which "likelihood" is preceded by
-            denoising: a step of it takes less time.
+        denoise_first: share of the training, as :meth:`go_on` says it, by denoising before the objective: a
+            step takes less than half the time of one by likelihood. It needs noise.
         precondition: conditional form only: None, the plain head; "standard", for variables of mean 0 and
             deviation 1; or "moments", for which the context network has C + 2 features: the last two are each
             variable's centre and log scale given those before it, in units of which noise levels are. They
@@ -129,10 +129,8 @@ class ARCSM(Autoregressive, Constants):
             raise ValueError(f"noise must be a NoiseSchedule when objective is {objective!r}, got None")
         if objective == "likelihood" and precondition is None:
             raise ValueError("precondition must be given when objective is 'likelihood'")
-        if not 0 <= denoise_first < 1 or (denoise_first and objective != "likelihood"):
-            raise ValueError(
-                f"denoise_first must be in [0, 1), 0 unless objective is 'likelihood', got {denoise_first}"
-            )
+        if not 0 <= denoise_first < 1 or (denoise_first and noise is None):
+            raise ValueError(f"denoise_first must be in [0, 1), 0 without noise, got {denoise_first}")
         self.context_net = context_net
         self.head = head
         self.noise = noise

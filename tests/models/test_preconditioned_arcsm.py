@@ -196,18 +196,19 @@ def test_likelihood_trains(precondition):
         assert -found.log_prob(x).mean() < entropy + 0.2
 
 
-def test_denoising_comes_first_where_it_is_told_how_far_training_is():
-    found = model("moments", objective="likelihood", draws=3, power=2.0)
+@pytest.mark.parametrize("objective", ["likelihood", "csm"])
+def test_denoising_comes_first_where_it_is_told_how_far_training_is(objective):
+    found = model("moments", objective=objective, draws=3, power=2.0)
     found.denoise_first = 0.25
     x = torch.randn(9, 2).double()
     noise = found.draw_noise(x.shape, dtype=torch.float64)
-    likelihood, denoising = found.likelihood_loss(x, noise), found._loss("denoising", x, None, noise)
-    assert abs(likelihood - denoising) > 0.1
-    assert torch.equal(found.loss(x, noise=noise), likelihood)
-    for fraction, expected in ((0.0, denoising), (0.2, denoising), (0.25, likelihood), (1.0, likelihood)):
+    own, denoising = (found._loss(name, x, None, noise) for name in (objective, "denoising"))
+    assert abs(own - denoising) > 0.1
+    assert torch.equal(found.loss(x, noise=noise), own)
+    for fraction, expected in ((0.0, denoising), (0.2, denoising), (0.25, own), (1.0, own)):
         found.go_on(fraction)
         assert torch.equal(found.loss(x, noise=noise), expected)
-        assert torch.equal(found.held_out_loss(x, noise=noise), likelihood)
+        assert torch.equal(found.held_out_loss(x, noise=noise), own)
 
 
 @pytest.mark.parametrize("precondition", KINDS)
@@ -249,10 +250,9 @@ def test_bad_arguments():
         ARCSM(made, head, noise=noise, objective="likelihood")
     with pytest.raises(ValueError, match="noise must be a NoiseSchedule when objective is 'likelihood'"):
         ARCSM(made, head, objective="likelihood", precondition="standard")
-    own = {"noise": noise, "precondition": "standard"}
-    for objective, share in (("csm", 0.5), ("likelihood", 1.0), ("likelihood", -0.1)):
-        with pytest.raises(ValueError, match=rf"denoise_first must be in \[0, 1\), 0 unless .* got {share}"):
-            ARCSM(made, ScoreHead(6, (8,)), objective=objective, denoise_first=share, **own)
+    for share, given in ((0.5, None), (1.0, noise), (-0.1, noise)):
+        with pytest.raises(ValueError, match=rf"denoise_first must be in \[0, 1\), 0 without .* got {share}"):
+            ARCSM(MADE(2, (8,), 4), head, noise=given, denoise_first=share)
     message = r"head must have 6 context features \(the context network's 5 and log sigma\), got 4"
     with pytest.raises(ValueError, match=message):
         ARCSM(made, head, noise=noise, precondition="standard")

@@ -134,7 +134,7 @@ def test_presets_are_what_they_say(name):
             {"objective": "likelihood"},
             "objective is 'likelihood' with precondition 'none', expected another of them",
         ),
-        ({"denoise_first": 0.5}, "denoise_first is 0.5 with objective 'csm', expected 0"),
+        ({"denoise_first": 0.5, "noise": "none"}, "denoise_first is 0.5 with noise 'none', expected 0"),
         ({"orders": 0}, "orders is 0, expected a positive number"),
         ({"level_power": 0.5}, r"level_power is 0\.5, expected at least 1"),
         ({"level_power": 2.0}, r"level_power is 2\.0 without continuous levels, expected 1"),

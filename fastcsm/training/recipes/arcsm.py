@@ -126,7 +126,7 @@ class ARCSMConfig(RunConfig):
         paper=True,
     )
     denoise_first: float = _noise(
-        0.0, "share of the training by denoising before the likelihood: its steps are cheaper", FRACTION
+        0.0, "share of the training by denoising before the objective: cheaper than the likelihood", FRACTION
     )
     noise: str = _noise(
         "conditional",
@@ -162,10 +162,8 @@ class ARCSMConfig(RunConfig):
             )
         if self.objective == "likelihood" and self.precondition == "none":
             raise ValueError("objective is 'likelihood' with precondition 'none', expected another of them")
-        if self.denoise_first and self.objective != "likelihood":
-            raise ValueError(
-                f"denoise_first is {self.denoise_first} with objective '{self.objective}', expected 0"
-            )
+        if self.denoise_first and self.noise == "none":
+            raise ValueError(f"denoise_first is {self.denoise_first} with noise 'none', expected 0")
         if self.level_power != 1 and not self.continuous:
             raise ValueError(f"level_power is {self.level_power} without continuous levels, expected 1")
         if self.level_draws > 1 and self.noise != "conditional":
