@@ -270,7 +270,7 @@ def _error(values: list[float | None]) -> str:
 def text(results: dict[str, Any]) -> str:
     """The tables of the results, and what they show."""
     columns = ["trimmed mean", "mean", "median", "worst row", "rows without", "draws a second"]
-    table = [["data", "model", *columns, "error", "parameters", "steps", "choice"]]
+    table = [["data", "model", "seeds", *columns, "error", "parameters", "steps", "choice"]]
     strange = [["normal rows", *TITLES.values()]]
     for name, models in grouped(results).items():
         if name in CLASSES:
@@ -278,7 +278,9 @@ def text(results: dict[str, Any]) -> str:
             continue
         size = next(iter(models.values()))[0]["rows"]
         for number, (model, units) in enumerate(models.items()):
-            table.append(["" if number else f"{name}, {size} rows", TITLES[model], *cells(units)])
+            table.append(
+                ["" if number else f"{name}, {size} rows", TITLES[model], str(len(units)), *cells(units)]
+            )
     keep = [k for k in range(len(strange[0])) if any(row[k] != "-" for row in strange[1:])]
     return (
         "-log q of held-out rows in nats, of standardised columns (digits: of [-1, 1]; mnist: logits), "
