@@ -35,7 +35,7 @@ SHARED: dict[str, Any] = {
 }
 #: Of the AR-CSM, over those: the preset, and what it chooses from. Of few rows, of which an order is learned
 #: sooner, more of them, without a choice: a quarter of the minutes is too short for four.
-ARCSM = PRESETS["table"] | {"batch_size": 128}
+ARCSM = PRESETS["table"] | {"batch_size": 128, "lr": 3e-3}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
     {"made_activation": "relu"},
     {"made_activation": "silu"},
