@@ -86,6 +86,9 @@ class RunConfig:
 
     optimizer: str = _optimisation("adam", "optimizer", choices=("adam", "adamw"), paper=True)
     lr: float = _optimisation(2e-4, "learning rate", POSITIVE, paper=True)
+    warmup_steps: int = _optimisation(
+        0, "first steps, over which the learning rate rises to what it would be", NON_NEGATIVE
+    )
     schedule: str = _optimisation("constant", "learning-rate schedule", choices=("constant", "cosine"))
     final_lr: float = _optimisation(1e-5, "last learning rate of the cosine", NON_NEGATIVE)
     weight_decay: float = _optimisation(0.0, "weight decay", NON_NEGATIVE)

@@ -153,12 +153,12 @@ class Trainer:
     def rate(self) -> float:
         """Learning rate at this step; with stages the cosine runs over each stage."""
         config, tuning = self.config, self.finetuned_from is not None
-        first = config.finetune_lr if tuning else config.lr
-        if config.schedule == "constant":
-            return first
-        used = min(self.fraction(), 1.0)
-        used = used if tuning else self.model.stage_fraction(used)
-        return config.final_lr + (first - config.final_lr) * 0.5 * (1 + math.cos(math.pi * used))
+        rate = config.finetune_lr if tuning else config.lr
+        if config.schedule == "cosine":
+            used = min(self.fraction(), 1.0)
+            used = used if tuning else self.model.stage_fraction(used)
+            rate = config.final_lr + (rate - config.final_lr) * 0.5 * (1 + math.cos(math.pi * used))
+        return rate * min(1.0, (self.step + 1) / max(config.warmup_steps, 1))
 
     def _indices(self) -> Tensor:
         """Row numbers of this step's batch: epochs are permutations, laid end to end."""

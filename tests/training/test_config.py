@@ -83,7 +83,14 @@ def test_a_checkpoint_of_a_model_that_is_not_known_says_so(mixture, tmp_path, mo
 
 
 #: Fields of preconditioned models, with the values that runs without them had.
-PLAIN = {"orders": 1, "denoise_first": 0.0, "precondition": "none", "level_power": 1.0, "level_draws": 1}
+PLAIN = {
+    "orders": 1,
+    "denoise_first": 0.0,
+    "precondition": "none",
+    "level_power": 1.0,
+    "level_draws": 1,
+    "warmup_steps": 0,
+}
 
 
 def test_a_configuration_without_the_fields_of_preconditioned_models_is_plain():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -262,6 +263,16 @@ def test_the_time_budget_ends_a_run_and_its_schedule(tmp_path, moons):
     rates = [r["lr"] for r in training.read_log(tmp_path / "run" / "log.csv")]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.2 * rates[0]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_rises_over_the_first_steps(tmp_path, moons, schedule):
+    own = {"steps": 8, "log_every": 1, "schedule": schedule, "warmup_steps": 4, "final_lr": 0.0}
+    _train(tmp_path / "run", moons, **own)
+    rates = [r["lr"] / Config().lr for r in training.read_log(tmp_path / "run" / "log.csv")]
+    decay = [(1 + math.cos(math.pi * n / 8)) / 2 if schedule == "cosine" else 1.0 for n in range(8)]
+    expected = [min(1.0, (n + 1) / 4) * value for n, value in enumerate(decay)]
+    assert rates == pytest.approx(expected, abs=2e-5)
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path, moons):
