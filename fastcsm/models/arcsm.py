@@ -298,8 +298,11 @@ class ARCSM(Autoregressive, Constants):
         return self._loss(self._objective_now, x, generator, noise)
 
     def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
-        """The loss of the model's objective all along."""
-        return self._loss(self.objective, x, None, noise)
+        """The loss of the model's objective all along; by likelihood, that of the flow as densities take it.
+
+        The few steps that training differentiates are another map, which may fold where there are no rows.
+        """
+        return -self.log_prob(x).mean() if self.by_likelihood else self._loss(self.objective, x, None, noise)
 
     def csm_loss(
         self, x: Tensor, generator: torch.Generator | None = None, *, noise: Noise | None = None

@@ -107,9 +107,7 @@ class Average(Model):
 
     def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
         """-log q of the average itself where the models train by theirs: it goes on falling for longer."""
-        if not self.by_likelihood:
-            return super().held_out_loss(x, noise=noise)
-        return self.likelihood_loss(x, noise or self.draw_noise(x.shape, None, x.device, x.dtype))
+        return -self.log_prob(x).mean() if self.by_likelihood else self.loss(x, noise=noise)
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log q (B,) of x (B, D) with the models' common noise, differentiable."""

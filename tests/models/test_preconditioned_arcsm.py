@@ -208,7 +208,8 @@ def test_denoising_comes_first_where_it_is_told_how_far_training_is(objective):
     for fraction, expected in ((0.0, denoising), (0.2, denoising), (0.25, own), (1.0, own)):
         found.go_on(fraction)
         assert torch.equal(found.loss(x, noise=noise), expected)
-        assert torch.equal(found.held_out_loss(x, noise=noise), own)
+        watched = -found.log_prob(x).mean() if objective == "likelihood" else own
+        assert torch.equal(found.held_out_loss(x, noise=noise), watched)
 
 
 @pytest.mark.parametrize("precondition", KINDS)
