@@ -97,6 +97,12 @@ def draws_per_second(model: Model, at_most: int = _DRAWS) -> float:
     return count / seconds
 
 
+def changed(config: RunConfig) -> Settings:
+    """The settings that are not the defaults: options that are added later leave them as they were."""
+    defaults = type(config)().to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != defaults[name]}
+
+
 class Experiment:
     """What a run of the program finds: ``choices`` by "data/model" and ``units`` by "data/model/seed"."""
 
@@ -170,7 +176,7 @@ class Experiment:
             best = min(zip(nats, choices), key=lambda tried: math.inf if tried[0] is None else tried[0])
             return {"choice": best[1], "validation": nats}
 
-        settings = {"tried": [config.to_dict() for config in configs], "rows": len(x)}
+        settings = {"tried": [changed(config) for config in configs], "rows": len(x)}
         return self.once("choices", f"{data.name}/{model}", settings, find)["choice"]
 
     def unit(self, model: str, data: rows.Rows, seed: int) -> None:
@@ -181,19 +187,19 @@ class Experiment:
             return
         choices = CONTENDERS[model].choices_of(len(data.train))
         best = choices[0] if self.given.tiny else self.choice(model, data)
-        config = self.config(model, data, self.given.minutes, seed, best)
+        slower = (own for own in choices if own.get("lr", math.inf) < best.get("lr", math.inf))
+        tried = (best, *sorted(slower, key=lambda own: -own["lr"]))
+        configs = [self.config(model, data, self.given.minutes, seed, own) for own in tried]
 
         def make() -> dict[str, Any]:
-            slower = (own for own in choices if own.get("lr", math.inf) < best.get("lr", math.inf))
-            for own in (best, *sorted(slower, key=lambda own: -own["lr"])):
-                own_config = self.config(model, data, self.given.minutes, seed, own)
+            for own, config in zip(tried, configs):
                 run = self.given.runs / f"{key.replace('/', '-')}-{list(choices).index(own)}"
-                fitted = self.trained(own_config, data, run)
+                fitted = self.trained(config, data, run)
                 if fitted is not None:
                     return {"training": fitted[1], "choice": own} | evaluated(fitted[0], data, limit, seed)
             return {"failed": "no choice's loss stayed finite"}
 
-        self.once("units", key, config.to_dict() | {"rows": limit}, make)
+        self.once("units", key, changed(configs[0]) | {"rows": limit}, make)
 
 
 def evaluated(model: Model, data: rows.Rows, limit: int, seed: int = 0) -> dict[str, Any]:
