@@ -35,10 +35,10 @@ SHARED: dict[str, Any] = {
 }
 #: Of the AR-CSM, over those: the preset, and what it chooses from. Of few rows, of which an order is learned
 #: sooner, more of them, without a choice: a quarter of the minutes is too short for four.
-ARCSM = PRESETS["table"] | {"batch_size": 128, "lr": 3e-3}
+ARCSM = PRESETS["table"] | {"batch_size": 128}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
     {"made_activation": "relu"},
-    {"made_activation": "silu"},
+    {"made_activation": "silu", "orders": 1},
     {"objective": "denoising", "denoise_first": 0.0, "level_draws": 2},
 )
 ARCSM_OF_FEW_ROWS = {"orders": 4, "dropout": 0.1}

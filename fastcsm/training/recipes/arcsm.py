@@ -69,6 +69,7 @@ class ARCSMConfig(RunConfig):
             "head_hidden": (64, 64),
             "sigma_min": 0.01,
             "denoise_first": 0.25,
+            "lr": 6e-3,
             "warmup_steps": 100,
             "optimizer": "adamw",
             "weight_decay": 1e-2,
