@@ -38,7 +38,7 @@ SHARED: dict[str, Any] = {
 ARCSM = PRESETS["table"] | {"batch_size": 128}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
     {"made_activation": "relu"},
-    {"made_activation": "silu", "orders": 1},
+    {"made_activation": "silu", "orders": 1, "residual": True, "hidden": [256] * 4},
     {"objective": "denoising", "denoise_first": 0.0, "level_draws": 2},
 )
 ARCSM_OF_FEW_ROWS = {"orders": 4, "dropout": 0.1}
@@ -140,10 +140,11 @@ class Contender:
 
     def config(self, rows: int, features: int, tiny: bool = False, **run: Any) -> RunConfig:
         """Its configuration for that many training rows and columns; a run ends by time."""
-        own = self.settings | (self.of_few_rows if rows < _FEW else {}) | (self.tiny if tiny else {})
+        own = SHARED | self.settings | {"steps": 10**9} | (self.of_few_rows if rows < _FEW else {})
+        own |= (self.tiny if tiny else {}) | run
         if features > _MANY:
             own |= {"hidden": (_WIDE,) * len(own["hidden"])}
-        return self.kind(**SHARED | own | {"steps": 10**9} | run)
+        return self.kind(**own)
 
 
 def _likelihood(title: str, **settings: Any) -> Contender:

@@ -141,7 +141,10 @@ def test_likelihood_models_are_watched_by_the_trimmed_mean():
 
 def test_networks_have_no_fewer_units_than_columns():
     for contender in contenders.CONTENDERS.values():
-        assert min(contender.config(99, 64).hidden) < 784 <= min(contender.config(99, 784).hidden)
+        for own in contender.choices:
+            few, many = (contender.config(9999, features, **own).hidden for features in (64, 784))
+            assert min(few) < 784 <= min(many)
+            assert len(few) == len(many)
 
 
 def test_few_rows_leave_no_choice():
