@@ -38,7 +38,7 @@ SHARED: dict[str, Any] = {
 ARCSM = PRESETS["table"] | {"batch_size": 128}
 ARCSM_CHOICES: tuple[dict[str, Any], ...] = (
     {"made_activation": "relu"},
-    {"made_activation": "silu", "orders": 1, "residual": True, "hidden": [256] * 4},
+    {"made_activation": "silu", "orders": 1},
     {"objective": "denoising", "denoise_first": 0.0, "level_draws": 2},
 )
 ARCSM_OF_FEW_ROWS = {"orders": 4, "dropout": 0.1}
