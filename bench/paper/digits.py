@@ -3,8 +3,8 @@
 Rows 0-1499 of scikit-learn's digits train and the other 297 are held out; x = 2 (pixel + U[0, 1)) / 17 - 1,
 and every figure is for x + 0.06 z, whose density is modelled. An AR-CSM trained by composite score matching,
 by the flow density and by quadrature at sigma_L; the average of four preconditioned ones, in raster order,
-its reverse and two random ones, by denoising; what each of training's helps is worth; and a MADE with 10 logistics of no fewer
-parameters trained by likelihood.
+its reverse and two random ones, by denoising; what each of training's helps is worth; and a MADE with 10
+logistics of no fewer parameters trained by likelihood.
 """
 
 from __future__ import annotations
