@@ -107,7 +107,10 @@ class Average(Model):
 
     def held_out_loss(self, x: Tensor, *, noise: Noise | None = None) -> Tensor:
         """-log q of the average itself where the models train by theirs: it goes on falling for longer."""
-        return -self.log_prob(x).mean() if self.by_likelihood else self.loss(x, noise=noise)
+        if self.by_likelihood:
+            return -self.log_prob(x).mean()
+        noise = noise or self.draw_noise(x.shape, None, x.device, x.dtype)
+        return torch.stack([model.held_out_loss(x, noise=noise) for model in self._members()]).mean()
 
     def noisy_log_prob(self, x: Tensor, noise: Noise) -> Tensor:
         """log q (B,) of x (B, D) with the models' common noise, differentiable."""

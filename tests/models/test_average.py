@@ -106,6 +106,15 @@ def test_it_trains_as_each_model_does_alone(objective):
             torch.testing.assert_close(3 * gradient, parameter.grad)
 
 
+def test_what_is_watched_is_the_objective_also_while_denoising_comes_first():
+    average, x = table(objective="csm", denoise_first=0.5), torch.randn(9, 3, dtype=torch.float64)
+    noise = average.draw_noise(x.shape, torch.Generator().manual_seed(0), dtype=x.dtype)
+    expected = torch.stack([model.csm_loss(x, noise=noise) for model in average.models]).mean()
+    average.go_on(0.0)
+    assert abs(average.loss(x, noise=noise) - expected) > 0.1
+    torch.testing.assert_close(average.held_out_loss(x, noise=noise), expected)
+
+
 def test_a_run_of_several_orders(tmp_path):
     own = {"orders": 2, "data": "two_spirals", "validation": 0.1, "steps": 4, "batch_size": 8}
     config = Config(**(TABLE | own))

@@ -265,6 +265,12 @@ def test_the_time_budget_ends_a_run_and_its_schedule(tmp_path, moons):
     assert rates[-1] < 0.2 * rates[0]
 
 
+def test_the_table_preset_does_not_swing_out_at_the_start(tmp_path, moons):
+    own = {"data": moons.name, "steps": 40, "orders": 1, "keep": "last", "validation": 0.1}
+    training.train(Config(**(Config.presets["table"] | own)), moons, tmp_path / "run", quiet=True)
+    assert training.read_log(tmp_path / "run" / "log.csv")[-1]["held_out"] < 1.0
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_the_rate_rises_over_the_first_steps(tmp_path, moons, schedule):
     own = {"steps": 8, "log_every": 1, "schedule": schedule, "warmup_steps": 4, "final_lr": 0.0}
