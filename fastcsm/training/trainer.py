@@ -151,7 +151,7 @@ class Trainer:
         return self.model if self.average is None else self.average
 
     def rate(self) -> float:
-        """Learning rate at this step; with stages the cosine runs over each stage."""
+        """Learning rate at this step: it rises over the first ones, and a cosine runs over each stage."""
         config, tuning = self.config, self.finetuned_from is not None
         rate = config.finetune_lr if tuning else config.lr
         if config.schedule == "cosine":
